@@ -1,0 +1,25 @@
+# docker build -t reproducible-experiments .
+# docker run --rm reproducible-experiments                      the whole pipeline on the sample data
+# docker run --rm -it reproducible-experiments bash             a shell; make help lists the rest
+FROM python:3.12-slim
+
+# DVC and MLflow ask git for the commit.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git make \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home researcher \
+    && install --directory --owner=researcher /repo
+
+USER researcher
+WORKDIR /repo
+# A cache would stay in the layer, and nothing would read it again.
+ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
+
+# The environment is a layer of its own: a change to the code does not install it again.
+COPY --chown=researcher Makefile pyproject.toml requirements.lock ./
+RUN make setup
+
+# With .git, so that a run records the commit it came from.
+COPY --chown=researcher . .
+
+CMD ["make", "repro"]

@@ -1,0 +1,1 @@
+"""Data: sources, safe unpacking, packed splits, batching and augmentation, one module per data set."""

@@ -1,0 +1,62 @@
+"""Augmentation of whole batches, on the device that the data lies on. Random numbers come from the generator that is given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_and_flip(images: Tensor, chosen: Tensor, padding: int, mirrored: Tensor | None, random: torch.Generator) -> Tensor:
+    """Random crops of the old size out of images that are padded by reflection, some of them mirrored.
+
+    One gather from the whole data set: nothing is padded, copied or mirrored on the way.
+
+    Args:
+        images: uint8 [N, C, H, W], the whole split.
+        chosen: int64 [B], the batch.
+        padding: pixels on each side; smaller than H and W.
+        mirrored: bool [B] or None.
+        random: a CPU generator.
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
+    if not padding and mirrored is None:
+        return images[chosen]
+    _, _, height, width = images.shape
+    shift = torch.randint(0, 2 * padding + 1, (2, len(chosen), 1), generator=random).to(images.device) - padding
+    rows = _reflect(torch.arange(height, device=images.device) + shift[0], height)
+    columns = _reflect(torch.arange(width, device=images.device) + shift[1], width)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    channels = torch.arange(images.shape[1], device=images.device)
+    return images[chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Indices beyond the edge, mirrored at it (the edge itself is not repeated)."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def jitter_pair(
+    source: Tensor, target: Tensor, *, resize: int | None, flip: bool, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """pix2pix's jitter, the same for both: enlarged to `resize`, cropped at random to the old size, mirrored half the time.
+
+    Both uint8 [B, 3, S, S], as are the results (Isola et al., 2017, section 6.2).
+    """
+    size = source.shape[-1]
+    both = torch.cat([source, target], dim=1)
+    made = []
+    for pair in both:
+        if resize and resize > size:
+            top, left = torch.randint(0, resize - size + 1, (2,), generator=random).tolist()
+            large = F.interpolate(pair[None].float(), size=(resize, resize), mode="bilinear", antialias=False)[0]
+            pair = large[:, top : top + size, left : left + size].round().to(torch.uint8)
+        if flip and torch.rand((), generator=random) < 0.5:
+            pair = pair.flip(-1)
+        made.append(pair)
+    jittered = torch.stack(made)
+    return jittered[:, :3], jittered[:, 3:]

@@ -1,0 +1,206 @@
+"""Batches from tensors in memory: no per-sample `Dataset`, no workers, the same batches every time.
+
+The order of an epoch is a permutation keyed on (seed, epoch), a batch's augmentation is keyed on (seed, epoch, index): any
+batch can be made again without those before it, which is what lets a run resume in mid-epoch to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from src.config import Loader
+from src.data import augmentation, packed
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+Batch = tuple[Tensor, ...]
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU generator whose numbers depend on `key` alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Batches:
+    """An iterable over one split, sized and re-iterable as Lightning wants it.
+
+    Training batches are shuffled, augmented and of full size; evaluation batches cover the split in a fixed order.
+    `batch_size` is the whole batch: each of `world` ranks takes its share of it.
+    """
+
+    def __init__(
+        self, split: dict[str, Tensor], meta: dict[str, Any], loader: Loader, *, train: bool, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.split = split
+        self.meta = meta
+        self.loader = loader
+        self.train = train
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.size = loader.batch_size if train else loader.eval_batch_size
+        self.epoch = 0
+        self.skip = 0  # batches of the epoch that a resumed run has consumed already
+        self.frozen = False  # whether every epoch is the first one again
+        # Lightning calls `set_epoch` of a loader's `batch_sampler.sampler` before it asks for the epoch's iterator.
+        self.batch_sampler = SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next iteration that epoch's."""
+        if epoch != self.epoch and not self.frozen:
+            self.epoch, self.skip = epoch, 0
+
+    def __len__(self) -> int:
+        count = packed.examples(self.split)
+        return max(1, count // self.size) if self.train else -(-count // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        skip, self.skip = self.skip, 0
+        for index, chosen in enumerate(self.order()):
+            if index >= skip:
+                yield self.collate(chosen[self.rank :: self.world], index)
+
+    def order(self) -> list[Tensor]:
+        """The examples of each batch of this epoch, as index tensors."""
+        count = packed.examples(self.split)
+        if not self.train:
+            return list(torch.arange(count).split(self.size))
+        return list(torch.randperm(count, generator=generator(self.seed, "order", self.epoch)).split(self.size))[: len(self)]
+
+    def collate(self, chosen: Tensor, index: int) -> Batch:
+        """The batch of these examples; `index` keys its augmentation."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device) -> Batches:
+        """Moves the split to a device, so that batches are made there."""
+        self.split = {key: value.to(device) for key, value in self.split.items()}
+        return self
+
+
+class ImageBatches(Batches):
+    """(images uint8 [B, C, H, W], labels int64 [B])."""
+
+    def collate(self, chosen: Tensor, index: int) -> Batch:
+        images, labels = self.split["images"], self.split["labels"]
+        chosen = chosen.to(images.device)
+        if not self.train:
+            return images[chosen], labels[chosen]
+        mirrored = None
+        if self.loader.flip == "alternating":
+            # Keller Jordan's airbench: mirrored at random in epoch 0, then each image the other way round every epoch.
+            mirrored = (torch.rand(len(images), generator=generator(self.seed, "flip")) < 0.5).to(images.device)[chosen]
+            mirrored = mirrored ^ bool(self.epoch % 2)
+        elif self.loader.flip == "random":
+            mirrored = torch.rand(len(chosen), generator=generator(self.seed, "flip", self.epoch, index)).to(images.device) < 0.5
+        random = generator(self.seed, "crop", self.epoch, index)
+        return augmentation.crop_and_flip(images, chosen, self.loader.crop_padding, mirrored, random), labels[chosen]
+
+
+class PairBatches(Batches):
+    """(input uint8 [B, 3, S, S], target uint8 [B, 3, S, S])."""
+
+    def collate(self, chosen: Tensor, index: int) -> Batch:
+        chosen = chosen.to(self.split["input"].device)
+        pair = self.split["input"][chosen], self.split["target"][chosen]
+        if not self.train:
+            return pair
+        random = generator(self.seed, "jitter", self.epoch, index)
+        return augmentation.jitter_pair(*pair, resize=self.loader.resize, flip=self.loader.flip != "none", random=random)
+
+
+class TextBatches(Batches):
+    """(tokens int64 [B, T], lengths int64 [B], labels int64 [B]), T the longest of the batch.
+
+    Batches hold texts of like length: a fresh permutation is cut into stretches of 50 batches, each sorted by length.
+    """
+
+    STRETCH = 50
+
+    def order(self) -> list[Tensor]:
+        lengths = self.split["offsets"].diff().cpu()
+        if not self.train:
+            return list(lengths.argsort(stable=True).split(self.size))
+        random = generator(self.seed, "order", self.epoch)
+        shuffled = torch.randperm(len(lengths), generator=random)[: len(self) * self.size]
+        stretches = shuffled.split(self.STRETCH * self.size)
+        batches = [batch for s in stretches for batch in s[lengths[s].argsort(stable=True)].split(self.size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=random)]
+
+    def collate(self, chosen: Tensor, index: int) -> Batch:
+        offsets, flat = self.split["offsets"], self.split["tokens"]
+        chosen = chosen.to(flat.device)
+        start, whole = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
+        lengths = whole.clamp(max=self.loader.max_tokens or int(whole.max()))
+        place = torch.arange(int(lengths.max()), device=flat.device)[None, :]
+        # Of a text that is too long the head and the tail stay.
+        source = torch.where(place < (lengths[:, None] + 1) // 2, place, place + (whole - lengths)[:, None])
+        inside = place < lengths[:, None]
+        tokens = flat[torch.where(inside, start[:, None] + source, 0)].long()
+        if self.train and self.loader.word_dropout:
+            random = generator(self.seed, "words", self.epoch, index)
+            dropped = torch.rand(tokens.shape, generator=random).to(flat.device) < self.loader.word_dropout
+            tokens = tokens.masked_fill(dropped, self.meta["vocabulary"].index(packed.UNKNOWN))
+        return tokens.masked_fill(~inside, self.meta["vocabulary"].index(packed.PADDING)), lengths, self.split["labels"][chosen]
+
+
+KINDS: dict[str, type[Batches]] = {"images": ImageBatches, "text": TextBatches, "pairs": PairBatches}
+
+
+def batches(folder: Path, split: str, loader: Loader, **how: Any) -> Batches:
+    """Batches over a packed split.
+
+    Raises:
+        PackedError: the split is missing or damaged.
+    """
+    meta = packed.read_meta(folder)
+    return KINDS[meta["kind"]](packed.read_split(folder, split), meta, loader, **how)
+
+
+class PackedData(LightningDataModule):
+    """The packed train and val splits for a trainer, resident on its device.
+
+    Its state is how far the epoch has gone, so that a checkpoint taken in mid-epoch resumes with the batch that was next.
+    """
+
+    def __init__(self, folder: Path, loader: Loader, seed: int, *, same_batches: bool = False) -> None:
+        super().__init__()
+        self.folder = folder
+        self.loader = loader
+        self.seed = seed
+        self.same_batches = same_batches  # every epoch is epoch 0 again: a network must be able to learn it by heart
+        self.position = (0, 0)  # epoch, batches consumed of it
+
+    def train_dataloader(self) -> Batches:
+        made = self._batches("train", train=True)
+        made.epoch, made.skip = self.position
+        made.frozen = self.same_batches
+        return made
+
+    def val_dataloader(self) -> Batches:
+        return self._batches("val", train=False)
+
+    def _batches(self, split: str, train: bool) -> Batches:
+        trainer: Trainer = self.trainer  # type: ignore[assignment]
+        made = batches(
+            self.folder, split, self.loader, train=train, seed=self.seed, rank=trainer.global_rank, world=trainer.world_size
+        )
+        return made.to(trainer.strategy.root_device)
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer: Trainer = self.trainer  # type: ignore[assignment]
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.is_last_batch and progress.current.completed == trainer.num_training_batches
+        return {"epoch": trainer.current_epoch + done, "consumed": 0 if done else progress.current.completed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = (state_dict["epoch"], state_dict["consumed"])

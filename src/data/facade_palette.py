@@ -1,0 +1,22 @@
+"""The colours in which the pix2pix `facades` archive paints the twelve classes of the CMP Facade Database."""
+
+from __future__ import annotations
+
+# Measured on the label halves of 120 training images of the official archive: the median of the pixels nearest to each
+# cluster, over those whose 5x5 neighbourhood is flat. There, 99 % of the pixels lie within 7 units of their centre.
+# Classes run along the "jet" colour map in the data base's own order; as its documentation defines them, a cornice
+# lies above a window, a sill below it, and a molding runs across the facade.
+FACADE_PALETTE: dict[str, tuple[int, int, int]] = {
+    "background": (0, 0, 222),
+    "facade": (0, 48, 255),
+    "window": (0, 128, 255),
+    "door": (1, 207, 255),
+    "cornice": (32, 255, 224),
+    "sill": (112, 254, 142),
+    "balcony": (192, 255, 63),
+    "blind": (255, 240, 1),
+    "deco": (255, 159, 0),
+    "molding": (255, 80, 0),
+    "pillar": (254, 0, 0),
+    "shop": (174, 0, 1),
+}

@@ -1,0 +1,80 @@
+"""Images in folders named after their classes: `train/<class>/*.png`, `test/<class>/*.png` and, if there is one, `val/`."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from src.config import NonNegativeInt, OpenFraction, PositiveInt
+from src.data.archives import read_archive
+from src.data.packed import SPLITS, Packed, pack_images
+from src.data.sources import SourceError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+
+
+class ImageFolders:
+    """Reads a folder or an archive of class folders; images are decoded to RGB and brought to one size."""
+
+    archive_name = "images.tar"
+
+    def __init__(
+        self, *, size: PositiveInt = 32, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0
+    ) -> None:
+        self.size = size
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+
+    def pack(self, archive: Path) -> Packed:
+        """Reads, decodes and packs.
+
+        Raises:
+            SourceError: a split or a class is missing, or an image can't be decoded.
+        """
+        found: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
+        for name, content in sorted(read_archive(archive)):
+            split, label = ([""] * 3 + name.split("/"))[-3:-1]
+            if split in SPLITS and name.lower().endswith(SUFFIXES):
+                found[split].append((label, decode(content, f"{archive}: {name}", (self.size, self.size)).transpose(2, 0, 1)))
+        for split in ("train", "test"):
+            if not found[split]:
+                raise SourceError(f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); see README, 'Your own data'")
+        classes = sorted({label for label, _ in found["train"]})
+        for split in ("val", "test"):
+            if strange := sorted({label for label, _ in found[split]} - set(classes)):
+                raise SourceError(f"{archive}: {split}/ has the class {strange[0]!r} that train/ lacks; train/ has {', '.join(classes)}")
+        if len(classes) < 2:
+            raise SourceError(f"{archive}: train/ has only the class {classes[0]!r}; a classifier needs two")
+        arrays = {
+            split: (np.stack([image for _, image in items]), np.array([classes.index(label) for label, _ in items]))
+            for split, items in found.items()
+            if items
+        }
+        return pack_images(
+            arrays["train"],
+            arrays.get("val"),
+            arrays["test"],
+            classes=classes,
+            val_fraction=self.val_fraction,
+            split_seed=self.split_seed,
+        )
+
+
+def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes an image to RGB uint8 [H, W, 3], resized to `size` (width, height) where it differs.
+
+    Raises:
+        SourceError: naming the image that can't be decoded.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{name} is no image that can be read ({error}): remove or replace it") from None
+    if size is not None and image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)

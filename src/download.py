@@ -1,0 +1,48 @@
+"""Stage `download`: the raw archive, verified, and a note of where it came from.
+
+    python -m src.download -cp ../data -cn cifar10      (what DVC runs, on the file that compose wrote)
+    python -m src.download +experiment=cifar10_resnet profile=full data.archive=~/Downloads/cifar-10-binary.tar.gz
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from src.config import ROOT, ConfigError, DataConfig, main
+from src.data.sources import adopt, fetch, sha256_of
+
+
+def download(config: DataConfig) -> None:
+    """Puts the archive and `source.json` into the raw folder.
+
+    Raises:
+        ConfigError: the profile has no source for this data set.
+        SourceError: the archive can't be had, or is not what its checksum says.
+    """
+    folder = config.raw
+    data, dataset = config.data, config.data()
+    archive = folder / dataset.archive_name
+    partial = ROOT / "data" / ".partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.profile.name == "sample":
+        if data.archive:
+            raise ConfigError("data.archive: given, but profile=sample draws its own data; add profile=full")
+        if not hasattr(dataset, "draw_sample"):
+            raise ConfigError(f"profile: {data.name} has no embedded sample; add profile=full")
+        dataset.draw_sample(archive)
+        origin, sha256 = "sample", sha256_of(archive)
+    elif data.archive:
+        origin, sha256 = Path(data.archive).name, adopt(data.archive, archive, sha256=data.sha256, partial_dir=partial)
+    elif data.official:
+        origin = data.official.urls[0]
+        sha256 = fetch(data.official.urls, archive, sha256=data.official.sha256, partial_dir=partial)
+    else:
+        raise ConfigError(f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL")
+    source = {"origin": origin, "archive": archive.name, "bytes": archive.stat().st_size, "sha256": sha256}
+    (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
+    print(f"{data.name}: {archive.name}, {source['bytes'] / 1e6:.1f} MB from {origin}, sha256 {sha256}", flush=True)
+
+
+if __name__ == "__main__":
+    main(download, DataConfig)()

@@ -1,0 +1,57 @@
+"""Stage `evaluate`: the test split's metrics, plots and pictures. Nothing else touches the test split.
+
+    python -m src.evaluate -cp ../experiments/cifar10_resnet -cn config        (what DVC runs)
+    python -m src.evaluate -cp ../experiments/runs/NAME/RUN -cn config         a direct run
+"""
+
+from __future__ import annotations
+
+from src.config import Config, main
+
+
+def evaluate(config: Config) -> None:
+    """Writes `evaluation/` into the run's folder and adds all of it to the run in MLflow.
+
+    Raises:
+        Failure: there is no trained model, or the model or the data is damaged.
+    """
+    from src.data import packed
+    from src.data.batching import batches
+    from src.models import weights
+    from src.reporting import classification, tables, translation
+    from src.training import determinism
+    from src.training.tracking import Tracker
+    from src.training.trainer import bf16_pays
+
+    determinism.fix(config.seed, config.trainer.threads)
+    meta = packed.read_meta(config.processed)
+    model = weights.load(config.model, meta, config.folder / "train")
+    test = batches(config.processed, "test", config.loader, train=False)
+    folder = config.folder / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    limit, title = config.trainer.limit_test_batches, {"label": config.label, "sample": config.sample}
+
+    if meta["kind"] == "pairs":
+        pictures = translation.generated(model, test, limit)
+        metrics = translation.report(*pictures, config.evaluation, folder, **title)
+        if meta["palette"]:
+            train = packed.read_split(config.processed, "train")
+            metrics |= translation.label_recovery(
+                train, *pictures, config.evaluation, seed=config.seed, bf16=bf16_pays(config.trainer)
+            )
+    else:
+        found = classification.probabilities(model, test, limit)
+        metrics = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
+
+    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name} | metrics)
+    sha256 = weights.read_note(config.folder / "train")["sha256"]
+    with Tracker.join(
+        journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
+    ) as tracker:
+        tracker.log_metrics({f"test_{name}": value for name, value in metrics.items()}, step=0)
+        tracker.log_artifact(folder, "evaluation")
+    print("\n".join(f"{name:32} {value:.4g}" for name, value in metrics.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main(evaluate)()

@@ -1,0 +1,108 @@
+"""Stage `export`: an ONNX model that answers as the original does, with all that is needed to call it beside it.
+
+    python -m src.export -cp ../experiments/cifar10_resnet -cn config      (what DVC runs)
+
+Writes `export/`: model.onnx, model.safetensors, signature.json (what `src.predict` reads), README.md (the model card).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from src.config import Config, main
+
+
+def export(config: Config) -> None:
+    """Exports, compares with the original on real inputs at several sizes, and measures the latency.
+
+    Raises:
+        Failure: there is no trained model, or the exported one answers differently; then nothing is left in `export/`.
+    """
+    import shutil
+
+    from src.data import packed
+    from src.data.batching import batches
+    from src.models import onnx_export, weights
+    from src.reporting import card, plots, tables
+    from src.training import determinism
+    from src.training.tracking import Tracker
+
+    determinism.fix(config.seed, config.trainer.threads)
+    meta = packed.read_meta(config.processed)
+    model = weights.load(config.model, meta, config.folder / "train")
+    note = weights.read_note(config.folder / "train")
+    inputs = onnx_export.INPUTS[meta["kind"]]
+    examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
+
+    folder = config.folder / "export"
+    building = config.folder / ".export"  # replaces the last good export only when it is whole
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    onnx_export.write(model, inputs, examples, building / "model.onnx", opset=config.export.opset)
+    difference = onnx_export.largest_difference(model, inputs, examples, building / "model.onnx", config.export.tolerance)
+    shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
+    (building / "signature.json").write_text(json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n")
+    text = card.model_card(_card(config, meta, note, difference, building))
+    (building / "README.md").write_text(text)
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    print(f"largest difference to PyTorch on real inputs: {difference:.2e}", flush=True)
+
+    rows = onnx_export.latency(model, inputs, examples, folder / "model.onnx", config.export)
+    table = tables.markdown(rows, ["batch", "pytorch_ms", "onnxruntime_ms", "speedup"])
+    # Times differ from run to run: this table stands beside DVC's outputs, not in them.
+    (config.folder / "latency.md").write_text(f"One thread, milliseconds a batch, this machine.\n\n{table}")
+    print(table, flush=True)
+    plots.latency(rows, config.folder / "latency.png", label=config.label, sample=config.sample)
+    with Tracker.join(
+        journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
+    ) as tracker:
+        tracker.log_artifact(folder, "export")
+        tracker.log_artifact(config.folder / "latency.md", "export")
+        tracker.log_artifact(config.folder / "latency.png", "plots")
+        tracker.log_metrics({"onnx_largest_difference": difference}, step=0)
+        tracker.log_metrics({f"{key}_batch{row['batch']}": row[key] for row in rows for key in ("pytorch_ms", "onnxruntime_ms")}, 0)
+
+
+def signature(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What calling the model needs beside the graph: kind, classes, sizes; for texts the tokenizer and the vocabulary."""
+    known = {key: meta[key] for key in ("kind", "classes", "shape", "tokenizer", "vocabulary") if key in meta}
+    return {"name": config.name, "profile": config.profile.name, "max_tokens": config.loader.max_tokens} | known
+
+
+def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], difference: float, folder: Any) -> Any:
+    from src.data.sources import sha256_of
+    from src.reporting.card import Card
+
+    evaluated = config.folder / "evaluation" / "metrics.json"
+    metrics = json.loads(evaluated.read_text()) if evaluated.exists() else {}
+    tasks = {"images": "image-classification", "text": "text-classification", "pairs": "image-to-image"}
+    limits = [
+        f"Answers differ from PyTorch's by at most {difference:.0e} on real inputs of several sizes.",
+        f"Trained on {meta['source']['origin']} data alone: it knows no other kind of input.",
+    ]
+    return Card(
+        title=config.name,
+        summary=config.description,
+        task=tasks[meta["kind"]],  # type: ignore[arg-type]
+        dataset=config.data.name,
+        profile=config.profile.name,
+        counts={split: facts["examples"] for split, facts in meta["splits"].items()},
+        source=meta["source"]["origin"],
+        source_sha256=meta["source"]["sha256"],
+        config={key: value for key, value in config.plain().items() if key != "output"},
+        seed=config.seed,
+        epochs=note["epochs"],
+        metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
+        folder=f"{config.output}/export",
+        image_size=tuple(meta["shape"][1:]) if "shape" in meta else (0, 0),
+        classes=meta.get("classes", []),
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        limits=limits,
+    )
+
+
+if __name__ == "__main__":
+    main(export)()

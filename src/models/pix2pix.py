@@ -1,0 +1,212 @@
+"""pix2pix (Isola et al., 2017): a U-Net draws, a PatchGAN judges patches of 70x70 pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.config import NonNegative, Optimizer, PositiveInt, Probability, Schedule
+from src.models.optimization import build_optimizer, build_schedule
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.InstanceNorm2d(width, affine=True)
+
+
+class UNet(nn.Module):
+    """The generator: float [B, 3, S, S] in -1..1 -> [B, 3, S, S] in -1..1, S a power of two.
+
+    Halves the picture down to one pixel, doubling `width` up to eight times itself, and back, with skips between layers of
+    one size; dropout in the three innermost layers on the way up is the model's noise. At 256 and width 64 it is the
+    paper's U-Net-256 with 54.4 million parameters.
+    """
+
+    def __init__(self, size: int, width: int = 64, norm: str = "batch", dropout: float = 0.5) -> None:
+        super().__init__()
+        depth = int(math.log2(size))
+        if 2**depth != size or depth < 3:
+            raise ValueError(f"the U-Net wants a side that is a power of two and at least 8, not {size}: set data.size")
+        widths = [width * min(2**level, 8) for level in range(depth)]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level in range(depth):
+            inner = 0 < level < depth - 1  # neither on the picture itself nor on the single pixel is there a norm
+            self.down.append(
+                nn.Sequential(
+                    *([nn.LeakyReLU(0.2)] if level else []),
+                    nn.Conv2d(widths[level - 1] if level else 3, widths[level], 4, stride=2, padding=1, bias=not inner or norm == "instance"),
+                    *([_norm(norm, widths[level])] if inner else []),
+                )
+            )
+        for level in reversed(range(depth)):
+            outputs = widths[level - 1] if level else 3
+            inputs = widths[level] * (1 if level == depth - 1 else 2)
+            self.up.append(
+                nn.Sequential(
+                    nn.ReLU(),
+                    nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=not level or norm == "instance"),
+                    *([_norm(norm, outputs)] if level else [nn.Tanh()]),
+                    *([nn.Dropout(dropout)] if depth - 4 <= level - 1 < depth - 1 and level > 1 and level < depth - 1 else []),
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for layer in self.down:
+            x = layer(x)
+            skips.append(x)
+        x = self.up[0](skips.pop())
+        for layer in list(self.up)[1:]:
+            x = layer(torch.cat([x, skips.pop()], dim=1))
+        return x
+
+
+class PatchGAN(nn.Module):
+    """The discriminator: input and picture, float [B, 6, S, S] -> logits [B, 1, S/8 - 2, S/8 - 2], each for a 70x70 patch."""
+
+    def __init__(self, width: int = 64, norm: str = "batch") -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(6, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for inputs, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
+            layers += [
+                nn.Conv2d(inputs, 2 * inputs, 4, stride=stride, padding=1, bias=norm == "instance"),
+                _norm(norm, 2 * inputs),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+
+    def forward(self, source: Tensor, picture: Tensor) -> Tensor:
+        return self.layers(torch.cat([source, picture], dim=1))
+
+
+def initialise(module: nn.Module) -> None:
+    """The paper's N(0, 0.02) for convolutions, N(1, 0.02) for the norms' scales."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class Pix2Pix(LightningModule):
+    """Trains generator and discriminator in turn, one step each per batch.
+
+    The discriminator's loss is halved, which slows it; the generator's is the GAN's plus `l1` times the mean absolute error.
+    `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al., 2017).
+    """
+
+    def __init__(
+        self,
+        meta: Mapping[str, Any],
+        *,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        gan: Literal["vanilla", "lsgan"] = "vanilla",
+        l1: NonNegative = 100.0,
+        width: PositiveInt = 64,
+        norm: Literal["batch", "instance"] = "instance",
+        dropout: Probability = 0.5,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.gradient_clip: float | None = None  # a norm; with manual optimization Lightning does not clip by itself
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.gan = gan
+        self.l1 = l1
+        self.generator = UNet(meta["shape"][-1], width, norm, dropout)
+        self.discriminator = PatchGAN(width, norm)
+        self.apply(initialise)
+        # generator, discriminator, l1 (train) and l1 (val), each with its count: float64 sums, logged once an epoch
+        self.register_buffer("sums", torch.zeros(4, 2, dtype=torch.float64), persistent=False)
+        self.sums: Tensor
+
+    def forward(self, source: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> float [B, 3, S, S] in 0..1."""
+        return (self.generator(scaled(source, self.dtype)) + 1) / 2
+
+    def answer(self, source: Tensor) -> Tensor:
+        """The picture, fp32 [B, 3, S, S] in 0..1."""
+        return self(source).float()
+
+    def judged(self, logits: Tensor, real: bool) -> Tensor:
+        """How far the judgement is from `real`."""
+        wanted = torch.full_like(logits, float(real))
+        loss = F.binary_cross_entropy_with_logits if self.gan == "vanilla" else F.mse_loss
+        return loss(logits.float(), wanted.float())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        source, target = (scaled(side, self.dtype) for side in batch)
+        for_generator, for_discriminator = self.optimizers()  # type: ignore[misc, union-attr]
+        drawn = self.generator(source)
+
+        self.toggle_optimizer(for_discriminator)
+        seen_real = self.judged(self.discriminator(source, target), True)
+        seen_drawn = self.judged(self.discriminator(source, drawn.detach()), False)
+        against = (seen_real + seen_drawn) / 2
+        for_discriminator.zero_grad()
+        self.manual_backward(against)
+        self._clip(for_discriminator)
+        for_discriminator.step()
+        self.untoggle_optimizer(for_discriminator)
+
+        self.toggle_optimizer(for_generator)
+        distance = F.l1_loss(drawn.float(), target.float())
+        loss = self.judged(self.discriminator(source, drawn), True) + self.l1 * distance
+        for_generator.zero_grad()
+        self.manual_backward(loss)
+        self._clip(for_generator)
+        for_generator.step()
+        self.untoggle_optimizer(for_generator)
+
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+            schedule.step()
+        # In 0..1, as val_l1 is: the networks work on -1..1.
+        self._add(slice(0, 3), torch.stack([loss, against, distance / 2]).detach(), len(source))
+        if batch_idx % self.trainer.log_every_n_steps == 0:
+            self.log_dict({"loss_generator": loss, "loss_discriminator": against}, on_step=True, on_epoch=False)
+
+    def _clip(self, optimizer: Any) -> None:
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        source, target = batch
+        self._add(slice(3, 4), F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
+
+    def _add(self, row: slice, losses: Tensor, count: int) -> None:
+        self.sums[row, 0] += losses * count
+        self.sums[row, 1] += count
+
+    def _report(self, row: slice, *names: str) -> None:
+        total: Tensor = self.trainer.strategy.reduce(self.sums[row].clone(), reduce_op="sum")  # type: ignore[assignment]
+        self.log_dict({name: loss / max(1, count) for name, (loss, count) in zip(names, total.tolist(), strict=True)})
+        self.sums[row] = 0
+
+    def on_train_epoch_end(self) -> None:
+        self._report(slice(0, 3), "train_generator_loss", "train_discriminator_loss", "train_l1")
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums[3] = 0
+
+    def on_validation_epoch_end(self) -> None:
+        self._report(slice(3, 4), "val_l1")
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [build_optimizer([part], self.optimizer_config) for part in (self.generator, self.discriminator)]
+        steps = int(self.trainer.estimated_stepping_batches)
+        return optimizers, [build_schedule(optimizer, self.schedule_config, steps) for optimizer in optimizers]
+
+
+def scaled(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 0..255 -> -1..1."""
+    return images.to(dtype) / 127.5 - 1

@@ -1,0 +1,63 @@
+"""A model's weights as a file: safetensors, whose bytes depend on the weights alone, and a digest to check before use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule
+
+from src.config import Build
+from src.data.sources import sha256_of
+from src.errors import Failure
+
+NAME = "model.safetensors"
+NOTE = "model.json"
+
+
+def save(model: LightningModule, folder: Path, **facts: Any) -> str:
+    """Writes the weights, fp32, and `model.json` with their sha256 and `facts`; returns the sha256."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, folder / NAME)
+    sha256 = sha256_of(folder / NAME)
+    parameters = sum(p.numel() for p in model.parameters())
+    note = {"sha256": sha256, "parameters": parameters} | facts
+    (folder / NOTE).write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
+    return sha256
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What `save` wrote beside the weights.
+
+    Raises:
+        Failure: there is no trained model.
+    """
+    try:
+        return json.loads((folder / NOTE).read_text())
+    except (OSError, ValueError) as error:
+        raise Failure(f"{folder / NOTE} can't be read ({error}): train first, with `dvc repro` or `python -m src.train`") from None
+
+
+def load(model: Build, meta: Mapping[str, Any], folder: Path) -> LightningModule:
+    """Builds the configured model and gives it the weights of `folder`, ready for evaluation.
+
+    Raises:
+        Failure: the file is missing, damaged, or of another model.
+    """
+    from safetensors.torch import load_file
+
+    note, path = read_note(folder), folder / NAME
+    if not path.is_file():
+        raise Failure(f"{path} is missing: train again, or `dvc checkout`")
+    if (found := sha256_of(path)) != note["sha256"]:
+        raise Failure(f"{path} is damaged (sha256 {found[:12]}…, {note['sha256'][:12]}… was written): delete it and train again")
+    built: LightningModule = model(meta)
+    try:
+        built.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise Failure(f"{path} is of another model than the configuration says: {' '.join(str(error).split())[:300]}") from None
+    return built.eval()

@@ -1,0 +1,338 @@
+"""Pictures of a run, each a pure function from arrays or rows to one PNG.
+
+The same input gives the same bytes: no dates, no matplotlibrc, no window system. `label` is the line under the headline
+(experiment, profile, seed); `sample` adds a visible note, so that no picture of sample data passes for a benchmark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FRACTIONS = {"accuracy", "f1", "precision", "recall", "auroc"}  # metrics in 0..1 that share a panel, as percent
+TITLES = {"lr": "learning rate", "l1": "L1 distance", "f1": "F1", "psnr": "PSNR, dB", "ssim": "SSIM", "auroc": "AUROC"}
+
+SAMPLE_NOTE = "sample data - not a benchmark"
+
+# Okabe and Ito's palette: told apart with every kind of colour blindness.
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+INK, MUTED, RULE = "#1f2933", "#6b7785", "#dfe3e8"
+
+WIDTH, DPI = 8.0, 120  # 960 pixels: the width of a README
+MARGIN, HEADER = 0.15, 0.62  # inches
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be named "$"
+}
+
+
+@contextmanager
+def _picture(path: Path, headline: str, height: float, *, label: str, sample: bool) -> Iterator[Figure]:
+    """A figure of `WIDTH` x `height` inches below a header; written to `path` unless the block raises."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    total = height + HEADER
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, total), dpi=DPI)
+        FigureCanvasAgg(figure)
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, height / total), w_pad=0.1, h_pad=0.08)
+        left, right = MARGIN / WIDTH, 1 - MARGIN / WIDTH
+        figure.text(left, 1 - 0.14 / total, headline, size=12, weight="bold", va="top")
+        figure.text(left, 1 - 0.39 / total, label, color=MUTED, va="top")
+        if sample:
+            badge = {"boxstyle": "round,pad=0.35", "facecolor": "#fdf1e7", "edgecolor": ORANGE, "linewidth": 0.6}
+            figure.text(right, 1 - 0.2 / total, SAMPLE_NOTE, size=8, color=ORANGE, ha="right", va="top", bbox=badge)
+        yield figure
+        # Without the Software field the bytes do not change with matplotlib's version number.
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def training_curves(history: Sequence[Mapping[str, float]], path: Path, *, label: str, sample: bool) -> None:
+    """Losses, quality and learning rate against the epoch, one panel for each kind of metric.
+
+    history: a row per epoch with `epoch` and any metrics, e.g. train_loss, val_loss, val_accuracy (0..1), lr. The last
+    word of a name is its kind. Missing, null, NaN and infinite values are left out. ValueError if there are none.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    panels = _panels(list(dict.fromkeys(name for row in history for name in row if name not in ("epoch", "step"))))
+    if not panels:
+        raise ValueError(f"{path}: the history has no metrics to draw; train for at least one epoch")
+    across = min(len(panels), 3)
+    down = math.ceil(len(panels) / across)
+    epochs = f"{len(history)} epochs" if len(history) > 1 else "1 epoch"
+    with _picture(path, f"Training curves, {epochs}", 2.7 * down, label=label, sample=sample) as figure:
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
+        for axes, (kind, names) in zip(grid, panels.items(), strict=False):
+            _draw_curves(axes, kind, names, history)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+            axes.set_xlabel("epoch")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+
+
+def _tick(value: float, _: int) -> str:
+    """A short decimal; rates below a thousandth as 2e-4."""
+    if 0 < abs(value) < 1e-3:
+        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
+    return f"{value:g}"
+
+
+def _panels(names: Sequence[str]) -> dict[str, list[str]]:
+    """Metric names by panel: the fractions together, others by kind; the loss comes first, the rate last."""
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        kind = name.rpartition("_")[2]
+        panels.setdefault("fraction" if kind in FRACTIONS else kind, []).append(name)
+    return dict(sorted(panels.items(), key=lambda item: (item[0] == "lr", item[0] != "loss")))
+
+
+def _draw_curves(axes: Axes, kind: str, names: Sequence[str], history: Sequence[Mapping[str, float]]) -> None:
+    kinds = list(dict.fromkeys(name.rpartition("_")[2] for name in names))
+    axes.set_title(" and ".join(TITLES.get(name, name) for name in kinds) + (", %" if kind == "fraction" else ""))
+    colours = cycle([GREEN, PURPLE, SKY, INK])
+    for name in names:
+        points = [(row.get("epoch", index), row.get(name)) for index, row in enumerate(history)]
+        x, y = np.array([p for p in points if p[1] is not None and math.isfinite(p[1])], float).reshape(-1, 2).T
+        # One kind needs no repeating in the legend: "val", not "val loss".
+        series = (name.removesuffix(kinds[0]) if len(kinds) == 1 else name).strip("_").replace("_", " ")
+        colour = {"": BLUE, "train": BLUE, "val": ORANGE}.get(series) or next(colours)
+        scaled = 100 * y if kind == "fraction" else y
+        axes.plot(x, scaled, color=colour, label=series, marker="o" if len(history) <= 20 else None)
+    if any(not text.startswith("_") for text in axes.get_legend_handles_labels()[1]):
+        axes.legend(fontsize=8)
+    if kind == "lr":
+        axes.set_ylim(bottom=0)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, *, label: str, sample: bool) -> None:
+    """Who is taken for whom: rows are true classes, columns predictions, colours fractions of the row.
+
+    matrix: int [C, C]. The counts are written up to 20 classes; the bars at the side are each class's recall.
+    ValueError if the matrix and the classes do not fit.
+    """
+    size = len(classes)
+    if matrix.shape != (size, size):
+        raise ValueError(f"{path}: a confusion matrix of shape {matrix.shape} for {size} classes; pass [C, C]")
+    from matplotlib.colors import LinearSegmentedColormap
+
+    totals = matrix.sum(axis=1, keepdims=True)
+    share = matrix / np.maximum(totals, 1)
+    right, total = int(np.trace(matrix)), int(matrix.sum())
+    headline = f"Confusion matrix, {right:,} of {total:,} right ({right / max(total, 1):.1%})"
+    height = float(np.clip(0.46 * size + 1.2, 2.6, 7.2))
+    with _picture(path, headline, height, label=label, sample=sample) as figure:
+        cells, side = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
+        blues = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9ecae9", BLUE, "#053a5f"])
+        cells.imshow(share, cmap=blues, vmin=0, vmax=1, aspect="auto")
+        step = math.ceil(size / 25)  # more names than this would overlap
+        slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if size > 5 else {}
+        cells.set_xticks(range(0, size, step), classes[::step], **slant)
+        cells.set_yticks(range(0, size, step), classes[::step])
+        cells.set(xlabel="predicted", ylabel="true")
+        cells.grid(False)
+        if size <= 20:
+            for (row, column), count in np.ndenumerate(matrix):
+                colour = "white" if share[row, column] > 0.45 else INK if count else "#b8c0c9"
+                cells.text(column, row, f"{count:,}", ha="center", va="center", color=colour, size=8)
+        recall = share.diagonal()
+        side.barh(range(size), recall, height=0.62, color=BLUE)
+        side.tick_params(left=False, labelleft=False)
+        side.set(title="recall", xlim=(0, 1), xticks=[])
+        side.spines[["bottom", "left"]].set_visible(False)
+        side.grid(False)
+        if size <= 25:
+            for row, value in enumerate(recall):
+                text = f"{value:.1%}" if totals[row] else "no example"
+                side.text(1.04, row, text, va="center", size=8, color=INK if totals[row] else MUTED)
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
+    """Equal-width bins of confidence, each open below and closed above, with what happened in them.
+
+    confidence: float [N] in 0..1; correct: bool [N]. A row has low, high, count, confidence and accuracy (the means
+    of the bin; NaN where it is empty). ValueError for no examples, and for values that are not probabilities.
+    """
+    confidence = np.asarray(confidence, dtype=np.float64)
+    # A float32 softmax may sum to a hair above one.
+    if not confidence.size or not np.all((confidence >= 0) & (confidence <= 1 + 1e-5)):
+        raise ValueError("calibration: confidences must be numbers in 0..1, at least one; pass softmax's largest value")
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.searchsorted(edges[1:-1], confidence, side="left")
+    count = np.bincount(index, minlength=bins)
+    # An empty bin divides by NaN rather than by zero: NaN without a warning.
+    divisor = np.where(count, count, np.nan)
+    mean = np.bincount(index, confidence, minlength=bins) / divisor
+    accuracy = np.bincount(index, np.asarray(correct, dtype=np.float64), minlength=bins) / divisor
+    columns = (edges[:-1], edges[1:], count, mean, accuracy)
+    names = ("low", "high", "count", "confidence", "accuracy")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error in 0..1: the mean over examples of their bin's |accuracy - confidence|.
+
+    Guo et al., On Calibration of Modern Neural Networks, 2017. Arguments and errors as for `calibration_bins`.
+    """
+    rows = [row for row in calibration_bins(confidence, correct, bins) if row["count"]]
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(confidence)
+
+
+def reliability_diagram(
+    confidence: np.ndarray, correct: np.ndarray, path: Path, *, bins: int = 15, label: str, sample: bool
+) -> None:
+    """Accuracy against confidence with the gap between them shaded, above a histogram of the confidences.
+
+    Arguments and errors as for `calibration_bins`.
+    """
+    rows = [row for row in calibration_bins(confidence, correct, bins) if row["count"]]
+    error = calibration_error(confidence, correct, bins)
+    headline = f"Reliability, expected calibration error {error:.1%}"
+    middle = [(row["low"] + row["high"]) / 2 for row in rows]
+    mean, accuracy = ([row[name] for row in rows] for name in ("confidence", "accuracy"))
+    with _picture(path, headline, 5.2, label=label, sample=sample) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        width = 0.92 / bins
+        top.bar(middle, accuracy, width, color=BLUE, label="accuracy")
+        for name, sign, colour, tint, hatch in (
+            ("gap: confidence too high", 1, ORANGE, "#f9ddcc", "////"),
+            ("gap: confidence too low", -1, GREEN, "#cceee4", "\\\\\\\\"),
+        ):
+            gap = [c - a if sign * (c - a) > 0 else np.nan for c, a in zip(mean, accuracy, strict=True)]
+            if not np.all(np.isnan(gap)):
+                look = {"facecolor": tint, "edgecolor": colour, "linewidth": 0.8, "hatch": hatch}
+                top.bar(middle, gap, width, bottom=accuracy, label=name, **look)
+        top.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect calibration")
+        top.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+        top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+        bottom.bar(middle, [row["count"] / len(confidence) for row in rows], width, color=MUTED)
+        bottom.set(xlabel="confidence", ylabel="share of examples")
+        for axis in (top.xaxis, top.yaxis, bottom.yaxis):
+            axis.set_major_formatter("{x:.0%}")
+
+
+def mistakes(images: np.ndarray, captions: Sequence[str], path: Path, *, label: str, sample: bool) -> None:
+    """The most confident mistakes: images, upscaled pixel by pixel, under captions of two lines.
+
+    images: uint8 [K, H, W, C], C of 1 or 3; captions: K texts such as "cat 98 %\nis dog". K may be 0.
+    """
+    if len(images) == 0:
+        with _picture(path, "No mistakes", 0.1, label=label, sample=sample):
+            return
+    headline = f"The {len(images)} most confident mistakes" if len(images) > 1 else "The most confident mistake"
+    _draw_grid(images, captions, path, headline, across=6, gaps=(), label=label, sample=sample)
+
+
+def image_grid(columns: Mapping[str, np.ndarray], path: Path, *, label: str, sample: bool) -> None:
+    """Examples side by side: a column for each key, e.g. input, output, target; uint8 [K, H, W, 3] each.
+
+    A row is one example; from five examples on, a row holds two. ValueError if the columns differ in shape.
+    """
+    shapes = {name: images.shape for name, images in columns.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"{path}: the columns of an image grid must share one shape, not {shapes}")
+    count = len(next(iter(columns.values())))
+    blocks = 2 if count > 4 else 1
+    # [K, columns, H, W, 3] -> one row after the other, as they are read.
+    images = np.stack(list(columns.values()), axis=1).reshape(-1, *next(iter(columns.values())).shape[1:])
+    captions = [*columns] * blocks + [""] * (len(images) - len(columns) * blocks)
+    gaps = (len(columns),) if blocks == 2 else ()
+    headline = f"{count} examples: {', '.join(columns)}" if count > 1 else f"An example: {', '.join(columns)}"
+    _draw_grid(images, captions, path, headline, len(columns) * blocks, gaps, label=label, sample=sample)
+
+
+def _draw_grid(
+    images: np.ndarray,
+    captions: Sequence[str],
+    path: Path,
+    headline: str,
+    across: int,
+    gaps: Sequence[int],
+    *,
+    label: str,
+    sample: bool,
+) -> None:
+    """Tiles in rows of `across`, a caption above each; `gaps` are the columns with more room to their left."""
+    down = math.ceil(len(images) / across)
+    space, wide, line = 0.07, 0.2, 0.15  # inches: between tiles, at a gap, for a line of a caption
+    tile = min((WIDTH - 2 * MARGIN - (across - 1) * space - len(gaps) * wide) / across, 2.6)
+    tall = tile * images.shape[1] / images.shape[2]
+    rows = [captions[start : start + across] for start in range(0, len(images), across)]
+    room = [space + line * max((text.count("\n") + 1 if text else 0) for text in row) for row in rows]
+    height = sum(room) + down * tall + MARGIN
+    with _picture(path, headline, height, label=label, sample=sample) as figure:
+        figure.set_layout_engine("none")  # every tile has its place, in inches from the top left
+        total = height + HEADER
+        for index, image in enumerate(images):
+            row, column = divmod(index, across)
+            left = MARGIN + column * (tile + space) + wide * sum(column >= gap for gap in gaps)
+            bottom = height - sum(room[: row + 1]) - (row + 1) * tall
+            axes = figure.add_axes((left / WIDTH, bottom / total, tile / WIDTH, tall / total))
+            # "auto" is nearest neighbour for enlarging threefold or more, and smooth for photos about to shrink.
+            shown = image.squeeze(-1) if image.shape[-1] == 1 else image
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="auto", aspect="auto")
+            axes.set_axis_off()
+            # Line by line: within one text, the spacing depends on which letters have descenders.
+            for number, text in enumerate(reversed(captions[index].split("\n"))):
+                above = bottom + tall + 0.04 + number * line
+                figure.text(left / WIDTH, above / total, text, size=8)
+
+
+def latency(rows: Sequence[Mapping[str, float]], path: Path, *, label: str, sample: bool) -> None:
+    """Milliseconds per example, PyTorch beside ONNX Runtime, for each batch size.
+
+    rows: batch (examples), pytorch_ms and onnxruntime_ms (milliseconds for the whole batch, e.g. medians).
+    """
+    with _picture(path, "Inference latency", 0.62 * len(rows) + 0.7, label=label, sample=sample) as figure:
+        axes = figure.subplots()
+        for engine, name, colour, offset in (
+            ("pytorch_ms", "PyTorch", SKY, -0.19),
+            ("onnxruntime_ms", "ONNX Runtime", BLUE, 0.19),
+        ):
+            each = [row[engine] / row["batch"] for row in rows]
+            bars = axes.barh([index + offset for index in range(len(rows))], each, 0.34, color=colour, label=name)
+            texts = [f"{value:.3g} ms" for value in each]
+            axes.bar_label(bars, texts, padding=4, size=8, color=INK)
+        axes.set_yticks(range(len(rows)), [f"batch {row['batch']}" for row in rows])
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("milliseconds per example (shorter is better)")
+        axes.legend(loc="lower right")

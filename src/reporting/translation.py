@@ -1,0 +1,90 @@
+"""How good a picture-to-picture model is on the test split: distances to the target, and whether labels can be read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional import image as metrics
+
+from src.config import Evaluation
+from src.data.batching import Batches
+from src.data.facade_palette import FACADE_PALETTE
+from src.models.segmenter import segmentation_scores, train_segmenter
+from src.reporting import plots
+from src.reporting.classification import limited
+
+
+def generated(model: nn.Module, batches: Batches, limit: int | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, pictures and targets, each uint8 [N, 3, S, S] on the CPU."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for (source, target), _ in limited(batches, limit):
+            picture = model(source).float().mul(255).round().clamp(0, 255).to(torch.uint8)
+            found.append((source.cpu(), picture.cpu(), target.cpu()))
+    inputs, pictures, targets = (torch.cat(part) for part in zip(*found, strict=True))
+    return inputs, pictures, targets
+
+
+def report(
+    inputs: Tensor, pictures: Tensor, targets: Tensor, wanted: Evaluation, folder: Path, *, label: str, sample: bool
+) -> dict[str, float]:
+    """Writes grid.png into `folder`; returns L1 (in 0..1), PSNR (dB) and SSIM, means over the pictures."""
+    shown = np.linspace(0, len(inputs) - 1, min(wanted.examples, len(inputs))).round().astype(int)
+    columns = {"input": inputs, "output": pictures, "target": targets}
+    tiles = {name: images[shown].permute(0, 2, 3, 1).numpy() for name, images in columns.items()}
+    plots.image_grid(tiles, folder / "grid.png", label=label, sample=sample)
+    drawn, true = pictures.float() / 255, targets.float() / 255
+    psnr = metrics.peak_signal_noise_ratio(drawn, true, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    return {
+        "l1": float((drawn - true).abs().mean()),
+        "psnr": float(psnr),
+        "ssim": float(metrics.structural_similarity_index_measure(drawn, true, data_range=1.0)),
+        "examples": len(inputs),
+    }
+
+
+def labels_of(maps: Tensor) -> Tensor:
+    """Label maps, uint8 [N, 3, S, S], as classes int64 [N, S, S]: the nearest colour of the palette."""
+    colours = torch.tensor(list(FACADE_PALETTE.values()), dtype=torch.float32)
+    # |a - b|^2 = |a|^2 - 2ab + |b|^2, of which |a|^2 is the same for all colours; one picture at a time bounds the memory.
+    found = [(colours.square().sum(1)[:, None, None] - 2 * torch.einsum("chw,kc->khw", m.float(), colours)).argmin(0) for m in maps]
+    return torch.stack(found)
+
+
+def label_recovery(
+    train: Mapping[str, Tensor], inputs: Tensor, pictures: Tensor, targets: Tensor, wanted: Evaluation, *, seed: int, bf16: bool
+) -> dict[str, float]:
+    """How well labels can be read back off generated pictures, beside what the same reader scores on real photos.
+
+    The reader is a small U-Net trained on the training part's real photos and label maps: the paper's FCN score with a judge
+    of its own. `recovered` is the ratio of the per-pixel accuracies.
+    """
+    classes = len(FACADE_PALETTE)
+    judge = train_segmenter(
+        train["target"],
+        labels_of(train["input"]),
+        classes,
+        width=wanted.segmenter_width,
+        epochs=wanted.segmenter_epochs,
+        seed=seed,
+        autocast=torch.bfloat16 if bf16 else None,
+    )
+    truth = labels_of(inputs)
+    scores: dict[str, float] = {}
+    for name, images in (("generated", pictures), ("real", targets)):
+        confusion = torch.zeros(classes * classes, dtype=torch.int64)
+        with torch.inference_mode():
+            for chosen in torch.arange(len(images)).split(8):
+                read = judge(images[chosen].float() / 255).argmax(1)
+                confusion += torch.bincount((truth[chosen] * classes + read).flatten(), minlength=classes * classes)
+        found = segmentation_scores(confusion.view(classes, classes))
+        scores |= {f"labels_{key}_{name}": value for key, value in found.items()}
+    scores["labels_recovered"] = scores["labels_pixel_accuracy_generated"] / scores["labels_pixel_accuracy_real"]
+    return scores
+
+

@@ -1,0 +1,167 @@
+"""Stage `train`: weights, history and metrics of one run.
+
+    python -m src.train +experiment=cifar10_resnet model.optimizer.lr=0.1      straight from conf/
+    python -m src.train -cp ../experiments/cifar10_resnet -cn config           what DVC runs
+
+The same command goes on with a run that was interrupted. A direct run writes to experiments/runs/, never into DVC's outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock
+
+from src.config import ROOT, Config, DataConfig, main, plain, write_resolved
+from src.errors import Failure
+
+if TYPE_CHECKING:
+    from src.training.checkpoints import WorkFolder
+    from src.training.history import History, LogMetrics
+
+
+def train(config: Config) -> None:
+    """Trains and writes `train/` into the run's folder: model.safetensors, model.json, history.csv, metrics.json.
+
+    Raises:
+        Failure: the data can't be prepared, or the same run is under way.
+    """
+    config = prepared(config)
+
+    import torch
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from src.data import packed
+    from src.training import checkpoints, determinism
+
+    determinism.fix(config.seed, config.trainer.threads)
+    meta = packed.read_meta(config.processed)
+    sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
+    key = checkpoints.fingerprint(sections | {"loader": plain(config.loader)}, meta["splits"])
+    work = checkpoints.WorkFolder(key)
+    if rank_zero_only.rank:  # another process of the same run: the first one reports and writes
+        _fit(config, meta, work, _unheard)
+        return
+
+    from src.training.provenance import dirty_patch, environment
+    from src.training.tracking import MODEL_TAG, Tracker
+
+    with work.held():
+        threads, device = torch.get_num_threads(), config.trainer.accelerator
+        tags = environment(device=device, threads=threads) | {
+            "pipeline.profile": config.profile.name,
+            "pipeline.fingerprint": key,
+            "pipeline.data_sha256": meta["splits"]["train"]["sha256"],
+            "pipeline.output": config.output,
+        }
+        note = f"{config.description} ({config.profile.note})"
+        with Tracker.resume(
+            journal=work.journal, experiment=config.name, name=config.run_name, params=config.plain(), tags=tags, description=note
+        ) as tracker:
+            tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), "config.yaml")
+            if patch := dirty_patch():
+                tracker.log_text(patch, "dirty.patch")
+            model, history = _fit(config, meta, work, tracker.log_metrics)
+            tracker.set_tags({MODEL_TAG: _write(config, model, history)})
+            tracker.log_metrics({"train_seconds": history.seconds}, step=0)
+            tracker.log_artifact(config.folder / "train" / "curves.png", "plots")
+            tracker.log_artifact(config.folder / "train" / "history.csv")
+            if not (config.folder / "config.yaml").exists():  # a direct run's: evaluate and export are called on it
+                write_resolved(config.folder / "config.yaml", config.plain())
+            print(f"trained in {history.seconds:.1f} s: {(config.folder / 'train').relative_to(ROOT)}", flush=True)
+        work.forget()
+
+
+def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: LogMetrics) -> tuple[Any, History]:
+    """Trains from the start, or from where the work folder's checkpoint stands; returns the model and its history."""
+    import torch
+    from pytorch_lightning.trainer.states import TrainerStatus
+
+    from src.data import packed
+    from src.data.batching import PackedData
+    from src.training.history import History, on_terminal
+    from src.training.trainer import BEST, adapt, build_trainer
+
+    history = History(log_metrics, lines=not on_terminal() and log_metrics is not _unheard)
+    data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
+    model = config.model(meta)
+    trainer = build_trainer(config, model, history, work.path)
+    checkpoint = work.resumable()
+    if checkpoint:
+        print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
+    elif hasattr(model, "prepare"):
+        model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
+    adapt(model, config.trainer)
+    trainer.fit(model, data, ckpt_path=checkpoint)
+    if trainer.received_sigterm:
+        sys.exit(143)  # Lightning would end with 0, and DVC would take half a training for a whole one
+    if trainer.state.status != TrainerStatus.FINISHED:
+        raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
+    best = work.path / f"{BEST}.ckpt"
+    if config.trainer.keep == "best" and best.exists():
+        model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+    return model, history
+
+
+def _unheard(metrics: Mapping[str, float], step: int) -> None:
+    """Where the metrics of all processes but the first go."""
+
+
+def _write(config: Config, model: Any, history: History) -> str:
+    """Writes what DVC hashes (no times, no run ids), the completion marker model.json last; returns the weights' sha256."""
+    from src.models import weights
+    from src.reporting import plots, tables
+
+    folder = config.folder / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    tables.write_csv(folder / "history.csv", history.rows)
+    rows = history.rows
+    best = rows[-1]
+    if config.trainer.keep == "best":
+        rated = [row for row in rows if config.trainer.monitor in row]
+        best = (max if config.trainer.mode == "max" else min)(rated, key=lambda row: row[config.trainer.monitor]) if rated else best
+    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name} | best)
+    plots.training_curves(rows, folder / "curves.png", label=config.label, sample=config.sample)
+    return weights.save(model, folder, epochs=len(rows), kept_epoch=int(best["epoch"]))
+
+
+def prepared(config: Config) -> Config:
+    """The configuration with the folder of the data that it asks for.
+
+    That is DVC's, if it was packed with this very configuration. Otherwise the run's own, in data/direct/, which is made by
+    the download and preprocess stages where it is not there: what DVC made is never overwritten by a direct run.
+
+    Raises:
+        Failure: a stage failed; it has said why.
+    """
+    from src.data import packed
+
+    def fits(candidate: Config) -> bool:
+        folder = candidate.processed
+        return (folder / "meta.json").is_file() and packed.read_meta(folder)["config"] == config.packing
+
+    if fits(config):
+        return config
+    digest = hashlib.sha256(json.dumps(config.packing, sort_keys=True).encode()).hexdigest()[:8]
+    own = config.model_copy(update={"data_folder": f"data/direct/{digest}"})
+    folder = ROOT / own.data_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not fits(own):
+            write_resolved(folder / "config.yaml", {key: plain(getattr(own, key)) for key in DataConfig.model_fields})
+            for stage in ("download", "preprocess"):
+                command = [sys.executable, "-m", f"src.{stage}", "-cp", str(folder), "-cn", "config"]
+                if subprocess.run(command, cwd=ROOT).returncode:
+                    raise Failure(f"the data of {config.data.name} could not be prepared: {stage} failed, see above")
+    return own
+
+
+if __name__ == "__main__":
+    main(train)()

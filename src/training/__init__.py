@@ -1,0 +1,1 @@
+"""Training: checkpoints, determinism, provenance, and what is told to MLflow."""

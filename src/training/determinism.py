@@ -1,0 +1,45 @@
+"""The same bits again: what is fixed before a run, and the global random state of each batch."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from src.data.batching import generator
+
+# cuBLAS needs a fixed workspace for deterministic results; read when the first handle is made.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def fix(seed: int, threads: int | None) -> None:
+    """Seeds torch's global generator and fixes the number of threads, on which the bits depend as well."""
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+class RandomStatePerBatch(Callback):
+    """Sets the global random state from (seed, rank, epoch, batch) before each training batch.
+
+    So dropout draws the same numbers whether the run was interrupted or not: the state needs no saving, it is a function of
+    where the run stands. Nothing is seeded at an epoch's start: Lightning skips that hook on a resume in mid-epoch.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        key = (self.seed, "batch", trainer.global_rank, trainer.current_epoch, batch_idx)
+        torch.manual_seed(generator(*key).initial_seed())
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    )

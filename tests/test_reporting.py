@@ -1,0 +1,316 @@
+"""The reporting room: pictures, tables and the model card, checked by what they contain and by their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.reporting import plots, tables
+from src.reporting.card import Card, model_card
+
+CLASSES = ["cat", "dog", "ship"]
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+CONFIDENCE = RANDOM.random(200)
+CORRECT = RANDOM.random(200) < CONFIDENCE
+HISTORY: list[dict[str, float]] = [
+    {"epoch": 0, "train_loss": 2.0, "val_loss": 2.1, "val_accuracy": 0.3, "lr": 0.1},
+    {"epoch": 1, "train_loss": 1.0, "val_loss": float("nan"), "lr": 0.05},
+    {"epoch": 2, "train_loss": float("inf"), "val_loss": 1.2, "val_accuracy": 0.6, "lr": 0.0001},
+]
+GAN = [{"epoch": 0, "train_generator_loss": 9.0, "train_discriminator_loss": 0.7, "train_l1": 0.3, "val_l1": 0.4}]
+LATENCY: list[dict[str, float]] = [
+    {"batch": 1, "pytorch_ms": 12.9, "onnxruntime_ms": 6.3},
+    {"batch": 32, "pytorch_ms": 75, "onnxruntime_ms": 87},
+]
+
+PICTURES: dict[str, Callable[..., None]] = {
+    "curves": partial(plots.training_curves, HISTORY),
+    "gan curves": partial(plots.training_curves, GAN),
+    "confusion": partial(plots.confusion_matrix, np.array([[5, 1, 0], [2, 3, 0], [0, 0, 0]]), CLASSES),
+    "many classes": partial(plots.confusion_matrix, np.eye(40, dtype=int), [str(index) for index in range(40)]),
+    "reliability": partial(plots.reliability_diagram, CONFIDENCE, CORRECT),
+    "mistakes": partial(plots.mistakes, IMAGES, ["cat 98 %\nis $dog"] * 6),
+    "grey mistakes": partial(plots.mistakes, IMAGES[..., :1], ["a\nb"] * 6),
+    "no mistakes": partial(plots.mistakes, IMAGES[:0], []),
+    "grid": partial(plots.image_grid, {"input": IMAGES, "output": 255 - IMAGES}),
+    "latency": partial(plots.latency, LATENCY),
+}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
+def test_a_picture_has_readme_width_the_same_bytes_twice_and_a_visible_sample_note(
+    draw: Callable[..., None], tmp_path: Path
+) -> None:
+    first, again, full = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "full.png"
+    draw(first, label="experiment", sample=True)
+    draw(again, label="experiment", sample=True)
+    draw(full, label="experiment", sample=False)
+    assert first.read_bytes() == again.read_bytes()
+    assert not Image.open(first).info.keys() & {"Software", "Creation Time", "date:create"}
+    height, width, _ = pixels(first).shape
+    assert width == 960 and 60 < height < 1300
+    rows, columns = np.nonzero((pixels(first) != pixels(full)).any(axis=-1))
+    assert columns.min() > width / 2 and rows.max() < 60, "the note stands in the header's right half"
+    assert columns.max() - columns.min() > 150, "the note is large enough to be read"
+
+
+def test_the_label_and_the_headline_are_drawn(tmp_path: Path) -> None:
+    for name, label in (
+        ("a", "cifar10_resnet · profile full · seed 1"),
+        ("b", "cifar10_resnet · profile full · seed 2"),
+    ):
+        plots.latency(LATENCY, tmp_path / name, label=label, sample=False)
+    changed = np.nonzero((pixels(tmp_path / "a") != pixels(tmp_path / "b")).any(axis=-1))
+    assert changed[0].size and changed[0].max() < 75
+
+
+def test_a_picture_ignores_the_users_matplotlibrc_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    import matplotlib
+
+    plots.training_curves(HISTORY, tmp_path / "a.png", label="x", sample=False)
+    with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 50, "lines.linewidth": 9}):
+        plots.training_curves(HISTORY, tmp_path / "b.png", label="x", sample=False)
+        assert matplotlib.rcParams["font.size"] == 20
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_missing_and_not_finite_values_are_left_out_of_the_curves(tmp_path: Path) -> None:
+    holes: list[dict[str, float]] = [
+        {"epoch": 0, "loss": 2.0},
+        {"epoch": 1, "loss": math.nan},
+        {"epoch": 2},
+        {"epoch": 3, "loss": 1.0},
+    ]
+    plots.training_curves(holes, tmp_path / "holes.png", label="x", sample=False)
+    # Four epochs are announced in the headline; below it, the line is the one through the two finite points.
+    whole = [{"epoch": 0, "loss": 2.0}, {"epoch": 3, "loss": 1.0}]
+    plots.training_curves(whole, tmp_path / "whole.png", label="x", sample=False)
+    assert np.array_equal(pixels(tmp_path / "holes.png")[75:], pixels(tmp_path / "whole.png")[75:])
+
+
+def test_a_history_without_a_single_finite_value_is_still_drawn(tmp_path: Path) -> None:
+    plots.training_curves([{"epoch": 0, "train_loss": math.nan}], tmp_path / "nan.png", label="x", sample=False)
+    assert pixels(tmp_path / "nan.png").shape[1] == 960
+
+
+@pytest.mark.parametrize("history", [[], [{"epoch": 0}]])
+def test_a_history_without_metrics_is_refused_with_the_remedy(history: list[dict[str, float]], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"curves\.png.*no metrics.*at least one epoch"):
+        plots.training_curves(history, tmp_path / "curves.png", label="x", sample=False)
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_confusion_matrix_that_does_not_fit_its_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\) for 2 classes"):
+        plots.confusion_matrix(np.zeros((2, 3), int), ["a", "b"], tmp_path / "c.png", label="x", sample=False)
+
+
+def test_image_columns_of_different_shapes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must share one shape"):
+        plots.image_grid({"input": IMAGES, "output": IMAGES[:2]}, tmp_path / "g.png", label="x", sample=False)
+
+
+def test_a_tile_shows_the_images_own_colours(tmp_path: Path) -> None:
+    halves = np.zeros((1, 8, 8, 3), np.uint8)
+    halves[0, :4] = [200, 30, 40]
+    halves[0, 4:] = [10, 60, 220]
+    plots.image_grid({"input": halves}, tmp_path / "g.png", label="x", sample=False)
+    colours = {tuple(colour) for colour in pixels(tmp_path / "g.png").reshape(-1, 3)}
+    assert {(200, 30, 40), (10, 60, 220)} <= colours
+
+
+def test_the_calibration_error_matches_a_hand_computed_value() -> None:
+    # Two bins: (0, 0.5] holds 0.2 and 0.5, one right; (0.5, 1] holds 0.6 and 0.9, both right.
+    confidence, correct = np.array([0.2, 0.5, 0.6, 0.9]), np.array([False, True, True, True])
+    # 2/4 * |1/2 - 0.35| + 2/4 * |1 - 0.75|
+    assert plots.calibration_error(confidence, correct, bins=2) == pytest.approx(0.2)
+
+
+def test_calibration_bins_count_every_example_once_and_leave_empty_bins_open() -> None:
+    rows = plots.calibration_bins(np.array([0.0, 0.1, 0.1001, 1.0, 1.0000001]), np.ones(5, bool), bins=10)
+    assert [row["count"] for row in rows] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert math.isnan(rows[5]["accuracy"]) and rows[9]["accuracy"] == 1
+    assert (rows[0]["low"], rows[9]["high"]) == (0, 1)
+
+
+@pytest.mark.parametrize("confidence", [[], [0.5, math.nan], [1.2], [-0.1]])
+def test_what_is_no_probability_is_refused_by_the_calibration(confidence: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        plots.calibration_error(np.array(confidence), np.ones(len(confidence), bool))
+
+
+def test_importing_the_room_loads_neither_matplotlib_nor_torch() -> None:
+    code = "import sys, src.reporting.plots, src.reporting.card; print({'torch', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_csv_has_every_column_short_floats_and_lf_endings(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 0, "loss": 1 / 3, "note": 'a "b", c'},
+        {"epoch": 1, "loss": np.float32(0.1), "lr": 1e-5},
+        {"epoch": np.int64(2), "loss": math.nan, "lr": 1234567.0},
+    ]
+    tables.write_csv(tmp_path / "a.csv", rows)
+    assert (tmp_path / "a.csv").read_bytes() == (
+        b'epoch,loss,note,lr\n0,0.333333,"a ""b"", c",\n1,0.1,,1e-05\n2,,,1234570.0\n'
+    )
+
+
+def test_csv_of_no_rows_is_empty(tmp_path: Path) -> None:
+    tables.write_csv(tmp_path / "a.csv", [])
+    assert (tmp_path / "a.csv").read_bytes() == b""
+
+
+def test_metrics_are_sorted_rounded_and_null_where_not_finite(tmp_path: Path) -> None:
+    metrics = {"test": {"loss": math.nan, "accuracy": np.float64(2 / 3)}, "epochs": np.int64(3), "a": [math.inf, 0.1]}
+    tables.write_metrics(tmp_path / "m.json", metrics)
+    text = (tmp_path / "m.json").read_text()
+    assert text.endswith("}\n") and text.index('"a"') < text.index('"epochs"') < text.index('"test"')
+    assert json.loads(text) == {"a": [None, 0.1], "epochs": 3, "test": {"accuracy": 0.666667, "loss": None}}
+
+
+def test_confusion_pairs_name_the_classes_of_each_example() -> None:
+    assert tables.confusion_pairs(np.array([0, 2]), np.array([1, 2]), CLASSES) == [
+        {"actual": "cat", "predicted": "dog"},
+        {"actual": "ship", "predicted": "ship"},
+    ]
+
+
+def test_a_markdown_table_aligns_numbers_right_and_keeps_pipes_and_breaks_in_their_cell() -> None:
+    rows: list[dict[str, object]] = [{"name": "a|b\nc", "value": 0.123456789, "unused": 1}, {"name": "d"}]
+    assert tables.markdown(rows, ["name", "value"]) == (
+        "| name | value |\n| --- | ---: |\n| a\\|b c | 0.123457 |\n| d |  |\n"
+    )
+
+
+def test_text_mistakes_are_cut_at_a_word_and_escaped(tmp_path: Path) -> None:
+    text = "<b>1.\n*Great* & bad_movie</b> " + "word " * 200
+    rows = [{"text": text, "true": "neg", "predicted": "pos", "confidence": 0.987}]
+    tables.text_mistakes(rows, tmp_path / "m.md", label="imdb_lstm", sample=True)
+    page = (tmp_path / "m.md").read_text()
+    assert "## 1. pos 98.7%, is neg" in page and plots.SAMPLE_NOTE in page and "imdb_lstm" in page
+    quote = next(line for line in page.splitlines() if line.startswith("> "))
+    assert quote.startswith(r"> “&lt;b&gt;1. \*Great\* &amp; bad\_movie&lt;/b&gt; word ")
+    assert quote.endswith("word …”") and 590 < len(quote) < 640
+
+
+def test_no_text_mistakes_are_said_to_be_none_without_a_sample_note(tmp_path: Path) -> None:
+    tables.text_mistakes([], tmp_path / "m.md", label="x", sample=False)
+    assert (tmp_path / "m.md").read_text() == "# The most confident mistakes\n\nx\n\nNone.\n"
+
+
+CARD = Card(
+    title="cifar10_resnet",
+    summary="A ResNet for small photos.",
+    task="image-classification",
+    dataset="CIFAR-10",
+    profile="sample",
+    counts={"train": 500, "test": 100},
+    source="drawn by this project",
+    source_sha256="0" * 64,
+    config={"model": {"lr": 0.1, "width": None}, "seed": 7},
+    seed=7,
+    epochs=12,
+    metrics={"accuracy": 0.912345678, "loss": math.nan},
+    folder="model",
+    image_size=(4, 6),
+    classes=CLASSES,
+    files={"model.onnx": "a" * 64},
+    limits=["Trained on drawings."],
+)
+
+
+def test_a_card_says_data_training_metrics_files_and_limits() -> None:
+    page = model_card(CARD)
+    assert page == model_card(dataclasses.replace(CARD)), "the same fields give the same page"
+    for part in (
+        "pipeline_tag: image-classification",
+        "# cifar10_resnet\n\nA ResNet for small photos.",
+        plots.SAMPLE_NOTE,
+        "| train | 500 |",
+        "sha256 `" + "0" * 64,
+        "Seed 7, epochs: 12.",
+        "```yaml\nmodel:\n  lr: 0.1\n  width: null\nseed: 7\n```",
+        "| accuracy | 0.912346 |\n| loss |  |",
+        "python -m src.predict model input.png",
+        f"| model.onnx | {'a' * 64} |",
+        "* Trained on drawings.\n",
+    ):
+        assert part in page
+    assert plots.SAMPLE_NOTE not in model_card(dataclasses.replace(CARD, profile="full"))
+
+
+def exported(task: str, path: Path) -> None:
+    """A model with the inputs and outputs of an exported one: sums for scores, or the image itself."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def info(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    inputs = [info("image", TensorProto.UINT8, "batch", 3, 4, 6)]
+    if task == "image-to-image":
+        nodes = [
+            helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["real", "white"], ["output"]),
+        ]
+        output = info("output", TensorProto.FLOAT, "batch", 3, 4, 6)
+    elif task == "image-classification":
+        nodes = [
+            helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("GlobalAveragePool", ["real"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["output"]),
+        ]
+        output = info("output", TensorProto.FLOAT, "batch", 3)
+    else:
+        inputs = [info("tokens", TensorProto.INT64, "batch", "time"), info("lengths", TensorProto.INT64, "batch")]
+        nodes = [
+            helper.make_node("Unsqueeze", ["lengths", "one"], ["column"]),
+            helper.make_node("Concat", ["column", "tokens"], ["output"], axis=1),
+        ]
+        output = info("output", TensorProto.INT64, "batch", "scores")
+    constants = {
+        "white": helper.make_tensor("white", TensorProto.FLOAT, [], [255.0]),
+        "one": helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+    }
+    used = [constants[name] for node in nodes for name in node.input if name in constants]
+    graph = helper.make_graph(nodes, "model", inputs, [output], used)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+@pytest.mark.parametrize("task", ["image-classification", "text-classification", "image-to-image"])
+def test_the_cards_snippet_runs_as_it_stands(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    exported(task, tmp_path / "model" / "model.onnx")
+    photo = np.full((9, 9, 3), (10, 200, 30), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "input.png")
+    monkeypatch.chdir(tmp_path)
+    classes = [f"class {index}" for index in range(5)] if task == "text-classification" else CLASSES
+    page = model_card(dataclasses.replace(CARD, task=task, classes=classes))  # type: ignore[arg-type]
+    snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert snippet and len(snippet[1].splitlines()) <= 10
+    said: list[object] = []
+    exec(snippet[1], {"print": said.append})
+    if task == "image-to-image":
+        assert Image.open("output.png").size == (6, 4)
+        assert np.asarray(Image.open("output.png"))[0, 0].tolist() == [10, 200, 30]
+    else:
+        # Green is the strongest channel; 345 is the largest token, one place after the length.
+        assert said == ["class 3" if task == "text-classification" else "dog"]

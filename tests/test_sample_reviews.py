@@ -1,0 +1,68 @@
+"""The picked reviews have the official format, distinct texts, true labels, and no film on both sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.data.archives import read_archive
+from src.data.sample_reviews import pick_reviews
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    archive = tmp_path_factory.mktemp("samples") / "aclImdb_v1.tar.gz"
+    pick_reviews(archive, train=400, test=100)
+    return dict(read_archive(archive))
+
+
+def test_reviews_have_the_official_names_and_are_balanced(reviews: dict[str, bytes]) -> None:
+    folders = Counter(tuple(name.split("/")[:3]) for name in reviews)
+    assert folders == {
+        ("aclImdb", "train", "pos"): 200,
+        ("aclImdb", "train", "neg"): 200,
+        ("aclImdb", "test", "pos"): 50,
+        ("aclImdb", "test", "neg"): 50,
+    }
+    for name in reviews:
+        number, rating = Path(name).stem.split("_")
+        assert number.isdigit()
+        assert rating == ("10" if "/pos/" in name else "1")
+
+
+def test_reviews_are_distinct_texts_with_their_markup(reviews: dict[str, bytes]) -> None:
+    texts = [content.decode("utf-8") for content in reviews.values()]
+    assert len(set(texts)) == len(texts)
+    assert min(len(text.split()) for text in texts) >= 5
+    assert 0.4 < np.mean(["<br />" in text for text in texts]) < 0.8  # 59 % of the 25,000
+
+
+def test_the_label_of_a_review_is_that_of_its_text(reviews: dict[str, bytes]) -> None:
+    """`worst` and `waste` mark bad films: swapped or shuffled labels would hide it."""
+    told = {
+        side: sum(b"worst" in text or b"waste" in text for name, text in reviews.items() if f"/{side}/" in name)
+        for side in ("pos", "neg")
+    }
+    assert told["neg"] > 2 * told["pos"]
+
+
+def test_test_reviews_come_from_behind_all_training_reviews(reviews: dict[str, bytes]) -> None:
+    """Neighbours review the same film: a film must not be on both sides."""
+    for side in ("pos", "neg"):
+        rows = {
+            split: [
+                int(Path(name).stem.split("_")[0]) for name in reviews if name.startswith(f"aclImdb/{split}/{side}/")
+            ]
+            for split in ("train", "test")
+        }
+        assert max(rows["train"]) < min(rows["test"])
+
+
+@pytest.mark.parametrize(("train", "test", "message"), [(3, 2, "even counts"), (24000, 6000, "ask for fewer")])
+def test_impossible_counts_of_reviews_are_refused(train: int, test: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        pick_reviews(tmp_path / "reviews.tar.gz", train=train, test=test)
+    assert not list(tmp_path.iterdir())

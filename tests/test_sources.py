@@ -1,0 +1,528 @@
+"""Downloads against a misbehaving host, and adopted files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.archives import read_archive
+from src.data.sources import SourceError, adopt, fetch, sha256_of
+from tests.loopback import Host
+
+DATA = random.Random(0).randbytes(300_000)
+OTHER = random.Random(1).randbytes(300_000)
+SHA = hashlib.sha256(DATA).hexdigest()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,0.0.0.0")
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with Host() as host:
+        yield host
+
+
+class Fetcher:
+    """Calls `fetch` with the patience of a test, always to the same destination."""
+
+    def __init__(self, folder: Path) -> None:
+        self.destination = folder / "raw" / "data.tar.gz"
+        self.partials = folder / "archives"
+
+    def __call__(self, *urls: str, sha256: str | None = SHA, **options: Any) -> str:
+        patience: dict[str, Any] = {"backoff": 0.01, "stall_timeout": 0.3, "connect_timeout": 2, "time_limit": 20}
+        return fetch(urls, self.destination, sha256=sha256, partial_dir=self.partials, **patience | options)
+
+    def refused(self, *urls: str, **options: Any) -> str:
+        """The message of a fetch that must fail and leave nothing where the file would be."""
+        with pytest.raises(SourceError) as error:
+            self(*urls, **options)
+        assert not self.destination.exists()
+        assert not list(self.destination.parent.glob("*"))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    @property
+    def partial(self) -> Path:
+        return self.partials / f"{SHA}.partial"
+
+
+@pytest.fixture
+def get(tmp_path: Path) -> Fetcher:
+    return Fetcher(tmp_path)
+
+
+def ranges(host: Host) -> list[str | None]:
+    return [request.headers.get("Range") for request in host.requests]
+
+
+# --------------------------------------------------------------------------------------------------------- fetching
+
+
+def test_a_file_arrives_whole_and_nothing_else_stays(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA)) == SHA
+    assert get.destination.read_bytes() == DATA
+    assert list(get.destination.parent.iterdir()) == [get.destination]
+    assert host.requests[0].headers["Accept-Encoding"] == "identity"  # the hash is of the file, not of a coding of it
+    assert not list(get.partials.glob("*.partial")) and not list(get.partials.glob("*.origin"))
+
+
+def test_without_a_sha256_the_hash_of_what_came_is_returned(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, sized=False), sha256=None) == SHA
+
+
+def test_a_destination_that_is_right_is_not_fetched_again(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA)
+    get(url)
+    assert get(url) == SHA
+    assert len(host.requests) == 1
+
+
+def test_a_wrong_destination_is_replaced(host: Host, get: Fetcher) -> None:
+    get.destination.parent.mkdir()
+    get.destination.write_bytes(OTHER)
+    get(host.serve("/a", DATA))
+    assert get.destination.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("version", [{}, {"etag": '"v1"'}, {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}])
+def test_a_dropped_connection_is_resumed_where_it_broke(host: Host, get: Fetcher, version: dict[str, str]) -> None:
+    assert get(host.serve("/a", DATA, drop_after=100_000, **version)) == SHA  # type: ignore[arg-type]
+    assert ranges(host) == [None, "bytes=100000-"]
+    assert host.requests[1].headers.get("If-Range") == next(iter(version.values()), None)
+
+
+def test_a_later_call_resumes_what_an_earlier_one_left(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA, drop_after=100_000, drops=1)
+    message = get.refused(url, attempts=1)
+    assert "100000 bytes read" in message and "attempt 1 of 1" in message
+    assert get.partial.stat().st_size == 100_000
+    assert get(url) == SHA
+    assert ranges(host) == [None, "bytes=100000-"]
+
+
+def test_the_next_mirror_goes_on_where_the_first_broke(host: Host, get: Fetcher) -> None:
+    first = host.serve("/first", DATA, drop_after=100_000, etag='"theirs"')
+    second = host.serve("/second", DATA, etag='"ours"')
+    assert get(first, second, attempts=1) == SHA
+    assert host.requests[1].headers["Range"] == "bytes=100000-"
+    assert "If-Range" not in host.requests[1].headers  # the first mirror's version says nothing about the second's
+
+
+def test_progress_renews_the_attempts(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, drop_after=50_000, drops=5), attempts=2) == SHA
+    assert len(host.requests) == 6
+
+
+def test_a_host_that_ignores_range_is_read_from_the_start(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, drop_after=100_000, ranges=False)) == SHA
+    assert ranges(host) == [None, "bytes=100000-"]
+
+
+def test_a_file_that_changed_meanwhile_is_read_from_the_start(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", OTHER, drop_after=100_000, etag='"old"')
+    get.refused(url, sha256=None, attempts=1)
+    host.serve("/a", DATA, etag='"new"')
+    assert get(url, sha256=None) == SHA
+    assert host.requests[1].headers["If-Range"] == '"old"'
+
+
+def test_without_hash_and_version_nothing_is_resumed(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, drop_after=100_000, etag='W/"weak"'), sha256=None) == SHA
+    assert ranges(host) == [None, None]
+
+
+def test_a_resumed_file_of_mixed_versions_is_fetched_anew(host: Host, get: Fetcher) -> None:
+    get.partials.mkdir()
+    get.partial.write_bytes(OTHER[:100_000])
+    assert get(host.serve("/a", DATA)) == SHA
+    assert ranges(host) == ["bytes=100000-", None]
+
+
+def test_a_range_from_the_wrong_place_is_not_appended(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, drop_after=100_000, shift=7)) == SHA
+    assert ranges(host) == [None, "bytes=100000-", None]
+
+
+def test_a_host_that_serves_ranges_in_portions_is_asked_on(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, drop_after=100_000, portion=150_000)) == SHA
+    assert ranges(host) == [None, "bytes=100000-", "bytes=250000-"]
+
+
+def test_a_partial_that_is_longer_than_the_file_is_dropped(host: Host, get: Fetcher) -> None:
+    get.partials.mkdir()
+    get.partial.write_bytes(DATA + b"more")
+    assert get(host.serve("/a", DATA)) == SHA
+    assert ranges(host) == ["bytes=300004-", None]
+
+
+def test_416_on_a_complete_partial_completes_it(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA, etag='"v1"', drop_after=100_000)
+    get.refused(url, sha256=None, attempts=1)
+    (partial,) = get.partials.glob("*.partial")
+    partial.write_bytes(DATA)
+    assert get(url, sha256=None) == SHA
+    assert ranges(host) == [None, "bytes=300000-"]
+
+
+def test_a_complete_partial_needs_no_network(get: Fetcher) -> None:
+    get.partials.mkdir()
+    get.partial.write_bytes(DATA)
+    assert get("https://host.invalid/a") == SHA
+
+
+def test_failures_of_the_host_are_retried(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA, failures=[500, 503])) == SHA
+    assert len(host.requests) == 3
+
+
+def test_retry_after_is_honoured(host: Host, get: Fetcher) -> None:
+    start = time.monotonic()
+    assert get(host.serve("/a", DATA, failures=[429], retry_after="1")) == SHA
+    assert time.monotonic() - start > 1
+
+
+def test_an_excessive_retry_after_ends_at_the_time_limit(host: Host, get: Fetcher) -> None:
+    start = time.monotonic()
+    url = host.serve("/a", DATA, failures=[503] * 9, retry_after="Fri, 31 Dec 2100 23:59:59 GMT")
+    assert "after 0.4 s" in get.refused(url, time_limit=0.4)
+    assert time.monotonic() - start < 5
+
+
+def test_attempts_are_bounded_and_their_reason_given(host: Host, get: Fetcher) -> None:
+    message = get.refused(host.serve("/a", DATA, failures=[502] * 9), attempts=3)
+    assert "HTTP 502" in message and "3 of 3" in message and "data.archive=PATH" in message
+    assert len(host.requests) == 3
+
+
+def test_a_missing_file_is_not_asked_for_twice(host: Host, get: Fetcher) -> None:
+    message = get.refused(host.url + "/missing")
+    assert "HTTP 404" in message and "/missing" in message
+    assert len(host.requests) == 1
+
+
+def test_the_second_mirror_serves_when_the_first_does_not(host: Host, get: Fetcher) -> None:
+    assert get(host.url + "/missing", host.serve("/a", DATA)) == SHA
+
+
+def test_a_mirror_with_another_file_is_passed_over(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/other", OTHER), host.serve("/a", DATA)) == SHA
+
+
+def test_when_all_mirrors_fail_each_is_named_with_its_reason(host: Host, get: Fetcher) -> None:
+    message = get.refused(host.url + "/missing", host.serve("/other", OTHER))
+    assert f"{host.url}/missing: HTTP 404" in message and f"{host.url}/other: sha256 is" in message
+
+
+def test_another_content_is_refused_with_both_hashes_and_forgotten(host: Host, get: Fetcher) -> None:
+    message = get.refused(host.serve("/a", OTHER))
+    assert SHA in message and hashlib.sha256(OTHER).hexdigest() in message
+    assert "another file" in message and "data.archive=PATH" in message
+    assert not get.partial.exists()
+
+
+@pytest.mark.parametrize("sha256", [SHA, None])
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/gzip"])
+def test_a_web_page_is_named_as_such(host: Host, get: Fetcher, content_type: str, sha256: str | None) -> None:
+    url = host.serve("/a", b"\n<!DOCTYPE html><html>Sign in</html>", content_type=content_type)
+    assert "web page" in get.refused(url, sha256=sha256)
+
+
+def test_a_web_page_does_not_cost_what_has_arrived(host: Host, get: Fetcher) -> None:
+    get.partials.mkdir()
+    get.partial.write_bytes(DATA[:100_000])
+    get.refused(host.serve("/a", b"<html>Sign in</html>", content_type="text/html", ranges=False))
+    assert get.partial.read_bytes() == DATA[:100_000]
+
+
+def test_an_empty_answer_is_refused(host: Host, get: Fetcher) -> None:
+    assert "empty" in get.refused(host.serve("/a", b""), sha256=None)
+
+
+def test_a_host_that_stalls_is_left_and_asked_again(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA, hang_after=100_000)
+    assert "timed out" in get.refused(url, attempts=1)
+    host.serve("/a", DATA)
+    assert get(url) == SHA
+    assert ranges(host) == [None, "bytes=100000-"]
+
+
+def test_a_host_that_drips_is_ended_by_the_time_limit(host: Host, get: Fetcher) -> None:
+    start = time.monotonic()
+    message = get.refused(host.serve("/a", DATA, drip=0.02), time_limit=0.5)
+    assert "after 0.5 s" in message and "run again" in message
+    assert time.monotonic() - start < 3
+    assert DATA.startswith(get.partial.read_bytes())
+    assert f"({get.partial.stat().st_size} bytes arrived)" in message and "(0 bytes" not in message
+
+
+def test_an_unreachable_host_is_one_line_with_the_remedy(get: Fetcher) -> None:
+    with Host() as gone:
+        url = gone.url + "/a"
+    message = get.refused(url, attempts=2)
+    assert "Connection refused" in message and url in message and "data.archive=PATH" in message
+
+
+def test_redirects_are_followed(host: Host, get: Fetcher) -> None:
+    host.serve("/a", DATA)
+    assert get(host.serve("/old", redirect="/a")) == SHA
+
+
+def test_redirects_in_a_circle_end(host: Host, get: Fetcher) -> None:
+    assert "redirects more than" in get.refused(host.serve("/a", redirect="/a"))
+
+
+def test_plain_http_from_elsewhere_needs_a_hash(host: Host, get: Fetcher) -> None:
+    for url in ("http://example.org/a", host.serve("/away", redirect="http://example.org/a"), "ftp://127.0.0.1/a"):
+        assert "is not an https address" in get.refused(url, sha256=None)
+
+
+def test_plain_http_will_do_where_a_hash_proves_the_content(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA).replace("127.0.0.1", "0.0.0.0")  # this machine, by an address that is not loopback
+    assert "plain http needs a sha256" in get.refused(url, sha256=None)
+    assert get(url) == SHA
+
+
+def test_https_is_fetched_and_may_not_lead_to_http(
+    host: Host, get: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = tmp_path / "certificate.pem"
+    with Host(certificate) as secure:
+        plain = host.serve("/a", DATA)
+        assert "CERTIFICATE_VERIFY_FAILED" in get.refused(secure.serve("/b", DATA), attempts=1).upper()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert "redirects from https" in get.refused(secure.serve("/a", redirect=plain))
+        assert not host.requests
+        assert get(secure.serve("/b", DATA), sha256=None) == SHA
+
+
+def test_an_address_that_cannot_be_parsed_is_refused(get: Fetcher) -> None:
+    assert "https://[" in get.refused("https://[")
+
+
+def test_credentials_in_an_address_are_not_told(host: Host, get: Fetcher) -> None:
+    message = get.refused(host.url.replace("://", "://user:secret@") + "/missing?token=hidden")
+    assert "secret" not in message and "hidden" not in message and "/missing" in message
+
+
+def test_what_is_no_sha256_is_refused_before_the_network(host: Host, get: Fetcher) -> None:
+    assert "64 hex digits" in get.refused(host.serve("/a", DATA), sha256="d41d8cd98f00b204e9800998ecf8427e")
+    assert not host.requests
+
+
+def test_a_sha256_in_capitals_is_the_same(host: Host, get: Fetcher) -> None:
+    assert get(host.serve("/a", DATA), sha256=SHA.upper()) == SHA
+
+
+def test_two_fetches_at_once_ask_once(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA)
+    threads = [threading.Thread(target=get, args=(url,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sha256_of(get.destination) == SHA
+    assert len(host.requests) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_the_partial_may_lie_on_another_file_system(host: Host, get: Fetcher) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if os.stat(folder).st_dev == os.stat(get.partials.parent).st_dev:
+            pytest.skip("one file system only")
+        get.partials = Path(folder)
+        assert get(host.serve("/a", DATA)) == SHA
+        assert list(get.destination.parent.iterdir()) == [get.destination]
+        assert not get.partial.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_with_the_remedy(host: Host, get: Fetcher) -> None:
+    get.partials.mkdir()
+    get.partial.symlink_to("/dev/full")
+    message = get.refused(host.serve("/a", DATA))
+    assert "no room to write" in message and str(get.partial) in message and "data.archive=PATH" in message
+
+
+@pytest.mark.parametrize("source", ["url", "file", "folder"])
+def test_a_file_that_may_grow_no_further_leaves_nothing(host: Host, tmp_path: Path, source: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data").write_bytes(DATA)
+    archive = {"url": host.serve("/a", DATA), "file": str(tmp_path / "mine/data"), "folder": str(tmp_path / "mine")}
+    program = (
+        "import resource, sys; from pathlib import Path; from src.data.sources import SourceError, adopt\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "archive, folder = sys.argv[1], Path(sys.argv[2])\n"
+        "try: adopt(archive, folder / 'raw' / 'data', sha256=None, partial_dir=folder / 'archives')\n"
+        "except SourceError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, archive[source], str(tmp_path)]
+    ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith("no room to write"), ended.stderr
+    assert not list(tmp_path.glob("raw/*")) and not list(tmp_path.glob("raw/.*"))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(host: Host, get: Fetcher) -> None:
+    get.partials.write_bytes(b"a file where the folder should be")
+    assert str(get.partials) in get.refused(host.serve("/a", DATA))
+
+
+def test_a_killed_download_is_resumed(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA, hang_after=100_000)
+    process = multiprocessing.get_context("fork").Process(target=get, args=(url,), kwargs={"stall_timeout": 60})
+    process.start()
+    deadline = time.monotonic() + 10
+    while not (get.partial.exists() and get.partial.stat().st_size > 50_000):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    host.serve("/a", DATA)
+    assert get(url) == SHA
+    assert (ranges(host)[1] or "").startswith("bytes=")
+
+
+def test_without_a_terminal_progress_is_plain_lines(
+    host: Host, get: Fetcher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get(host.serve("/a", DATA))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "data.tar.gz: 0.3 of 0.3 MB (100 %)"
+    assert 1 <= len(lines) <= 10
+
+
+def test_on_a_terminal_progress_is_a_bar(host: Host, get: Fetcher, capsys: pytest.CaptureFixture[str]) -> None:
+    get(host.serve("/a", DATA), progress=True)
+    assert "data.tar.gz" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- adopting
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Callable[..., str]:
+    def take(archive: str | Path, sha256: str | None = None) -> str:
+        return adopt(str(archive), tmp_path / "raw" / "data", sha256=sha256, partial_dir=tmp_path / "archives")
+
+    return take
+
+
+def write(folder: Path, **files: bytes) -> Path:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_a_url_is_fetched(host: Host, tmp_path: Path, take: Callable[..., str]) -> None:
+    assert take(host.serve("/a", DATA), SHA) == SHA
+    assert (tmp_path / "raw/data").read_bytes() == DATA
+
+
+def test_a_file_is_copied_and_verified(tmp_path: Path, take: Callable[..., str]) -> None:
+    write(tmp_path, mine=DATA)
+    assert take(tmp_path / "mine", SHA) == SHA
+    assert (tmp_path / "raw/data").read_bytes() == (tmp_path / "mine").read_bytes() == DATA
+
+
+def test_a_file_with_another_hash_is_refused_and_not_left(tmp_path: Path, take: Callable[..., str]) -> None:
+    write(tmp_path, mine=OTHER)
+    with pytest.raises(SourceError, match=f"mine has sha256 .*, expected {SHA}: "):
+        take(tmp_path / "mine", SHA)
+    assert not list((tmp_path / "raw").iterdir())
+
+
+def test_the_destination_itself_is_kept(tmp_path: Path, take: Callable[..., str]) -> None:
+    write(tmp_path, raw__data=DATA)
+    assert take(tmp_path / "raw/data", SHA) == SHA
+    assert (tmp_path / "raw/data").read_bytes() == DATA
+
+
+def test_nothing_there_names_the_absolute_path_and_the_working_directory(
+    tmp_path: Path, take: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as error:
+        take("nowhere/data.zip")
+    assert f"{tmp_path}/nowhere/data.zip" in str(error.value) and f"working directory {tmp_path}" in str(error.value)
+
+
+def test_a_folder_becomes_a_tar_under_its_name(tmp_path: Path, take: Callable[..., str]) -> None:
+    long = "n" * 150  # more than the 100 characters of a plain header
+    folder = write(tmp_path / "photos", b__2=b"two", a__1=b"one", empty=b"", **{long: b"long"}, a__ä=b"umlaut")
+    write(folder, **{".DS_Store": b"junk"})
+    assert take(folder) == sha256_of(tmp_path / "raw/data")
+    assert list(read_archive(tmp_path / "raw/data")) == [
+        ("photos/a/1", b"one"),
+        ("photos/a/ä", b"umlaut"),
+        ("photos/b/2", b"two"),
+        ("photos/empty", b""),
+        (f"photos/{long}", b"long"),
+    ]
+
+
+def test_the_tar_depends_on_names_and_contents_alone(tmp_path: Path, take: Callable[..., str]) -> None:
+    first = write(tmp_path / "one" / "photos", a=b"1", b__c=b"2")
+    second = write(tmp_path / "two" / "photos", b__c=b"2", a=b"1")
+    os.utime(second / "a", (1, 1))
+    (second / "a").chmod(0o700)
+    digest = take(first)
+    assert take(second, digest) == digest
+    write(second, a=b"!")
+    assert take(second) != digest
+
+
+@pytest.mark.parametrize("target", ["a", "b", "nowhere"])
+def test_a_link_in_a_folder_is_refused_by_name(tmp_path: Path, take: Callable[..., str], target: str) -> None:
+    folder = write(tmp_path / "photos", a=b"1", b__c=b"2")
+    (folder / "link").symlink_to(folder / target)
+    with pytest.raises(SourceError, match=r"photos/link is a symbolic link"):
+        take(folder)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_special_file_in_a_folder_is_refused_by_name(tmp_path: Path, take: Callable[..., str]) -> None:
+    folder = write(tmp_path / "photos", a=b"1")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(SourceError, match="photos/pipe is a special file"):
+        take(folder)
+
+
+def test_a_folder_without_a_file_is_refused(tmp_path: Path, take: Callable[..., str]) -> None:
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    with pytest.raises(SourceError, match="photos holds no file"):
+        take(tmp_path / "photos")
+
+
+def test_a_folder_that_holds_the_destination_is_refused(tmp_path: Path, take: Callable[..., str]) -> None:
+    write(tmp_path, a=b"1")
+    with pytest.raises(SourceError, match="name another folder"):
+        take(tmp_path)
+
+
+def test_a_device_is_no_archive(take: Callable[..., str]) -> None:
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        take("/dev/null")
+
+
+def test_importing_the_module_is_light() -> None:
+    program = "import sys, src.data.sources; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

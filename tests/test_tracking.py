@@ -1,0 +1,684 @@
+"""What is told to MLflow: real stores, a real server, real kills."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.training import journal, mlflow_sender, provenance, tracking
+from src.training.tracking import Tracker, send_unsent
+
+ROOT = Path(__file__).resolve().parents[1]
+NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings with which MLflow is always imported, and no server from the developer's environment."""
+    for name, value in mlflow_sender.QUIET_AND_BOUNDED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One SQLite store for the module, in a folder whose name would break careless URIs."""
+    path = tmp_path_factory.mktemp("a store, 100%") / "mlflow.db"
+    mlflow_sender.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(database: Path) -> str:
+    return f"sqlite:///{database}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The arguments of a run whose experiment is named after the test."""
+    return {
+        "journal": tmp_path / "work" / "mlflow.jsonl",
+        "experiment": request.node.name,
+        "name": "a run",
+        "params": {"seed": 7},
+        "tags": {"kind": "test"},
+    }
+
+
+def runs(store: str, experiment: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time"])) if found else []
+
+
+def only_run(store: str, experiment: str) -> Any:
+    (found,) = runs(store, experiment)
+    return found
+
+
+def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    return sorted((point.step, point.value) for point in MlflowClient(store).get_metric_history(run_id, metric))
+
+
+def artifact(store: str, run_id: str, name: str, folder: Path) -> str:
+    from mlflow import MlflowClient
+
+    return Path(MlflowClient(store).download_artifacts(run_id, name, str(folder))).read_text()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def child(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """A Python process that runs `code`, with this repository importable."""
+    environment = {name: value for name, value in os.environ.items() if name not in mlflow_sender.QUIET_AND_BOUNDED}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_arrives_whole_and_leaves_no_journal(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+    picture = tmp_path / "picture.txt"
+    picture.write_text("pixels")
+    before = time.time() * 1000
+    with Tracker.start(**run, store=store, description="why it was run") as tracker:
+        for step in range(1500):  # more than one call may carry
+            tracker.log_metrics({"loss": 1 / (step + 1), "train/accuracy": step / 1500}, step)
+        tracker.log_metrics({"odd": math.nan}, 0)
+        tracker.log_metrics({"odd": math.inf}, 1)
+        tracker.log_metrics({"odd": -math.inf}, 2)
+        tracker.set_tags({"kind": "changed", "long": "x" * 9000})
+        tracker.log_artifact(picture, "plots")
+        tracker.log_text("lr: 0.1\n", "config.yaml")
+        tracker.finish("FINISHED", patience=60)
+
+    found = only_run(store, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "a run"
+    assert before - 1 <= found.info.start_time <= found.info.end_time <= time.time() * 1000
+    assert found.data.params == {"seed": "7"}
+    assert found.data.tags["kind"] == "changed"
+    assert found.data.tags["mlflow.note.content"] == "why it was run"
+    assert len(found.data.tags["long"]) == journal.MAX_TAG_LENGTH
+    assert history(store, found.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    assert len(history(store, found.info.run_id, "train/accuracy")) == 1500
+    odd = [value for _, value in history(store, found.info.run_id, "odd")]
+    assert math.isnan(odd[0]) and odd[1] > 1e308 and odd[2] < -1e308
+    assert artifact(store, found.info.run_id, "plots/picture.txt", tmp_path) == "pixels"
+    assert artifact(store, found.info.run_id, "config.yaml", tmp_path) == "lr: 0.1\n"
+    assert list(run["journal"].parent.iterdir()) == []
+
+
+def test_artifacts_lie_beside_the_database(store: str, database: Path, run: dict[str, Any]) -> None:
+    with Tracker.start(**run, store=store) as tracker:
+        tracker.log_text("here", "note.txt")
+    found = only_run(store, run["experiment"])
+    assert (database.parent / "mlflow" / found.info.run_id / "artifacts" / "note.txt").read_text() == "here"
+
+
+def test_metrics_carry_the_time_at_which_they_were_logged(store: str, run: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    with Tracker.start(**run, store=store) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+        time.sleep(0.2)
+        tracker.log_metrics({"loss": 0.5}, 1)
+    first, second = MlflowClient(store).get_metric_history(only_run(store, run["experiment"]).info.run_id, "loss")
+    assert 190 <= abs(second.timestamp - first.timestamp) < 5000
+
+
+def test_logging_a_step_takes_microseconds(run: dict[str, Any]) -> None:
+    tracker = Tracker.start(**run, store=NOBODY, sender=False)
+    durations = []
+    for step in range(2000):
+        begin = time.perf_counter()
+        tracker.log_metrics({"loss": 0.5, "accuracy": 0.25, "lr": 1e-3, "speed": 812.0}, step)
+        durations.append(time.perf_counter() - begin)
+    assert statistics.median(durations) < 50e-6
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "failure"),
+    [
+        (ValueError("a shape\nis wrong"), "FAILED", "ValueError: a shape is wrong"),
+        (SystemExit(2), "FAILED", "SystemExit: 2"),
+        (SystemExit(143), "KILLED", None),
+        (KeyboardInterrupt(), "KILLED", None),
+        (SystemExit(0), "FINISHED", None),
+    ],
+    ids=["exception", "exit-2", "sigterm", "ctrl-c", "exit-0"],
+)
+def test_how_the_block_ends_becomes_the_status(
+    store: str, run: dict[str, Any], error: BaseException, status: str, failure: str | None
+) -> None:
+    with pytest.raises(type(error)), Tracker.start(**run, store=store):
+        raise error
+    wait_until(lambda: only_run(store, run["experiment"]).info.status == status)
+    assert only_run(store, run["experiment"]).data.tags.get(mlflow_sender.FAILURE_TAG) == failure
+    assert run["journal"].exists() is (status != "FINISHED"), "a run that may be resumed keeps its journal"
+
+
+# --- what MLflow would refuse -----------------------------------------------------------------------------------------
+
+
+def test_the_limits_are_those_of_the_installed_mlflow() -> None:
+    from mlflow.utils import validation
+
+    assert journal.MAX_PARAM_LENGTH == validation.MAX_PARAM_VAL_LENGTH
+    assert journal.MAX_TAG_LENGTH == validation.MAX_TAG_VAL_LENGTH
+    assert journal.MAX_NAME_LENGTH == validation.MAX_ENTITY_KEY_LENGTH
+    assert mlflow_sender.METRICS_PER_CALL == validation.MAX_METRICS_PER_BATCH
+
+
+def test_any_parameters_arrive_nested_long_many_or_oddly_named(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+    long = "0123456789" * 1000
+    params: dict[str, object] = {
+        "model": {"name": "resnet", "optimizer": {"lr": 0.1, "betas": [0.9, 0.999]}, "head": {}},
+        "resume": None,
+        "a+b": 1,
+        "a*b": 2,
+        "/absolute": 3,
+        "..": 4,
+        "a//b": 5,
+        "n" * 300: 6,
+        "vocabulary": long,
+        **{f"many.{index}": index for index in range(250)},
+    }
+    with Tracker.start(**run | {"params": params}, store=store):
+        pass
+    found = only_run(store, run["experiment"])
+    got = found.data.params
+    assert got["model.optimizer.lr"] == "0.1"
+    assert got["model.optimizer.betas"] == "[0.9, 0.999]"
+    assert got["model.head"] == "{}"
+    assert got["resume"] == "None"
+    assert (got["a_b"], got["a_b_"], got["_absolute"], got["_"], got["a__b"]) == ("1", "2", "3", "4", "5")
+    assert got["n" * 250] == "6"
+    assert got["vocabulary"] == long[:5999] + "…"
+    assert len(got) == 262
+    whole = json.loads(artifact(store, found.info.run_id, "params_full.json", tmp_path))
+    assert whole["vocabulary"] == long
+    assert whole["many.249"] == "249"
+
+
+def test_what_mlflow_refuses_is_said_and_the_rest_arrives(
+    store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Tracker.start(**run, store=store) as tracker:
+        tracker.log_params({"seed": 8, "other": 1})  # MLflow does not let a parameter change
+        tracker.log_artifact(tmp_path / "never-written.png")
+        tracker.log_metrics({"loss": 0.5}, 0)
+    found = only_run(store, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"seed": "7", "other": "1"}
+    assert found.data.metrics == {"loss": 0.5}
+    assert "MLflow refuses params seed" in caplog.text
+    assert "never-written.png vanished" in caplog.text
+
+
+# --- kills and resumes ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
+    store: str, run: dict[str, Any], tmp_path: Path
+) -> None:
+    killed = child(
+        """
+        import os, sys, time
+        from pathlib import Path
+        from src.training.journal import load_state
+        from src.training.tracking import Tracker
+
+        journal, store, experiment = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+        tracker = Tracker.start(journal=journal, experiment=experiment, name="a run", params={"seed": 7},
+                                tags={"kind": "test"}, store=store)
+        for step in range(30):
+            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        while not (state := load_state(journal)) or state.sent < journal.stat().st_size:
+            time.sleep(0.05)
+        for step in range(30, 40):
+            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        os.write(tracker._file, b'{"metrics": {"loss": 0.0')   # the kill comes in the middle of a line
+        os._exit(9)
+        """,
+        run["journal"],
+        store,
+        run["experiment"],
+        cwd=tmp_path,
+    )
+    assert killed.communicate(timeout=60) == ("", ""), "nothing on the terminal"
+    assert killed.returncode == 9
+    before = only_run(store, run["experiment"])
+    assert before.info.status == "RUNNING"
+
+    with Tracker.resume(**run | {"params": {"seed": 8}, "tags": {"kind": "resumed"}}, store=store) as tracker:
+        for step in range(20, 50):  # from the last checkpoint on
+            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+
+    found = only_run(store, run["experiment"])
+    assert found.info.run_id == before.info.run_id
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"seed": "7"}
+    assert found.data.tags["kind"] == "resumed"
+    assert found.data.tags[mlflow_sender.PID_TAG] == str(os.getpid())
+    assert mlflow_sender.FAILURE_TAG not in found.data.tags, "its own dead process must not close a resumed run"
+    assert history(store, found.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(50)]
+
+
+def test_a_crash_between_sending_and_noting_it_doubles_nothing(store: str, run: dict[str, Any]) -> None:
+    with pytest.raises(KeyboardInterrupt), Tracker.start(**run, store=store) as tracker:
+        for step in range(10):
+            tracker.log_metrics({"loss": math.nan if step == 3 else step}, step)
+        raise KeyboardInterrupt
+    wait_until(lambda: only_run(store, run["experiment"]).info.status == "KILLED")
+    wait_until(lambda: not tracker._thread.is_alive())
+    journal.state_path(run["journal"]).unlink()  # as if the power had gone before it was written
+
+    report = send_unsent(run["journal"].parent, store)
+
+    assert report.unsent == 0 and report.problems == ()
+    steps = [step for step, _ in history(store, only_run(store, run["experiment"]).info.run_id, "loss")]
+    assert steps == list(range(10))
+
+
+def test_resuming_without_a_journal_starts_a_run(store: str, run: dict[str, Any]) -> None:
+    with Tracker.resume(**run, store=store) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+    assert only_run(store, run["experiment"]).data.params == {"seed": "7"}
+
+
+def test_a_finished_run_is_not_resumed_but_followed_by_another(store: str, run: dict[str, Any]) -> None:
+    Tracker.start(**run, store=NOBODY, sender=False).finish("FINISHED")  # unsent, so its journal is still there
+    with Tracker.resume(**run | {"name": "again"}, store=store) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+    assert send_unsent(run["journal"].parent, store).unsent == 0
+    found = {found.info.run_name: found.data.metrics for found in runs(store, run["experiment"])}
+    assert found == {"a run": {}, "again": {"loss": 1.0}}
+
+
+def test_dead_runs_are_closed_and_others_left_alone(store: str, run: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here = mlflow_sender.process_tags()
+    cases = {
+        "no such process": here | {mlflow_sender.PID_TAG: str(gone.pid)},
+        "pid used again": here | {mlflow_sender.STARTED_TAG: "1000000000.00"},
+        "before the last boot": here | {mlflow_sender.BOOT_TAG: "another"},
+        "alive": here,
+        "another host": here | {mlflow_sender.HOST_TAG: "elsewhere", mlflow_sender.BOOT_TAG: "another"},
+        "another machine of that name": here
+        | {mlflow_sender.MACHINE_TAG: "another", mlflow_sender.BOOT_TAG: "another"},
+        "another container": here | {mlflow_sender.NAMESPACE_TAG: "another", mlflow_sender.PID_TAG: str(gone.pid)},
+        "not ours": {mlflow_sender.HOST_TAG: here[mlflow_sender.HOST_TAG]},
+    }
+    client = MlflowClient(store)
+    experiment = client.create_experiment("an earlier experiment")
+    ids = {name: client.create_run(experiment, tags=tags).info.run_id for name, tags in cases.items()}
+
+    with Tracker.start(**run, store=store):
+        pass
+
+    killed = {name for name, run_id in ids.items() if client.get_run(run_id).info.status == "KILLED"}
+    assert killed == {"no such process", "pid used again", "before the last boot"}
+    assert all(client.get_run(run_id).info.status == "RUNNING" for name, run_id in ids.items() if name not in killed)
+
+
+def test_six_cold_starts_at_once_share_one_quiet_store(tmp_path: Path) -> None:
+    starts = child(
+        """
+        import os
+        from pathlib import Path
+        from src.training import mlflow_sender, tracking
+
+        os.environ.update(mlflow_sender.QUIET_AND_BOUNDED)
+        import mlflow   # once, and then six processes at the same instant
+
+        processes = []
+        for index in range(6):
+            if pid := os.fork():
+                processes.append(pid)
+                continue
+            tracker = tracking.Tracker.start(journal=Path(f"{index}.jsonl"), experiment="cold", name=str(index),
+                                             params={"seed": 7}, tags={}, store="sqlite:///store/mlflow.db")
+            tracker.log_text("here", "note.txt")
+            tracker.finish("FINISHED", patience=60)
+            os._exit(0)
+        assert [os.waitpid(pid, 0)[1] for pid in processes] == [0] * 6
+        """,
+        cwd=tmp_path,
+    )
+    assert starts.communicate(timeout=120) == ("", ""), "nothing on the terminal"
+    assert starts.returncode == 0
+    found = runs(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}", "cold")
+    assert sorted(run.info.run_name for run in found) == list("012345")
+    assert [run.info.status for run in found] == ["FINISHED"] * 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"], "no mlruns, no journals"
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["mlflow", "mlflow.db", "mlflow.db.lock"]
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_joins_the_run_that_trained_the_model(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("an older run", "the run"):
+        with Tracker.start(**run | {"name": name}, store=store) as tracker:
+            tracker.set_tags({tracking.MODEL_TAG: "ab" * 32})
+        time.sleep(0.01)
+    joins = {"experiment": run["experiment"], "model_sha256": "ab" * 32, "name": "evaluation", "store": store}
+    with Tracker.join(journal=tmp_path / "evaluate.jsonl", tags={"split": "test"}, **joins) as tracker:
+        tracker.log_metrics({"test/accuracy": 0.875}, 0)
+    with pytest.raises(RuntimeError), Tracker.join(journal=tmp_path / "export.jsonl", **joins):
+        raise RuntimeError("the exported model differs")
+
+    older, newer = runs(store, run["experiment"])
+    assert older.data.metrics == {}
+    assert newer.info.run_name == "the run"
+    assert newer.data.metrics == {"test/accuracy": 0.875}
+    assert newer.data.tags["split"] == "test"
+    assert newer.data.tags[mlflow_sender.FAILURE_TAG] == "RuntimeError: the exported model differs"
+    assert newer.info.status == "FINISHED", "the training did finish"
+
+
+def test_parameters_that_a_resume_or_a_join_logs_again_are_no_problem(
+    store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params: dict[str, object] = {"seed": 7, "nested": {"none": None}, "nan": math.nan, "empty": "", "long": "x" * 7000}
+    with pytest.raises(KeyboardInterrupt), Tracker.start(**run | {"params": params}, store=store):
+        raise KeyboardInterrupt
+    with Tracker.resume(**run, store=store) as tracker:
+        tracker.log_params(params | {"resumed": True})
+        tracker.set_tags({tracking.MODEL_TAG: "ef" * 32})
+    joined = Tracker.join(
+        journal=tmp_path / "evaluate.jsonl",
+        experiment=run["experiment"],
+        model_sha256="ef" * 32,
+        name="evaluation",
+        store=store,
+    )
+    with joined as tracker:
+        tracker.log_params(params | {"joined": True})
+
+    found = only_run(store, run["experiment"])
+    assert (found.data.params["resumed"], found.data.params["joined"], len(found.data.params)) == ("True", "True", 7)
+    assert "MLflow refuses" not in caplog.text
+
+
+def test_joining_an_unknown_model_makes_a_run_and_says_so(
+    store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    joins = {"experiment": run["experiment"], "model_sha256": "cd" * 32, "name": "evaluation", "store": store}
+    for stage in ("evaluate", "export"):
+        with Tracker.join(journal=tmp_path / f"{stage}.jsonl", **joins) as tracker:
+            tracker.log_metrics({f"{stage}/seconds": 1.0}, 0)
+    found = only_run(store, run["experiment"])
+    assert found.info.run_name == "evaluation" and found.info.status == "FINISHED"
+    assert found.data.metrics == {"evaluate/seconds": 1.0, "export/seconds": 1.0}
+    assert caplog.text.count("a new run evaluation takes what was measured") == 1
+
+
+# --- no server --------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_server_training_ends_in_time_and_says_once_what_is_kept(
+    store: str, run: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = time.monotonic()
+    with Tracker.start(**run, store=NOBODY) as tracker:
+        wait_until(lambda: "cannot be reached" in caplog.text)
+        time.sleep(2.5)  # a second attempt fails as well
+        tracker.log_metrics({"loss": 0.5}, 0)
+    assert time.monotonic() - begin < 20
+    assert caplog.text.count("cannot be reached") == 1
+    assert "3 records of this run are not in MLflow yet" in caplog.text
+    assert "python -m src.sync" in caplog.text
+    assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == tracking.__name__)
+
+    report = send_unsent(run["journal"].parent, NOBODY)
+    assert (report.sent, report.unsent) == (0, 3)
+    (problem,) = report.problems
+    assert str(run["journal"]) in problem
+
+    assert send_unsent(run["journal"].parent, store) == tracking.Report(3, 0, ())
+    assert only_run(store, run["experiment"]).info.status == "FINISHED"
+    assert not run["journal"].exists()
+
+
+def test_a_new_run_keeps_the_unsent_journal_of_the_run_before(store: str, run: dict[str, Any]) -> None:
+    for name in ("first", "second"):
+        Tracker.start(**run | {"name": name}, store=NOBODY, sender=False).finish("FINISHED")
+    report = send_unsent(run["journal"].parent, store)
+    assert (report.sent, report.unsent) == (4, 0)
+    assert [found.info.run_name for found in runs(store, run["experiment"])] == ["first", "second"]
+    assert send_unsent(run["journal"].parent, store) == tracking.Report(0, 0, ())
+
+
+def test_the_journal_of_a_store_that_was_made_anew_is_sent_whole(
+    store: str, database: Path, run: dict[str, Any]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Tracker.start(**run, store=store) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+        raise KeyboardInterrupt
+    wait_until(lambda: not tracker._thread.is_alive())
+    state = json.loads(journal.state_path(run["journal"]).read_text())
+    journal.state_path(run["journal"]).write_text(json.dumps(state | {"run_id": "0" * 32}))  # unknown to the store
+    with Tracker.resume(**run, store=store) as tracker:
+        tracker.log_metrics({"loss": 0.5}, 1)
+    found = only_run(store, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert history(store, found.info.run_id, "loss") == [(0, 1.0), (1, 0.5)]
+
+
+def test_a_full_disk_is_said_and_not_fatal(run: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker.start(**run, store=NOBODY, sender=False)
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), tracker._file)
+    tracker.log_metrics({"loss": 0.5}, 0)
+    tracker.log_metrics({"loss": 0.5}, 1)
+    assert caplog.text.count("cannot be written") == 1
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """`mlflow server` on a free port, over a database that is already made; may be killed and started again."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.folder = folder
+        shutil.copy(database, folder / "mlflow.db")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self.process is not None:
+            return
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
+        wait_until(self._healthy, 90)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), database)
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_run_without_its_server_is_completed_when_the_server_is_back(
+    server: Server, run: dict[str, Any], tmp_path: Path
+) -> None:
+    server.kill()
+    with Tracker.start(**run, store=server.uri) as tracker:
+        for step in range(5):
+            tracker.log_metrics({"loss": float(step)}, step)
+        tracker.log_text("lr: 0.1\n", "config.yaml")
+    assert run["journal"].exists()
+
+    server.start()
+    assert send_unsent(run["journal"].parent).problems == ()
+    assert not run["journal"].exists()
+    found = only_run(server.uri, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert history(server.uri, found.info.run_id, "loss") == [(step, float(step)) for step in range(5)]
+    assert artifact(server.uri, found.info.run_id, "config.yaml", tmp_path) == "lr: 0.1\n"
+
+
+@pytest.mark.slow
+def test_a_run_on_the_server_of_the_environment_arrives_whole(
+    server: Server,
+    run: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    with Tracker.start(**run | {"params": {"long": "x" * 7000}}) as tracker:
+        tracker.log_metrics({"loss": math.nan, "other": 1.0}, 0)
+        tracker.log_metrics({"loss": math.inf}, 1)
+        tracker.finish("FINISHED", patience=60)
+    found = only_run(server.uri, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert len(found.data.params["long"]) == journal.MAX_PARAM_LENGTH
+    (_, first), (_, second) = history(server.uri, found.info.run_id, "loss")
+    assert math.isnan(first) and second > 1e308
+    assert "x" * 7000 in artifact(server.uri, found.info.run_id, "params_full.json", tmp_path)
+    assert capfd.readouterr().out == "", "no advert of the run's address"
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_neither_kills_nor_delays_training(
+    server: Server, run: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.start()
+    with Tracker.start(**run, store=server.uri) as tracker:
+        tracker.log_metrics({"loss": 0.0}, 0)
+        wait_until(lambda: journal.count_unsent(run["journal"]) == 0)
+        server.kill()
+        begin = time.monotonic()
+        for step in range(1, 200):
+            tracker.log_metrics({"loss": float(step)}, step)
+        assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 15
+    assert "are not in MLflow yet" in caplog.text
+
+    server.start()
+    assert only_run(server.uri, run["experiment"]).info.status == "RUNNING"
+    assert send_unsent(run["journal"].parent) == tracking.Report(200, 0, ())
+    found = only_run(server.uri, run["experiment"])
+    assert found.info.status == "FINISHED"
+    assert history(server.uri, found.info.run_id, "loss") == [(step, float(step)) for step in range(200)]
+
+
+# --- what a run depended on -------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_environment_names_commit_lock_packages_and_machine(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    (tmp_path / "requirements.lock").write_text("")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    clean = provenance.environment(device="cpu", threads=2, root=tmp_path)
+    assert clean["git.commit"] == git(tmp_path, "rev-parse", "HEAD").strip()
+    assert clean["git.dirty"] == "false"
+    assert provenance.dirty_patch(tmp_path) == ""
+    assert clean["lock.sha256"] == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert (clean["device"], clean["threads"]) == ("cpu", "2")
+    assert clean["python"] == ".".join(map(str, sys.version_info[:3]))
+
+    (tmp_path / "code.py").write_text("x = 2\n")
+    (tmp_path / "new.py").write_text("y = 1\n")
+    assert provenance.environment(root=tmp_path)["git.dirty"] == "true"
+    patch = provenance.dirty_patch(tmp_path)
+    assert "# untracked: new.py" in patch and "+x = 2" in patch
+    git(tmp_path, "checkout", "-q", "code.py")
+    (tmp_path / "dirty.patch").write_text(patch)
+    git(tmp_path, "apply", "dirty.patch")
+    assert (tmp_path / "code.py").read_text() == "x = 2\n"
+
+
+def test_the_environment_is_told_without_git_and_without_importing_torch(tmp_path: Path) -> None:
+    asked = child(
+        """
+        import sys, time
+        from pathlib import Path
+        from src.training.provenance import dirty_patch, environment
+
+        begin = time.perf_counter()
+        found = environment(root=Path.cwd())
+        assert time.perf_counter() - begin < 1, "took seconds"
+        assert (found["git.commit"], found["git.dirty"], found["lock.sha256"]) == ("unknown",) * 3, found
+        assert dirty_patch(Path.cwd()) == ""
+        assert found["torch"][0].isdigit() and "torch" not in sys.modules
+        """,
+        cwd=tmp_path,
+    )
+    assert asked.communicate(timeout=60) == ("", "")
+    assert asked.returncode == 0
