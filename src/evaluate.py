@@ -10,7 +10,7 @@ from src.config import Config, main
 
 
 def evaluate(config: Config) -> None:
-    """Writes `evaluation/` into the run's folder and adds all of it to the run in MLflow.
+    """Writes metrics.json, confusion.csv and `evaluation/` into the run's folder and adds them to the run in MLflow.
 
     Raises:
         Failure: there is no trained model, or the model or the data is damaged.
@@ -34,22 +34,26 @@ def evaluate(config: Config) -> None:
     if meta["kind"] == "pairs":
         pictures = translation.generated(model, test, limit)
         metrics = translation.report(*pictures, config.evaluation, folder, **title)
+        pairs: list[dict[str, str]] = []
         if meta["palette"]:
             train = packed.read_split(config.processed, "train")
-            metrics |= translation.label_recovery(
+            scores, pairs = translation.label_recovery(
                 train, *pictures, config.evaluation, seed=config.seed, bf16=bf16_pays(config.trainer)
             )
+            metrics |= scores
     else:
         found = classification.probabilities(model, test, limit)
-        metrics = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
+        metrics, pairs = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
 
-    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name} | metrics)
+    tables.write_csv(config.folder / "confusion.csv", pairs)
+    tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
     sha256 = weights.read_note(config.folder / "train")["sha256"]
     with Tracker.join(
         journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
     ) as tracker:
         tracker.log_metrics({f"test_{name}": value for name, value in metrics.items()}, step=0)
         tracker.log_artifact(folder, "evaluation")
+        tracker.log_artifact(config.folder / "metrics.json")
     print("\n".join(f"{name:32} {value:.4g}" for name, value in metrics.items()), flush=True)
 
 

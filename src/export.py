@@ -76,7 +76,7 @@ def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], diff
     from src.data.sources import sha256_of
     from src.reporting.card import Card
 
-    evaluated = config.folder / "evaluation" / "metrics.json"
+    evaluated = config.folder / "metrics.json"
     metrics = json.loads(evaluated.read_text()) if evaluated.exists() else {}
     tasks = {"images": "image-classification", "text": "text-classification", "pairs": "image-to-image"}
     limits = [

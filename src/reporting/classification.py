@@ -46,15 +46,14 @@ def report(
     *,
     label: str,
     sample: bool,
-) -> dict[str, float]:
-    """Writes confusion, calibration and mistakes into `folder`; returns the metrics.
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Draws confusion, calibration and mistakes into `folder`; returns the metrics and (actual, predicted) of each example.
 
-    Files: confusion.csv and .png, calibration.csv and .png, mistakes.png (images) or mistakes.md (texts).
+    Files: confusion.png, calibration.csv and .png, mistakes.png (images) or mistakes.md (texts).
     """
     classes: Sequence[str] = meta["classes"]
     confidence, predicted = probability.max(1)
     correct = (predicted == labels).numpy()
-    tables.write_csv(folder / "confusion.csv", tables.confusion_pairs(labels.numpy(), predicted.numpy(), classes))
     matrix = metrics.multiclass_confusion_matrix(predicted, labels, len(classes)).numpy()
     plots.confusion_matrix(matrix, classes, folder / "confusion.png", label=label, sample=sample)
     bins = wanted.calibration_bins
@@ -76,7 +75,7 @@ def report(
         tables.text_mistakes(texts, folder / "mistakes.md", label=label, sample=sample)
 
     each = {"num_classes": len(classes), "average": "macro"}
-    return {
+    scores = {
         "accuracy": float(correct.mean()),
         "precision": float(metrics.multiclass_precision(predicted, labels, **each)),
         "recall": float(metrics.multiclass_recall(predicted, labels, **each)),
@@ -85,6 +84,7 @@ def report(
         "loss": float(nn.functional.nll_loss(probability.clamp_min(1e-12).log(), labels)),
         "examples": len(labels),
     }
+    return scores, tables.confusion_pairs(labels.numpy(), predicted.numpy(), classes)
 
 
 def _text(split: Mapping[str, Tensor], meta: Mapping[str, Any], place: int) -> str:

@@ -15,8 +15,10 @@ from src.config import Evaluation
 from src.data.batching import Batches
 from src.data.facade_palette import FACADE_PALETTE
 from src.models.segmenter import segmentation_scores, train_segmenter
-from src.reporting import plots
+from src.reporting import plots, tables
 from src.reporting.classification import limited
+
+GRID = 8  # pixels a side whose label, actual and read back, goes into the confusion plot
 
 
 def generated(model: nn.Module, batches: Batches, limit: int | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,11 +60,12 @@ def labels_of(maps: Tensor) -> Tensor:
 
 def label_recovery(
     train: Mapping[str, Tensor], inputs: Tensor, pictures: Tensor, targets: Tensor, wanted: Evaluation, *, seed: int, bf16: bool
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, str]]]:
     """How well labels can be read back off generated pictures, beside what the same reader scores on real photos.
 
     The reader is a small U-Net trained on the training part's real photos and label maps: the paper's FCN score with a judge
-    of its own. `recovered` is the ratio of the per-pixel accuracies.
+    of its own. `labels_recovered` is the ratio of the per-pixel accuracies. Also returned: (actual, read back) of each pixel
+    on a coarse grid over the generated pictures.
     """
     classes = len(FACADE_PALETTE)
     judge = train_segmenter(
@@ -76,15 +79,16 @@ def label_recovery(
     )
     truth = labels_of(inputs)
     scores: dict[str, float] = {}
+    read = {}
     for name, images in (("generated", pictures), ("real", targets)):
-        confusion = torch.zeros(classes * classes, dtype=torch.int64)
         with torch.inference_mode():
-            for chosen in torch.arange(len(images)).split(8):
-                read = judge(images[chosen].float() / 255).argmax(1)
-                confusion += torch.bincount((truth[chosen] * classes + read).flatten(), minlength=classes * classes)
+            read[name] = torch.cat([judge(some.float() / 255).argmax(1) for some in images.split(8)])
+        confusion = torch.bincount((truth * classes + read[name]).flatten(), minlength=classes * classes)
         found = segmentation_scores(confusion.view(classes, classes))
         scores |= {f"labels_{key}_{name}": value for key, value in found.items()}
     scores["labels_recovered"] = scores["labels_pixel_accuracy_generated"] / scores["labels_pixel_accuracy_real"]
-    return scores
+    step = max(1, truth.shape[-1] // GRID)
+    grid = [x[:, step // 2 :: step, step // 2 :: step].flatten().numpy() for x in (truth, read["generated"])]
+    return scores, tables.confusion_pairs(*grid, list(FACADE_PALETTE))
 
 
