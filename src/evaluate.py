@@ -15,6 +15,10 @@ def evaluate(config: Config) -> None:
     Raises:
         Failure: there is no trained model, or the model or the data is damaged.
     """
+    from src.training import startup
+
+    startup.import_lightning()
+
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
@@ -29,28 +33,30 @@ def evaluate(config: Config) -> None:
     test = batches(config.processed, "test", config.loader, train=False)
     folder = config.folder / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    limit, title = config.trainer.limit_test_batches, {"label": config.label, "sample": config.sample}
-
-    if meta["kind"] == "pairs":
-        pictures = translation.generated(model, test, limit)
-        metrics = translation.report(*pictures, config.evaluation, folder, **title)
-        pairs: list[dict[str, str]] = []
-        if meta["palette"]:
-            train = packed.read_split(config.processed, "train")
-            scores, pairs = translation.label_recovery(
-                train, *pictures, config.evaluation, seed=config.seed, bf16=bf16_pays(config.trainer)
-            )
-            metrics |= scores
-    else:
-        found = classification.probabilities(model, test, limit)
-        metrics, pairs = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
-
-    tables.write_csv(config.folder / "confusion.csv", pairs)
-    tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
+    # Joined first, so that MLflow's import overlaps with the work.
     sha256 = weights.read_note(config.folder / "train")["sha256"]
     with Tracker.join(
         journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
     ) as tracker:
+        limit, title = config.trainer.limit_test_batches, {"label": config.label, "sample": config.sample}
+
+        if meta["kind"] == "pairs":
+            pictures = translation.generated(model, test, limit)
+            metrics = translation.report(*pictures, config.evaluation, folder, **title)
+            pairs: list[dict[str, str]] = []
+            if meta["palette"]:
+                train = packed.read_split(config.processed, "train")
+                scores, pairs = translation.label_recovery(
+                    train, *pictures, config.evaluation, seed=config.seed, bf16=bf16_pays(config.trainer)
+                )
+                metrics |= scores
+        else:
+            found = classification.probabilities(model, test, limit)
+            metrics, pairs = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
+
+        tables.write_csv(config.folder / "confusion.csv", pairs)
+        tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
+
         tracker.log_metrics({f"test_{name}": value for name, value in metrics.items()}, step=0)
         tracker.log_artifact(folder, "evaluation")
         tracker.log_artifact(config.folder / "metrics.json")

@@ -22,6 +22,10 @@ def export(config: Config) -> None:
     """
     import shutil
 
+    from src.training import startup
+
+    startup.import_lightning()
+
     from src.data import packed
     from src.data.batching import batches
     from src.models import onnx_export, weights
@@ -33,32 +37,32 @@ def export(config: Config) -> None:
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
     note = weights.read_note(config.folder / "train")
-    inputs = onnx_export.INPUTS[meta["kind"]]
-    examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
-
-    folder = config.folder / "export"
-    building = config.folder / ".export"  # replaces the last good export only when it is whole
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    onnx_export.write(model, inputs, examples, building / "model.onnx", opset=config.export.opset)
-    difference = onnx_export.largest_difference(model, inputs, examples, building / "model.onnx", config.export.tolerance)
-    shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-    (building / "signature.json").write_text(json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n")
-    text = card.model_card(_card(config, meta, note, difference, building))
-    (building / "README.md").write_text(text)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    print(f"largest difference to PyTorch on real inputs: {difference:.2e}", flush=True)
-
-    rows = onnx_export.latency(model, inputs, examples, folder / "model.onnx", config.export)
-    table = tables.markdown(rows, ["batch", "pytorch_ms", "onnxruntime_ms", "speedup"])
-    # Times differ from run to run: this table stands beside DVC's outputs, not in them.
-    (config.folder / "latency.md").write_text(f"One thread, milliseconds a batch, this machine.\n\n{table}")
-    print(table, flush=True)
-    plots.latency(rows, config.folder / "latency.png", label=config.label, sample=config.sample)
     with Tracker.join(
         journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
     ) as tracker:
+        inputs = onnx_export.INPUTS[meta["kind"]]
+        examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
+
+        folder = config.folder / "export"
+        building = config.folder / ".export"  # replaces the last good export only when it is whole
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        onnx_export.write(model, inputs, examples, building / "model.onnx", opset=config.export.opset)
+        difference = onnx_export.largest_difference(model, inputs, examples, building / "model.onnx", config.export.tolerance)
+        shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
+        (building / "signature.json").write_text(json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n")
+        text = card.model_card(_card(config, meta, note, difference, building))
+        (building / "README.md").write_text(text)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        print(f"largest difference to PyTorch on real inputs: {difference:.2e}", flush=True)
+
+        rows = onnx_export.latency(model, inputs, examples, folder / "model.onnx", config.export)
+        table = tables.markdown(rows, ["batch", "pytorch_ms", "onnxruntime_ms", "speedup"])
+        # Times differ from run to run: this table stands beside DVC's outputs, not in them.
+        (config.folder / "latency.md").write_text(f"One thread, milliseconds a batch, this machine.\n\n{table}")
+        print(table, flush=True)
+        plots.latency(rows, config.folder / "latency.png", label=config.label, sample=config.sample)
         tracker.log_artifact(folder, "export")
         tracker.log_artifact(config.folder / "latency.md", "export")
         tracker.log_artifact(config.folder / "latency.png", "plots")

@@ -33,7 +33,10 @@ def train(config: Config) -> None:
     Raises:
         Failure: the data can't be prepared, or the same run is under way.
     """
+    from src.training import startup
+
     config = prepared(config)
+    startup.import_lightning()
 
     import torch
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
