@@ -160,7 +160,7 @@ class Loader(Section):
     eval_batch_size: PositiveInt = 500
     flip: Literal["none", "random", "alternating"] = "none"  # alternating: random at first, then every second epoch mirrored
     crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
-    resize: PositiveInt | None = None  # pairs: enlarged to this before the random crop (pix2pix: 286 for 256)
+    enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
     max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
     word_dropout: Probability = 0.0  # text: tokens become <unk> with this probability
 

@@ -37,6 +37,7 @@ def train(config: Config) -> None:
 
     config = prepared(config)
     startup.import_lightning()
+    startup.keep_memory()
 
     import torch
     from pytorch_lightning.utilities.rank_zero import rank_zero_only

@@ -41,17 +41,18 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def jitter_pair(
-    source: Tensor, target: Tensor, *, resize: int | None, flip: bool, random: torch.Generator
+    source: Tensor, target: Tensor, *, enlarge: float, flip: bool, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """pix2pix's jitter, the same for both: enlarged to `resize`, cropped at random to the old size, mirrored half the time.
+    """pix2pix's jitter, the same for both: enlarged by `enlarge`, cropped at random to the old size, mirrored half the time.
 
     Both uint8 [B, 3, S, S], as are the results (Isola et al., 2017, section 6.2).
     """
     size = source.shape[-1]
+    resize = round(size * enlarge)
     both = torch.cat([source, target], dim=1)
     made = []
     for pair in both:
-        if resize and resize > size:
+        if resize > size:
             top, left = torch.randint(0, resize - size + 1, (2,), generator=random).tolist()
             large = F.interpolate(pair[None].float(), size=(resize, resize), mode="bilinear", antialias=False)[0]
             pair = large[:, top : top + size, left : left + size].round().to(torch.uint8)

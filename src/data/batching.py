@@ -115,7 +115,7 @@ class PairBatches(Batches):
         if not self.train:
             return pair
         random = generator(self.seed, "jitter", self.epoch, index)
-        return augmentation.jitter_pair(*pair, resize=self.loader.resize, flip=self.loader.flip != "none", random=random)
+        return augmentation.jitter_pair(*pair, enlarge=self.loader.enlarge, flip=self.loader.flip != "none", random=random)
 
 
 class TextBatches(Batches):
