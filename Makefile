@@ -5,24 +5,54 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < requirements.lock | tr ' ' '-')
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-unexport PYTHONPATH PYTHONHOME
+export MLFLOW_DISABLE_TELEMETRY := true
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all lint ui lock clean
+.PHONY: help setup repro test test-fast lint format ui lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## the environment in .venv, from the lock (one to three minutes the first time)
+setup: $(READY)  ## the environment in .venv, from the lock (a minute or two, once)
 
-# pip checks and installs uv alone, out of the same lock; uv then installs the rest in parallel.
+# pip checks and installs uv alone, out of the same lock; uv installs the rest in parallel. Bytecode is compiled here, so that
+# every start is a quick one, also where Python is told not to write any.
 $(READY): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is %s. Name another: make PYTHON=python3.12 setup" % sys.version.split()[0] or 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12 setup" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@sed -n '/^uv==/,/^    #/p' requirements.lock > $(VENV)/uv.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
-	UV_HTTP_TIMEOUT=300 $(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+	@echo "installing the locked packages into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
+	@UV_HTTP_TIMEOUT=300 $(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+	@# A folder without git (an unpacked archive) is a DVC project as well.
+	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
 	@rm -f $(VENV)/.ready-* && touch $@
 
-lock:  ## pins anew what pyproject.toml allows
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --no-header pyproject.toml -o requirements.lock
+repro: setup  ## the whole pipeline on the sample profile: download, preprocess, train, evaluate, export
+	dvc repro
+	@dvc metrics show
+
+test: setup  ## all tests, the real pipeline in a clean clone among them
+	python -m pytest
+
+test-fast: setup  ## the tests that neither train nor start servers
+	python -m pytest -m "not slow and not pipeline"
+
+lint: setup  ## ruff and mypy
+	ruff check
+	ruff format --check
+	mypy
+
+format: setup  ## what ruff mends by itself
+	ruff check --fix
+	ruff format
+
+ui: setup  ## MLflow's pages on http://127.0.0.1:5000, for this machine alone
+	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/experiments/mlflow.db}"
+
+lock: setup  ## pins anew what pyproject.toml allows, into requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --no-header pyproject.toml -o requirements.lock
+
+clean:  ## removes what runs made outside DVC's outputs: direct runs, their data, unfinished work
+	rm -rf experiments/runs experiments/.work data/direct data/.partial

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from src.config import ROOT, Config, ConfigError, compose, write_resolved
 
@@ -25,7 +26,16 @@ def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from overrides_of(value, f"{prefix}{key}.")
         elif value != "default":
-            yield f"{prefix}{key}={json.dumps(value)}"
+            yield f"{prefix}{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    """A value in Hydra's grammar, whose strings know no escape but that of a quote."""
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    return json.dumps(value)
 
 
 def data_overrides(params: Mapping[str, Any], name: str) -> list[str]:
@@ -43,7 +53,9 @@ def compose_experiment(params: Mapping[str, Any], name: str) -> Config:
     common = [f"experiment={name}", f"profile={params['profile']}", f"output=experiments/{name}"]
     shared = compose([*common, f"trainer={params['trainer']}"])
     if shared.data.name not in params["data"]:
-        raise ConfigError(f"data.{shared.data.name}: not in params.yaml, but {name} needs it; add the line `{shared.data.name}: {{}}`")
+        raise ConfigError(
+            f"data.{shared.data.name}: not in params.yaml, but {name} needs it; add the line `{shared.data.name}: {{}}`"
+        )
     own = list(overrides_of(chosen.get("overrides", {})))
     config = compose([*common, f"trainer={params['trainer']}", *data_overrides(params, shared.data.name), *own])
     prepared = compose_data(params, config.data.name)
@@ -53,12 +65,19 @@ def compose_experiment(params: Mapping[str, Any], name: str) -> Config:
                 f"experiments.{name}: data.{key} is {value!r}, but data/processed is shared and packed with "
                 f"{prepared.packing[key]!r}; set it under data.{config.data.name} in params.yaml"
             )
-    # DVC watches src/models/<model>.py: another file there would make it say "up to date" of a network that changed.
+    # DVC watches the packed <data> and src/models/<model>.py: other names there would make it say "up to date" of what changed.
+    if chosen.get("data") != config.data.name:
+        used = config.data.name
+        raise ConfigError(
+            f"experiments.{name}.data: is {chosen.get('data')!r}, but {used} is used; write {used!r} there"
+        )
     watched = {f"src.models.{chosen.get('model')}", "src.models.classifier"}
     for target in targets_of(config.plain()["model"]):
         if (module := target.rpartition(".")[0]) not in watched:
             name_of = module.rpartition(".")[2]
-            raise ConfigError(f"experiments.{name}.model: is {chosen.get('model')!r}, but {module} is used; write {name_of!r} there")
+            raise ConfigError(
+                f"experiments.{name}.model: is {chosen.get('model')!r}, but {module} is used; write {name_of!r} there"
+            )
     return config
 
 
@@ -79,7 +98,9 @@ def compose_data(params: Mapping[str, Any], name: str) -> Config:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m src.compose", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.compose", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("kind", choices=["data", "experiment"])
     parser.add_argument("name", help="a key of params.yaml's `data` or `experiments`")
     arguments = parser.parse_args()
@@ -93,7 +114,10 @@ def main() -> None:
             content = {"profile": content["profile"], "data": content["data"]}
             del content["data"]["loader"]
         else:
-            config, path = compose_experiment(params, arguments.name), ROOT / "experiments" / arguments.name / "config.yaml"
+            config, path = (
+                compose_experiment(params, arguments.name),
+                ROOT / "experiments" / arguments.name / "config.yaml",
+            )
             content = config.plain()
     except ConfigError as error:
         for line in str(error).splitlines():

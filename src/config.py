@@ -7,12 +7,14 @@ checked `Config`. Nothing here imports torch: a typing mistake is answered in ha
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import importlib
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ import pydantic
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from src.errors import Failure
 
@@ -118,8 +120,10 @@ class Step(Section):
     factor: Positive = 0.1
 
 
-def _name_of(value: Any) -> Any:
-    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+def _name_of(value: Any) -> str:
+    """The tag of a union's section; without a name it is no section's tag, and the fault lists those that there are."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return "" if name is None else str(name)
 
 
 def _one_of(*sections: type[Section]) -> Any:
@@ -158,7 +162,9 @@ class Loader(Section):
 
     batch_size: PositiveInt
     eval_batch_size: PositiveInt = 500
-    flip: Literal["none", "random", "alternating"] = "none"  # alternating: random at first, then every second epoch mirrored
+    flip: Literal["none", "random", "alternating"] = (
+        "none"  # alternating: random at first, then every second epoch mirrored
+    )
     crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
     enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
     max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
@@ -177,7 +183,9 @@ class Data(Build):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     official: Official | None = None
-    archive: str | None = None  # a path or URL of an archive (or folder) that the user has, taken instead of the official one
+    archive: str | None = (
+        None  # a path or URL of an archive (or folder) that the user has, taken instead of the official one
+    )
     sha256: Sha256 | None = None  # that archive's
     loader: Loader | None = None
 
@@ -187,6 +195,10 @@ class EarlyStopping(Section):
     min_delta: NonNegative = 0.0
 
 
+# YAML and the command line read 32 as a number.
+Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda given: "32" if given == 32 else given)]
+
+
 class Trainer(Section):
     """How Lightning trains."""
 
@@ -194,7 +206,7 @@ class Trainer(Section):
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["auto", "32", "bf16"] = "auto"
+    precision: Precision = "auto"
     channels_last: bool = True
     compile: bool = False
     threads: PositiveInt | None = None
@@ -343,7 +355,9 @@ def parameters_of(target: str) -> dict[str, tuple[Any, Any]]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
     }
     if attribute not in definitions:
-        raise ValueError(f"is not there: {source.relative_to(ROOT)} has {_listed(definitions)}{_nearest(attribute, definitions)}")
+        raise ValueError(
+            f"is not there: {source.relative_to(ROOT)} has {_listed(definitions)}{_nearest(attribute, definitions)}"
+        )
     node = definitions[attribute]
     if isinstance(node, ast.ClassDef):
         node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)  # type: ignore[assignment]
@@ -410,7 +424,9 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_explain(fault, content, schema) for fault in error.errors()))) from None
+        raise ConfigError(
+            "\n".join(dict.fromkeys(_explain(fault, content, schema) for fault in error.errors()))
+        ) from None
 
 
 def as_assignments(overrides: list[str]) -> list[str]:
@@ -418,14 +434,14 @@ def as_assignments(overrides: list[str]) -> list[str]:
 
     `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of Hydra;
     `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged; `+experiment=` is how
-    Hydra's users know it, though the group stands in the defaults list so that `debug` comes after it.
+    Hydra's users know it, though the group stands in the defaults list so that `debug` comes after it; `debug=null` drops it.
     """
     meant: list[str] = []
     for override in overrides:
         found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
         if found and (CONF / found[1]).is_dir():  # a choice in a group
-            found = None
-        if found and found[2].startswith("{"):
+            meant.append(f"~{found[1]}" if found[2] == "null" else override)
+        elif found and found[2].startswith("{"):
             meant += [f"++{found[1]}=null", f"++{override}"]
         else:
             meant.append(f"++{override}" if found else "experiment=".join(override.split("+experiment=", 1)))
@@ -460,7 +476,9 @@ def write_resolved(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a resolved configuration that the stages can be called on: `-cp FOLDER -cn NAME`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = "# Resolved from conf/ (and params.yaml): change those, not this.\n"
-    path.write_text(header + yaml.safe_dump(RESOLVED_HEAD | dict(content), sort_keys=False, allow_unicode=True, width=120))
+    path.write_text(
+        header + yaml.safe_dump(RESOLVED_HEAD | dict(content), sort_keys=False, allow_unicode=True, width=120)
+    )
 
 
 def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Callable[[], None]:
@@ -473,27 +491,48 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
 
     def command() -> None:
         register_resolvers()
-        sys.argv[1:] = as_assignments(sys.argv[1:])
+        if not {"-sc", "--shell-completion"} & set(sys.argv):  # whose `query=bash` is no key
+            sys.argv[1:] = as_assignments(sys.argv[1:])
+        if {"-h", "--help"} & set(sys.argv) and not re.search(r"experiment=| -cn| --config-name", " ".join(sys.argv)):
+            sys.argv.append(f"experiment={_experiments()[0]}")  # help shows a whole configuration
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said better here
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
         def run(composed: DictConfig) -> None:
-            stage(check(composed, schema))
+            try:
+                config = check(composed, schema)
+            except ConfigError as error:
+                _remove_run_folder()
+                sys.exit(_refusal(str(error)))
+            try:
+                stage(config)
+            except ConfigError as error:
+                sys.exit(_refusal(str(error)))
+            except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
+                print(f"{stage.__name__} failed: {error}", file=sys.stderr)
+                sys.exit(1)
 
         run.__module__ = "__main__"  # so that Hydra takes a relative `-cp` as relative to src/
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
-        except ConfigError as error:
-            sys.exit(_refusal(str(error)))
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             sys.exit(_refusal(explain_hydra(error)))
         except KeyboardInterrupt:
             sys.exit(130)
-        except Failure as error:
-            print(f"{stage.__name__} failed: {error}", file=sys.stderr)
-            sys.exit(1)
 
     return command
+
+
+def _remove_run_folder() -> None:
+    """Removes what Hydra made for a run that is then refused; a stage on a resolved file has no such folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    made = HydraConfig.get()
+    if made.output_subdir:
+        folder = Path(made.runtime.output_dir)
+        shutil.rmtree(folder / made.output_subdir)
+        with contextlib.suppress(OSError):  # something else lies in it
+            folder.rmdir()
 
 
 def _refusal(lines: str) -> int:
@@ -510,21 +549,25 @@ def explain_hydra(error: Exception) -> str:
         group, _, choice = missing.rpartition("/")
         return f"{group}={choice}: unknown; allowed: {_listed(options)}{_nearest(choice, options)}"
     if "You must specify" in text:
-        experiments = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-        return f"experiment: not given; say which: {', '.join('+experiment=' + name for name in experiments)}"
+        return f"experiment: not given; say which: {', '.join('+experiment=' + name for name in _experiments())}"
     return text
+
+
+def _experiments() -> list[str]:
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 def _explain(fault: Any, content: Any, schema: type[Section]) -> str:
     """One line for one of pydantic's faults."""
     keys: list[str] = []
     here: Any = content
-    for part in map(str, fault["loc"]):  # a union puts its tag or its branch into the path: keep what the content really has
+    # A union puts its tag or its branch into the path: keep what the content really has.
+    for place, part in enumerate(map(str, fault["loc"]), start=1):
         if isinstance(here, Mapping) and part in here:
             here = here[part]
         elif isinstance(here, list) and part.isdigit():
             here = here[int(part)]
-        elif fault["type"] != "missing":
+        elif fault["type"] != "missing" or place < len(fault["loc"]):
             continue
         keys.append(part)
     where, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
@@ -536,6 +579,8 @@ def _explain(fault: Any, content: Any, schema: type[Section]) -> str:
             return f"{where}: not given"
         case "union_tag_invalid":
             names = [name.strip(" '") for name in context["expected_tags"].split(",")]
+            if not context["tag"]:
+                return f"{where}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {_listed(names)}"
             return f"{where}.name: {context['tag']!r} is unknown; allowed: {_listed(names)}{_nearest(context['tag'], names)}"
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
@@ -548,7 +593,9 @@ def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[
     for key in path:
         content = content[key]
         named = _sections(schema.model_fields[key].annotation)
-        schema = next(s for s in named if len(named) == 1 or s.model_fields["name"].annotation.__args__ == (content["name"],))  # type: ignore[union-attr]
+        schema = next(
+            s for s in named if len(named) == 1 or s.model_fields["name"].annotation.__args__ == (content["name"],)
+        )  # type: ignore[union-attr]
     return [field.alias or key for key, field in schema.model_fields.items()]
 
 

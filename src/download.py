@@ -1,7 +1,7 @@
 """Stage `download`: the raw archive, verified, and a note of where it came from.
 
-    python -m src.download -cp ../data -cn cifar10      (what DVC runs, on the file that compose wrote)
-    python -m src.download +experiment=cifar10_resnet profile=full data.archive=~/Downloads/cifar-10-binary.tar.gz
+python -m src.download -cp ../data -cn cifar10      (what DVC runs, on the file that compose wrote)
+python -m src.download +experiment=cifar10_resnet profile=full data.archive=~/Downloads/cifar-10-binary.tar.gz
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def download(config: DataConfig) -> None:
         origin = data.official.urls[0]
         sha256 = fetch(data.official.urls, archive, sha256=data.official.sha256, partial_dir=partial)
     else:
-        raise ConfigError(f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL")
+        raise ConfigError(
+            f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
+        )
     source = {"origin": origin, "archive": archive.name, "bytes": archive.stat().st_size, "sha256": sha256}
     (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
     print(f"{data.name}: {archive.name}, {source['bytes'] / 1e6:.1f} MB from {origin}, sha256 {sha256}", flush=True)

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the test split's metrics, plots and pictures. Nothing else touches the test split.
 
-    python -m src.evaluate -cp ../experiments/cifar10_resnet -cn config        (what DVC runs)
-    python -m src.evaluate -cp ../experiments/runs/NAME/RUN -cn config         a direct run
+python -m src.evaluate -cp ../experiments/cifar10_resnet -cn config        (what DVC runs)
+python -m src.evaluate -cp ../experiments/runs/NAME/RUN -cn config         a direct run
 """
 
 from __future__ import annotations

@@ -48,9 +48,13 @@ def export(config: Config) -> None:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         onnx_export.write(model, inputs, examples, building / "model.onnx", opset=config.export.opset)
-        difference = onnx_export.largest_difference(model, inputs, examples, building / "model.onnx", config.export.tolerance)
+        difference = onnx_export.largest_difference(
+            model, inputs, examples, building / "model.onnx", config.export.tolerance
+        )
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-        (building / "signature.json").write_text(json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n")
+        (building / "signature.json").write_text(
+            json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n"
+        )
         text = card.model_card(_card(config, meta, note, difference, building))
         (building / "README.md").write_text(text)
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +71,9 @@ def export(config: Config) -> None:
         tracker.log_artifact(config.folder / "latency.md", "export")
         tracker.log_artifact(config.folder / "latency.png", "plots")
         tracker.log_metrics({"onnx_largest_difference": difference}, step=0)
-        tracker.log_metrics({f"{key}_batch{row['batch']}": row[key] for row in rows for key in ("pytorch_ms", "onnxruntime_ms")}, 0)
+        tracker.log_metrics(
+            {f"{key}_batch{row['batch']}": row[key] for row in rows for key in ("pytorch_ms", "onnxruntime_ms")}, 0
+        )
 
 
 def signature(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:

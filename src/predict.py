@@ -1,9 +1,9 @@
 """Answers from an exported model, with ONNX Runtime alone: torch is not imported.
 
-    python -m src.predict experiments/cifar10_resnet/export photo.png
-    python -m src.predict experiments/imdb_lstm/export "A film that I would see again."
-    python -m src.predict experiments/imdb_lstm/export review.txt
-    python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
+python -m src.predict experiments/cifar10_resnet/export photo.png
+python -m src.predict experiments/imdb_lstm/export "A film that I would see again."
+python -m src.predict experiments/imdb_lstm/export review.txt
+python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ class Predictor:
     def __init__(self, folder: Path) -> None:
         import onnxruntime
 
-        try:
-            self.signature: dict[str, Any] = json.loads((folder / "signature.json").read_text())
-        except (OSError, ValueError) as error:
-            raise Failure(f"{folder} holds no exported model ({error}): name an export/ folder, e.g. experiments/NAME/export") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        try:
+            self.signature: dict[str, Any] = json.loads((folder / "signature.json").read_text())
+            self.session = onnxruntime.InferenceSession(
+                folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's have no base class of their own
+            why = " ".join(str(error).split())
+            raise Failure(
+                f"{folder} holds no exported model ({why}): name an export/ folder, e.g. experiments/NAME/export"
+            ) from None
 
     def image(self, path: Path) -> np.ndarray:
         """An image file as uint8 [1, C, H, W], resized to the model's size.
@@ -50,7 +55,7 @@ class Predictor:
         channels, height, width = self.signature["shape"]
         try:
             image = Image.open(path).convert("RGB" if channels == 3 else "L")
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Failure(f"{path} is no image that can be read ({error})") from None
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -95,20 +100,30 @@ def predict(folder: Path, given: str, output: Path | None, top: int) -> None:
     predictor = Predictor(folder)
     signature = predictor.signature
     if signature["profile"] == "sample":
-        print("note: this model was trained on the sample profile; it shows that the pipeline works, no more", file=sys.stderr)
+        print(
+            "note: this model was trained on the sample profile; it shows that the pipeline works, no more",
+            file=sys.stderr,
+        )
     path = Path(given)
-    if signature["kind"] == "text":
-        text = path.read_text(errors="replace") if len(given) < 250 and path.is_file() else given
-        answer = predictor.run(*predictor.tokens(text))[0]
+    is_file = len(given) < 250 and path.is_file()  # the system refuses to look for longer names
+    is_text = signature["kind"] == "text"
+    if not is_file and (not is_text or re.fullmatch(r"\S+\.txt", given)):
+        raise Failure(f"{given}: no such file")
+    if is_text:
+        answer = predictor.run(*predictor.tokens(path.read_text(errors="replace") if is_file else given))[0]
     else:
-        if not path.is_file():
-            raise Failure(f"{given}: no such file")
         answer = predictor.run(predictor.image(path))[0]
     if signature["kind"] == "pairs":
         from PIL import Image
 
         target = output or path.with_name(f"{path.stem}-{signature['name']}.png")
-        Image.fromarray((answer.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)).save(target)
+        picture = Image.fromarray((answer.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8))
+        try:
+            picture.save(target)
+        except (OSError, ValueError) as error:
+            raise Failure(
+                f"{target} can't be written ({error}): give --output NAME.png in a folder that is there"
+            ) from None
         print(target)
         return
     for place in np.argsort(-answer, kind="stable")[:top]:
@@ -117,7 +132,9 @@ def predict(folder: Path, given: str, output: Path | None, top: int) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m src.predict", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.predict", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="an export/ folder")
     parser.add_argument("input", help="an image file, a text, or a text file")
     parser.add_argument("--output", type=Path, help="where a picture is written (default: beside the input)")

@@ -1,6 +1,6 @@
 """Stage `preprocess`: from the raw archive to packed splits, with a validation part drawn from the training data.
 
-    python -m src.preprocess -cp ../data -cn cifar10    (what DVC runs)
+python -m src.preprocess -cp ../data -cn cifar10    (what DVC runs)
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def preprocess(config: DataConfig) -> None:
     print(f"{config.data.name}: {counts}", flush=True)
     for where, count in meta["duplicates"].items():
         if count:
-            print(f"{config.data.name}: {count} duplicates {'between' if '/' in where else 'within'} {where}", flush=True)
+            print(
+                f"{config.data.name}: {count} duplicates {'between' if '/' in where else 'within'} {where}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -67,7 +66,12 @@ def train(config: Config) -> None:
         }
         note = f"{config.description} ({config.profile.note})"
         with Tracker.resume(
-            journal=work.journal, experiment=config.name, name=config.run_name, params=config.plain(), tags=tags, description=note
+            journal=work.journal,
+            experiment=config.name,
+            name=config.run_name,
+            params=config.plain(),
+            tags=tags,
+            description=note,
         ) as tracker:
             tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), "config.yaml")
             if patch := dirty_patch():
@@ -103,9 +107,11 @@ def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: Lo
     elif hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
     adapt(model, config.trainer)
-    trainer.fit(model, data, ckpt_path=checkpoint)
-    if trainer.received_sigterm:
-        sys.exit(143)  # Lightning would end with 0, and DVC would take half a training for a whole one
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint)
+    except SystemExit:
+        # On SIGTERM Lightning ends with 0, and DVC would take half a training for a whole one.
+        sys.exit(143 if trainer.received_sigterm else 130)
     if trainer.state.status != TrainerStatus.FINISHED:
         raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
     best = work.path / f"{BEST}.ckpt"
@@ -130,7 +136,11 @@ def _write(config: Config, model: Any, history: History) -> str:
     best = rows[-1]
     if config.trainer.keep == "best":
         rated = [row for row in rows if config.trainer.monitor in row]
-        best = (max if config.trainer.mode == "max" else min)(rated, key=lambda row: row[config.trainer.monitor]) if rated else best
+        best = (
+            (max if config.trainer.mode == "max" else min)(rated, key=lambda row: row[config.trainer.monitor])
+            if rated
+            else best
+        )
     tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name} | best)
     plots.training_curves(rows, folder / "curves.png", label=config.label, sample=config.sample)
     return weights.save(model, folder, epochs=len(rows), kept_epoch=int(best["epoch"]))

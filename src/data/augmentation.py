@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def crop_and_flip(images: Tensor, chosen: Tensor, padding: int, mirrored: Tensor | None, random: torch.Generator) -> Tensor:
+def crop_and_flip(
+    images: Tensor, chosen: Tensor, padding: int, mirrored: Tensor | None, random: torch.Generator
+) -> Tensor:
     """Random crops of the old size out of images that are padded by reflection, some of them mirrored.
 
     One gather from the whole data set: nothing is padded, copied or mirrored on the way.
@@ -31,7 +33,9 @@ def crop_and_flip(images: Tensor, chosen: Tensor, padding: int, mirrored: Tensor
     if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     channels = torch.arange(images.shape[1], device=images.device)
-    return images[chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return images[
+        chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

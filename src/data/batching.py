@@ -39,7 +39,15 @@ class Batches:
     """
 
     def __init__(
-        self, split: dict[str, Tensor], meta: dict[str, Any], loader: Loader, *, train: bool, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        split: dict[str, Tensor],
+        meta: dict[str, Any],
+        loader: Loader,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.split = split
         self.meta = meta
@@ -75,7 +83,9 @@ class Batches:
         count = packed.examples(self.split)
         if not self.train:
             return list(torch.arange(count).split(self.size))
-        return list(torch.randperm(count, generator=generator(self.seed, "order", self.epoch)).split(self.size))[: len(self)]
+        return list(torch.randperm(count, generator=generator(self.seed, "order", self.epoch)).split(self.size))[
+            : len(self)
+        ]
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         """The batch of these examples; `index` keys its augmentation."""
@@ -101,7 +111,10 @@ class ImageBatches(Batches):
             mirrored = (torch.rand(len(images), generator=generator(self.seed, "flip")) < 0.5).to(images.device)[chosen]
             mirrored = mirrored ^ bool(self.epoch % 2)
         elif self.loader.flip == "random":
-            mirrored = torch.rand(len(chosen), generator=generator(self.seed, "flip", self.epoch, index)).to(images.device) < 0.5
+            mirrored = (
+                torch.rand(len(chosen), generator=generator(self.seed, "flip", self.epoch, index)).to(images.device)
+                < 0.5
+            )
         random = generator(self.seed, "crop", self.epoch, index)
         return augmentation.crop_and_flip(images, chosen, self.loader.crop_padding, mirrored, random), labels[chosen]
 
@@ -115,7 +128,9 @@ class PairBatches(Batches):
         if not self.train:
             return pair
         random = generator(self.seed, "jitter", self.epoch, index)
-        return augmentation.jitter_pair(*pair, enlarge=self.loader.enlarge, flip=self.loader.flip != "none", random=random)
+        return augmentation.jitter_pair(
+            *pair, enlarge=self.loader.enlarge, flip=self.loader.flip != "none", random=random
+        )
 
 
 class TextBatches(Batches):
@@ -150,7 +165,11 @@ class TextBatches(Batches):
             random = generator(self.seed, "words", self.epoch, index)
             dropped = torch.rand(tokens.shape, generator=random).to(flat.device) < self.loader.word_dropout
             tokens = tokens.masked_fill(dropped, self.meta["vocabulary"].index(packed.UNKNOWN))
-        return tokens.masked_fill(~inside, self.meta["vocabulary"].index(packed.PADDING)), lengths, self.split["labels"][chosen]
+        return (
+            tokens.masked_fill(~inside, self.meta["vocabulary"].index(packed.PADDING)),
+            lengths,
+            self.split["labels"][chosen],
+        )
 
 
 KINDS: dict[str, type[Batches]] = {"images": ImageBatches, "text": TextBatches, "pairs": PairBatches}
@@ -192,7 +211,13 @@ class PackedData(LightningDataModule):
     def _batches(self, split: str, train: bool) -> Batches:
         trainer: Trainer = self.trainer  # type: ignore[assignment]
         made = batches(
-            self.folder, split, self.loader, train=train, seed=self.seed, rank=trainer.global_rank, world=trainer.world_size
+            self.folder,
+            split,
+            self.loader,
+            train=train,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
         )
         return made.to(trainer.strategy.root_device)
 

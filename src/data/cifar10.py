@@ -37,11 +37,19 @@ class Cifar10:
         """
         files = {name.rpartition("/")[2]: content for name, content in read_archive(archive)}
         if "batches.meta.txt" not in files:
-            raise SourceError(f"{archive}: no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one")
+            raise SourceError(
+                f"{archive}: no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one"
+            )
         classes = files["batches.meta.txt"].decode("ascii", "replace").split()
-        train = [_records(archive, name, files[name], len(classes)) for name in sorted(files) if name.startswith("data_batch")]
+        train = [
+            _records(archive, name, files[name], len(classes))
+            for name in sorted(files)
+            if name.startswith("data_batch")
+        ]
         if not train or "test_batch.bin" not in files:
-            raise SourceError(f"{archive}: data_batch_*.bin or test_batch.bin is missing; it holds {', '.join(sorted(files))}")
+            raise SourceError(
+                f"{archive}: data_batch_*.bin or test_batch.bin is missing; it holds {', '.join(sorted(files))}"
+            )
         return pack_images(
             (np.concatenate([images for images, _ in train]), np.concatenate([labels for _, labels in train])),
             None,
@@ -55,7 +63,9 @@ class Cifar10:
 def _records(archive: Path, name: str, content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and labels uint8 [N]."""
     if len(content) % RECORD or not content:
-        raise SourceError(f"{archive}: {name} has {len(content)} bytes, no whole number of {RECORD}-byte records; fetch it anew")
+        raise SourceError(
+            f"{archive}: {name} has {len(content)} bytes, no whole number of {RECORD}-byte records; fetch it anew"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     if (worst := int(records[:, 0].max())) >= classes:
         raise SourceError(f"{archive}: {name} holds the label {worst}, but there are {classes} classes; fetch it anew")

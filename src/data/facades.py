@@ -10,7 +10,7 @@ import numpy as np
 
 from src.config import NonNegativeInt, OpenFraction, PositiveInt
 from src.data.archives import read_archive
-from src.data.image_folder import SUFFIXES, decode
+from src.data.image_folder import SUFFIXES, decode, resized
 from src.data.packed import SPLITS, Packed, duplicates
 from src.data.sources import SourceError
 
@@ -58,7 +58,9 @@ class PairedImages:
                 found[split].append(self._halves(content, f"{archive}: {name}"))
         for split in ("train", "test"):
             if not found[split]:
-                raise SourceError(f"{archive}: no {split}/*.jpg in it; pairs belong into train/, test/ and, if there is one, val/")
+                raise SourceError(
+                    f"{archive}: no {split}/*.jpg in it; pairs belong into train/, test/ and, if there is one, val/"
+                )
         if not found["val"]:
             order = np.random.default_rng(self.split_seed).permutation(len(found["train"]))
             held = set(order[: max(1, round(self.val_fraction * len(order)))].tolist())
@@ -81,8 +83,9 @@ class PairedImages:
         height, width, _ = pair.shape
         if width != 2 * height:
             raise SourceError(f"{name} is {width}x{height}: a pair is two squares side by side, twice as wide as high")
-        both = decode(content, name, (2 * self.size, self.size))
-        return np.stack([both[:, : self.size], both[:, self.size :]]).transpose(0, 3, 1, 2)
+        # Each half on its own: resized together, they would run into each other where they meet.
+        halves = [resized(half, self.size) for half in (pair[:, :height], pair[:, height:])]
+        return np.stack(halves).transpose(0, 3, 1, 2)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -38,14 +38,19 @@ class ImageFolders:
         for name, content in sorted(read_archive(archive)):
             split, label = ([""] * 3 + name.split("/"))[-3:-1]
             if split in SPLITS and name.lower().endswith(SUFFIXES):
-                found[split].append((label, decode(content, f"{archive}: {name}", (self.size, self.size)).transpose(2, 0, 1)))
+                image = resized(decode(content, f"{archive}: {name}"), self.size)
+                found[split].append((label, image.transpose(2, 0, 1)))
         for split in ("train", "test"):
             if not found[split]:
-                raise SourceError(f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); see README, 'Your own data'")
+                raise SourceError(
+                    f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); see README, 'Your own data'"
+                )
         classes = sorted({label for label, _ in found["train"]})
         for split in ("val", "test"):
             if strange := sorted({label for label, _ in found[split]} - set(classes)):
-                raise SourceError(f"{archive}: {split}/ has the class {strange[0]!r} that train/ lacks; train/ has {', '.join(classes)}")
+                raise SourceError(
+                    f"{archive}: {split}/ has the class {strange[0]!r} that train/ lacks; train/ has {', '.join(classes)}"
+                )
         if len(classes) < 2:
             raise SourceError(f"{archive}: train/ has only the class {classes[0]!r}; a classifier needs two")
         arrays = {
@@ -63,8 +68,8 @@ class ImageFolders:
         )
 
 
-def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decodes an image to RGB uint8 [H, W, 3], resized to `size` (width, height) where it differs.
+def decode(content: bytes, name: str) -> np.ndarray:
+    """Decodes an image to RGB uint8 [H, W, 3].
 
     Raises:
         SourceError: naming the image that can't be decoded.
@@ -72,9 +77,15 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> np
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(content)).convert("RGB")
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SourceError(f"{name} is no image that can be read ({error}): remove or replace it") from None
-    if size is not None and image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(image)
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """An image, uint8 [H, W, 3], brought to [size, size, 3]."""
+    from PIL import Image
+
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

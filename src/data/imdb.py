@@ -50,15 +50,22 @@ class ReviewFolders:
         """
         from torchtext.vocab import Vocab
 
-        texts: dict[tuple[str, str], list[str]] = {(split, label): [] for split in ("train", "test") for label in CLASSES}
+        texts: dict[tuple[str, str], list[str]] = {
+            (split, label): [] for split in ("train", "test") for label in CLASSES
+        }
         for name, content in sorted(read_archive(archive)):
             key = tuple(([""] * 3 + name.split("/"))[-3:-1])
             if key in texts and name.endswith(".txt"):
                 texts[key].append(_text(content, f"{archive}: {name}"))  # type: ignore[index]
         for (split, label), found in texts.items():
             if not found:
-                raise SourceError(f"{archive}: no {split}/{label}/*.txt in it; reviews belong into {{train,test}}/{{pos,neg}}/")
-        labels = {split: np.repeat(np.arange(2), [len(texts[split, label]) for label in CLASSES]) for split in ("train", "test")}
+                raise SourceError(
+                    f"{archive}: no {split}/{label}/*.txt in it; reviews belong into {{train,test}}/{{pos,neg}}/"
+                )
+        labels = {
+            split: np.repeat(np.arange(2), [len(texts[split, label]) for label in CLASSES])
+            for split in ("train", "test")
+        }
         tokens = {split: tokenize([t for label in CLASSES for t in texts[split, label]]) for split in ("train", "test")}
         keep, held = stratified_holdout(labels["train"], self.val_fraction, self.split_seed)
         parts = {

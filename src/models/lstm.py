@@ -135,7 +135,10 @@ class TextClassifier(Classifier):
         def layer(x: Any, lengths: Any, weights: Sequence[Any]) -> Any:
             ahead, back = direction(weights[:4]), direction(weights[4:])
             first = op.Constant(value_ints=[0])
-            w, r, b = (op.Concat(op.Unsqueeze(f, first), op.Unsqueeze(g, first), axis=0) for f, g in zip(ahead, back, strict=True))
+            w, r, b = (
+                op.Concat(op.Unsqueeze(f, first), op.Unsqueeze(g, first), axis=0)
+                for f, g in zip(ahead, back, strict=True)
+            )
             found, _, _ = op.LSTM(
                 op.Transpose(x, perm=[1, 0, 2]),
                 w,

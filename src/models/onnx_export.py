@@ -65,7 +65,9 @@ def write(model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
     given = tuple(value[:3] for value in examples[-1])
     dimensions: dict[str, Any] = {}
     for sizes in inputs.free:
-        dimensions |= {name: torch.export.Dim(name, min=1, max=65536 if name == "batch" else 100_000) for name in sizes.values()}
+        dimensions |= {
+            name: torch.export.Dim(name, min=1, max=65536 if name == "batch" else 100_000) for name in sizes.values()
+        }
     shapes = tuple({place: dimensions[name] for place, name in sizes.items()} for sizes in inputs.free)
     with _quiet():
         program = torch.onnx.export(
@@ -126,14 +128,20 @@ def largest_difference(
     for size in (1, 2, 7, 32):
         for batch in examples:
             given = tuple(value[:size] for value in batch)
-            if len(inputs.names) > 1:  # texts of a smaller batch are shorter too: another length is tried with each size
+            if (
+                len(inputs.names) > 1
+            ):  # texts of a smaller batch are shorter too: another length is tried with each size
                 given = (given[0][:, : int(given[1].max())], *given[1:])
             with torch.inference_mode():
                 wanted = original(*given).numpy()
-            found = exported.run(None, {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)})[0]
+            found = exported.run(None, {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)})[
+                0
+            ]
             if found.shape != wanted.shape:
-                raise Failure(f"{path}: answers with shape {found.shape} where PyTorch gives {wanted.shape}; not exported")
-            largest = max(largest, float(np.abs(found - wanted).max()))
+                raise Failure(
+                    f"{path}: answers with shape {found.shape} where PyTorch gives {wanted.shape}; not exported"
+                )
+            largest = float(np.maximum(largest, np.abs(found - wanted).max()))  # unlike max, it keeps a NaN
     if not largest <= tolerance:
         raise Failure(
             f"{path}: answers differ from PyTorch's by up to {largest:.2e}, export.tolerance is {tolerance:g}; not exported"
@@ -154,8 +162,12 @@ def latency(
             given = tuple(_repeated(value, size) for value in examples[len(examples) // 2])
             feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
             with torch.inference_mode():
-                times = _medians([lambda g=given: original(*g), lambda f=feed: exported.run(None, f)], wanted.latency_seconds)
-            rows.append({"batch": size, "pytorch_ms": times[0], "onnxruntime_ms": times[1], "speedup": times[0] / times[1]})
+                times = _medians(
+                    [lambda g=given: original(*g), lambda f=feed: exported.run(None, f)], wanted.latency_seconds
+                )
+            rows.append(
+                {"batch": size, "pytorch_ms": times[0], "onnxruntime_ms": times[1], "speedup": times[0] / times[1]}
+            )
     finally:
         torch.set_num_threads(threads)
     return rows

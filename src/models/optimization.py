@@ -30,7 +30,10 @@ def _groups(modules: list[nn.Module], config: SGD) -> list[dict[str, Any]]:
     """
     norms = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
     fast = {
-        id(m.bias) for module in modules for m in module.modules() if isinstance(m, norms) and m.bias is not None and m.bias.requires_grad
+        id(m.bias)
+        for module in modules
+        for m in module.modules()
+        if isinstance(m, norms) and m.bias is not None and m.bias.requires_grad
     }
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     factor = config.norm_bias_lr_factor
@@ -63,4 +66,6 @@ def build_schedule(
 
     A warm-up begins one step above zero: a first step of rate zero would be a step for nothing.
     """
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(config, min(1.0, (step + 0.5) / max(1, steps))))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(config, min(1.0, (step + 0.5) / max(1, steps)))
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config import NonNegative, Optimizer, PositiveInt, Probability, Schedule
+from src.errors import Failure
 from src.models.optimization import build_optimizer, build_schedule
 
 
@@ -20,26 +20,33 @@ def _norm(kind: str, width: int) -> nn.Module:
 
 
 class UNet(nn.Module):
-    """The generator: float [B, 3, S, S] in -1..1 -> [B, 3, S, S] in -1..1, S a power of two.
+    """The generator: float [B, 3, S, S] in -1..1 -> [B, 3, S, S] in -1..1, S a power of two, at least 32.
 
     Halves the picture down to one pixel, doubling `width` up to eight times itself, and back, with skips between layers of
-    one size; dropout in the three innermost layers on the way up is the model's noise. At 256 and width 64 it is the
-    paper's U-Net-256 with 54.4 million parameters.
+    one size. Dropout on the way up is the model's noise: it stands where eight widths stay eight widths, but not in the
+    innermost layer. At 256 and width 64 that is three layers, and with batch normalisation the authors' `unet_256` with
+    its 54,413,955 parameters.
+
+    Raises:
+        Failure: for another size.
     """
 
     def __init__(self, size: int, width: int = 64, norm: str = "batch", dropout: float = 0.5) -> None:
         super().__init__()
-        depth = int(math.log2(size))
-        if 2**depth != size or depth < 3:
-            raise ValueError(f"the U-Net wants a side that is a power of two and at least 8, not {size}: set data.size")
+        depth = size.bit_length() - 1
+        if size != 2**depth or depth < 5:
+            raise Failure(
+                f"the U-Net takes pictures whose side is a power of two from 32 on, not {size}: set data.size"
+            )
         widths = [width * min(2**level, 8) for level in range(depth)]
+        bias = norm == "instance"  # batch normalisation subtracts a bias again
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level in range(depth):
             inner = 0 < level < depth - 1  # neither on the picture itself nor on the single pixel is there a norm
             self.down.append(
                 nn.Sequential(
                     *([nn.LeakyReLU(0.2)] if level else []),
-                    nn.Conv2d(widths[level - 1] if level else 3, widths[level], 4, stride=2, padding=1, bias=not inner or norm == "instance"),
+                    nn.Conv2d(widths[level - 1] if level else 3, widths[level], 4, stride=2, padding=1, bias=bias),
                     *([_norm(norm, widths[level])] if inner else []),
                 )
             )
@@ -49,9 +56,9 @@ class UNet(nn.Module):
             self.up.append(
                 nn.Sequential(
                     nn.ReLU(),
-                    nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=not level or norm == "instance"),
+                    nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias or not level),
                     *([_norm(norm, outputs)] if level else [nn.Tanh()]),
-                    *([nn.Dropout(dropout)] if depth - 4 <= level - 1 < depth - 1 and level > 1 and level < depth - 1 else []),
+                    *([nn.Dropout(dropout)] if 4 <= level < depth - 1 else []),
                 )
             )
 

@@ -54,7 +54,7 @@ class FastResNet(nn.Module):
 
     A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two convolutions
     each with a shortcut over the second, pooling, a linear layer whose output is scaled down. About a tenth of ResNet-18's
-    work for each image. Maps float [B, C, H, W], H and W at least 17, to logits [B, classes].
+    work for each image. Maps float [B, C, H, W], H and W at least 9, to logits [B, classes].
     """
 
     WHITENING_EPSILON = 5e-4  # keeps directions of next to no variance from being blown up (airbench's value)
@@ -77,7 +77,9 @@ class FastResNet(nn.Module):
         """
         patches = F.unfold(images.float().cpu(), 2).transpose(1, 2).reshape(-1, self.whiten.weight[0].numel())
         values, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
-        filters = (vectors / (values + self.WHITENING_EPSILON).sqrt()).T.flip(0).view_as(self.whiten.weight[: len(values)])
+        filters = (
+            (vectors / (values + self.WHITENING_EPSILON).sqrt()).T.flip(0).view_as(self.whiten.weight[: len(values)])
+        )
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:

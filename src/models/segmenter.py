@@ -40,7 +40,15 @@ class Segmenter(nn.Module):
 
 
 def train_segmenter(
-    photos: Tensor, labels: Tensor, classes: int, *, width: int, epochs: int, seed: int, autocast: torch.dtype | None, batch_size: int = 8
+    photos: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    width: int,
+    epochs: int,
+    seed: int,
+    autocast: torch.dtype | None,
+    batch_size: int = 8,
 ) -> Segmenter:
     """Trains on real photos, uint8 [N, 3, S, S], and their label maps, int64 [N, S, S]; mirrored at random, AdamW, one cycle.
 

@@ -39,7 +39,9 @@ def read_note(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / NOTE).read_text())
     except (OSError, ValueError) as error:
-        raise Failure(f"{folder / NOTE} can't be read ({error}): train first, with `dvc repro` or `python -m src.train`") from None
+        raise Failure(
+            f"{folder / NOTE} can't be read ({error}): train first, with `dvc repro` or `python -m src.train`"
+        ) from None
 
 
 def load(model: Build, meta: Mapping[str, Any], folder: Path) -> LightningModule:
@@ -54,10 +56,14 @@ def load(model: Build, meta: Mapping[str, Any], folder: Path) -> LightningModule
     if not path.is_file():
         raise Failure(f"{path} is missing: train again, or `dvc checkout`")
     if (found := sha256_of(path)) != note["sha256"]:
-        raise Failure(f"{path} is damaged (sha256 {found[:12]}…, {note['sha256'][:12]}… was written): delete it and train again")
+        raise Failure(
+            f"{path} is damaged (sha256 {found[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
+        )
     built: LightningModule = model(meta)
     try:
         built.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise Failure(f"{path} is of another model than the configuration says: {' '.join(str(error).split())[:300]}") from None
+        raise Failure(
+            f"{path} is of another model than the configuration says: {' '.join(str(error).split())[:300]}"
+        ) from None
     return built.eval()

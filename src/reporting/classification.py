@@ -16,7 +16,9 @@ from src.data.batching import Batches
 from src.reporting import plots, tables
 
 
-def probabilities(model: nn.Module, batches: Batches, limit: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def probabilities(
+    model: nn.Module, batches: Batches, limit: int | float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Class probabilities [N, C] fp32, labels int64 [N] and the examples' places in the split int64 [N], all on the CPU."""
     found: list[Tensor] = []
     labels: list[Tensor] = []
@@ -30,9 +32,9 @@ def probabilities(model: nn.Module, batches: Batches, limit: int | None = None) 
 
 
 def limited(batches: Batches, limit: int | float | None) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Batches with their examples' places; at most `limit` of them (a fraction if it is a float)."""
-    count = len(batches) if limit is None else max(1, round(limit * len(batches))) if isinstance(limit, float) else limit
-    yield from zip(batches, batches.order()[:count], strict=False)
+    """Batches with their examples' places: the first `limit` of them (a fraction if it is a float), but at least one."""
+    count = len(batches) if limit is None else round(limit * len(batches)) if isinstance(limit, float) else limit
+    yield from zip(batches, batches.order()[: max(1, count)], strict=False)
 
 
 def report(
@@ -58,12 +60,19 @@ def report(
     plots.confusion_matrix(matrix, classes, folder / "confusion.png", label=label, sample=sample)
     bins = wanted.calibration_bins
     tables.write_csv(folder / "calibration.csv", plots.calibration_bins(confidence.numpy(), correct, bins))
-    plots.reliability_diagram(confidence.numpy(), correct, folder / "calibration.png", bins=bins, label=label, sample=sample)
+    plots.reliability_diagram(
+        confidence.numpy(), correct, folder / "calibration.png", bins=bins, label=label, sample=sample
+    )
 
     wrong = np.flatnonzero(~correct)
     worst = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][: wanted.mistakes]
     rows = [
-        {"true": classes[labels[i]], "predicted": classes[predicted[i]], "confidence": float(confidence[i]), "place": int(places[i])}
+        {
+            "true": classes[labels[i]],
+            "predicted": classes[predicted[i]],
+            "confidence": float(confidence[i]),
+            "place": int(places[i]),
+        }
         for i in worst
     ]
     if meta["kind"] == "images":

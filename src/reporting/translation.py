@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,18 +53,28 @@ def labels_of(maps: Tensor) -> Tensor:
     """Label maps, uint8 [N, 3, S, S], as classes int64 [N, S, S]: the nearest colour of the palette."""
     colours = torch.tensor(list(FACADE_PALETTE.values()), dtype=torch.float32)
     # |a - b|^2 = |a|^2 - 2ab + |b|^2, of which |a|^2 is the same for all colours; one picture at a time bounds the memory.
-    found = [(colours.square().sum(1)[:, None, None] - 2 * torch.einsum("chw,kc->khw", m.float(), colours)).argmin(0) for m in maps]
+    found = [
+        (colours.square().sum(1)[:, None, None] - 2 * torch.einsum("chw,kc->khw", m.float(), colours)).argmin(0)
+        for m in maps
+    ]
     return torch.stack(found)
 
 
 def label_recovery(
-    train: Mapping[str, Tensor], inputs: Tensor, pictures: Tensor, targets: Tensor, wanted: Evaluation, *, seed: int, bf16: bool
+    train: Mapping[str, Tensor],
+    inputs: Tensor,
+    pictures: Tensor,
+    targets: Tensor,
+    wanted: Evaluation,
+    *,
+    seed: int,
+    bf16: bool,
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """How well labels can be read back off generated pictures, beside what the same reader scores on real photos.
 
     The reader is a small U-Net trained on the training part's real photos and label maps: the paper's FCN score with a judge
-    of its own. `labels_recovered` is the ratio of the per-pixel accuracies. Also returned: (actual, read back) of each pixel
-    on a coarse grid over the generated pictures.
+    of its own. `labels_recovered` is the ratio of the per-pixel accuracies, NaN if the reader reads nothing on photos. Also
+    returned: (actual, read back) of each pixel on a coarse grid over the generated pictures.
     """
     classes = len(FACADE_PALETTE)
     judge = train_segmenter(
@@ -86,9 +95,8 @@ def label_recovery(
         confusion = torch.bincount((truth * classes + read[name]).flatten(), minlength=classes * classes)
         found = segmentation_scores(confusion.view(classes, classes))
         scores |= {f"labels_{key}_{name}": value for key, value in found.items()}
-    scores["labels_recovered"] = scores["labels_pixel_accuracy_generated"] / scores["labels_pixel_accuracy_real"]
+    real = scores["labels_pixel_accuracy_real"]
+    scores["labels_recovered"] = scores["labels_pixel_accuracy_generated"] / real if real else float("nan")
     step = max(1, truth.shape[-1] // GRID)
     grid = [x[:, step // 2 :: step, step // 2 :: step].flatten().numpy() for x in (truth, read["generated"])]
     return scores, tables.confusion_pairs(*grid, list(FACADE_PALETTE))
-
-

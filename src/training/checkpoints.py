@@ -31,7 +31,9 @@ CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/config.py
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the target, flushes to the disk, renames; a sha256 stands beside each checkpoint.
 
-    Lightning's own stages in $TMPDIR: on another file system a kill leaves half a checkpoint, a full disk destroys the old.
+    While a checkpoint is replaced, the digest file names the old bytes and the new: whenever and however often that is
+    interrupted, what lies there stays known. Lightning's own stages in $TMPDIR: on another file system a kill leaves half a
+    checkpoint, a full disk destroys the old.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -40,24 +42,32 @@ class AtomicCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getvalue()
-        # The digest first: a checkpoint without its digest would be refused, a digest without its checkpoint is replaced.
-        write_atomically(path.with_name(path.name + ".sha256"), hashlib.sha256(content).hexdigest().encode(), keep_old=True)
+        sha256 = hashlib.sha256(content).hexdigest()
+        write_atomically(digests(path), " ".join([*known_digests(path), sha256]).encode())
         write_atomically(path, content)
+        write_atomically(digests(path), sha256.encode())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        for name in (Path(path), *digests(Path(path))):
+        for name in (Path(path), digests(Path(path))):
             name.unlink(missing_ok=True)
 
 
-def digests(path: Path) -> list[Path]:
-    """Where a checkpoint's digest may stand: the newest, and the one before it while a save is under way."""
-    return [path.with_name(path.name + ".sha256"), path.with_name(path.name + ".sha256.old")]
+def digests(path: Path) -> Path:
+    """The file that names the sha256 of a checkpoint."""
+    return path.with_name(path.name + ".sha256")
 
 
-def write_atomically(path: Path, content: bytes, keep_old: bool = False) -> None:
+def known_digests(path: Path) -> list[str]:
+    """The sha256 that a checkpoint may have: one, or several where a save did not get to its end."""
+    return digests(path).read_text().split() if digests(path).is_file() else []
+
+
+def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file so that a reader, or a crash, sees the old bytes or the new, never half of them."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -65,8 +75,6 @@ def write_atomically(path: Path, content: bytes, keep_old: bool = False) -> None
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep_old and path.exists():
-            os.replace(path, path.with_name(path.name + ".old"))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,10 +82,7 @@ def write_atomically(path: Path, content: bytes, keep_old: bool = False) -> None
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint's bytes are those that were written."""
-    if not path.is_file():
-        return False
-    known = [digest.read_text() for digest in digests(path) if digest.is_file()]
-    return sha256_of(path) in known
+    return path.is_file() and sha256_of(path) in known_digests(path)
 
 
 def fingerprint(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -116,7 +121,9 @@ class WorkFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise Failure(f"this very run is under way already, by {_read(holder)}: wait for it, or stop it ({self.path})") from None
+            raise Failure(
+                f"this very run is under way already, by {_read(holder)}: wait for it, or stop it ({self.path})"
+            ) from None
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             yield self
@@ -124,7 +131,7 @@ class WorkFolder:
             lock.release()
 
     def resumable(self) -> Path | None:
-        """The checkpoint to go on from, if there is a whole one; a damaged one is said and set aside."""
+        """The checkpoint to go on from, if there is a whole one; a damaged one is said and removed."""
         if is_whole(self.last):
             return self.last
         if self.last.exists():

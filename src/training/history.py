@@ -29,7 +29,9 @@ class History(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx % trainer.log_every_n_steps == 0:
             step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
             points = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("loss")}

@@ -40,7 +40,9 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
     _silence()
     asked = config.trainer
     if asked.accelerator == "gpu" and not torch.cuda.is_available():
-        raise schema.ConfigError("trainer.accelerator: 'gpu' is not available here (torch sees no CUDA device); use trainer=cpu")
+        raise schema.ConfigError(
+            "trainer.accelerator: 'gpu' is not available here (torch sees no CUDA device); use trainer=cpu"
+        )
     gpu = device_of(asked).type == "cuda"
     callbacks: list[Callback] = [
         RandomStatePerBatch(config.seed),
@@ -50,17 +52,24 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
     ]
     if asked.keep == "best":
         callbacks.append(
-            ModelCheckpoint(work, filename=BEST, monitor=asked.monitor, mode=asked.mode, save_weights_only=True, enable_version_counter=False)
+            ModelCheckpoint(
+                work,
+                filename=BEST,
+                monitor=asked.monitor,
+                mode=asked.mode,
+                save_weights_only=True,
+                enable_version_counter=False,
+            )
         )
     if asked.early_stopping:
         stop = asked.early_stopping
-        callbacks.append(EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta))
+        callbacks.append(
+            EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta)
+        )
     if on_terminal():
         callbacks.append(progress_bar())
     limits: dict[str, Any] = {
-        key: value
-        for key in ("limit_train_batches", "limit_val_batches")
-        if (value := getattr(asked, key)) is not None
+        key: value for key in ("limit_train_batches", "limit_val_batches") if (value := getattr(asked, key)) is not None
     }
     if asked.overfit_batches:
         limits["limit_train_batches"] = asked.overfit_batches
@@ -71,7 +80,9 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
         accelerator="gpu" if gpu else "cpu",
         devices=asked.devices,
         num_nodes=asked.num_nodes,
-        strategy=DDPStrategy(find_unused_parameters=manual, process_group_backend=None if gpu else "gloo") if asked.strategy == "ddp" else "auto",
+        strategy=DDPStrategy(find_unused_parameters=manual, process_group_backend=None if gpu else "gloo")
+        if asked.strategy == "ddp"
+        else "auto",
         precision="bf16-mixed" if bf16_pays(asked) else "32-true",
         max_epochs=asked.max_epochs,
         gradient_clip_val=None if manual else asked.gradient_clip,

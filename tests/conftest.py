@@ -1,0 +1,48 @@
+"""What the tests share: a clean clone to run the real commands in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def commands_environment() -> dict[str, str]:
+    """The environment of a user who has activated .venv, with a MLflow store of the clone's own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "PYTEST_"))}
+    return inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean clone of what is committed, and of what is changed but not committed yet."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    changed = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=ROOT, capture_output=True, check=True).stdout
+    if changed.strip():
+        subprocess.run(["git", "apply"], cwd=folder, input=changed, check=True)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-am", "as tested"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(clone: Path) -> Run:
+    """Runs a command in the clone, as a user types it."""
+
+    def command(*words: str, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            words, cwd=clone, env=commands_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done
+
+    return command

@@ -1,0 +1,361 @@
+"""Working checkpoints under what befalls them: kills at any moment, full disks, flipped bits, a second run."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.errors import Failure
+from src.training import checkpoints
+from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digests, fingerprint, is_whole
+
+IO = AtomicCheckpointIO()
+
+
+def checkpoint(step: int, size: int = 20_000) -> dict[str, Any]:
+    return {
+        "step": step,
+        "weights": torch.full((size,), float(step)),
+        "rows": [{"epoch": 1, "loss": 0.5}],
+        "none": None,
+    }
+
+
+def step_of(path: Path) -> int:
+    """The step of a whole checkpoint, all of it of one save."""
+    loaded = IO.load_checkpoint(path)
+    assert bool((loaded["weights"] == loaded["step"]).all())
+    step: int = loaded["step"]
+    return step
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Real processes that start in milliseconds: forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["src.training.checkpoints", "pytest"])
+    return context
+
+
+@pytest.fixture
+def start(processes: ForkServerContext) -> Iterator[Callable[..., BaseProcess]]:
+    """Starts a function in a process that does not outlive the test."""
+    started: list[BaseProcess] = []
+
+    def begin(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+        process = processes.Process(target=function, args=arguments)
+        process.start()
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+# --- one checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_comes_back_and_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "last.ckpt"
+    content = checkpoint(3) | {"half": torch.randn(5, dtype=torch.bfloat16), "nested": {"state": [torch.arange(3)]}}
+    IO.save_checkpoint(content, path)
+    loaded = IO.load_checkpoint(path)
+    assert is_whole(path)
+    assert loaded.keys() == content.keys()
+    assert torch.equal(loaded["half"], content["half"])
+    assert torch.equal(loaded["nested"]["state"][0], torch.arange(3))
+    assert (loaded["step"], loaded["rows"], loaded["none"]) == (3, content["rows"], None)
+
+
+def test_a_save_replaces_the_one_before_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for step in range(3):
+        IO.save_checkpoint(checkpoint(step), path)
+        assert is_whole(path)
+        assert step_of(path) == step
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+    IO.remove_checkpoint(path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "last.ckpt"
+    IO.save_checkpoint(checkpoint(0), path)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    assert not is_whole(path)
+
+
+def test_a_truncated_an_empty_and_an_unknown_checkpoint_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    assert not is_whole(path)
+    IO.save_checkpoint(checkpoint(0), path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        assert not is_whole(path)
+    path.write_bytes(whole)
+    assert is_whole(path)
+    digests(path).unlink()
+    assert not is_whole(path)
+
+
+class Hostile:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    path, mark = tmp_path / "last.ckpt", tmp_path / "it ran"
+    IO.save_checkpoint({"weights": Hostile(mark)}, path)
+    assert is_whole(path), "its bytes are what was written: the digest is no defence here"
+    for asked in (None, False):
+        with pytest.raises(pickle.UnpicklingError):
+            IO.load_checkpoint(path, weights_only=asked)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the checkpoint was harmless: the test would show nothing"
+
+
+# --- interrupted saves ------------------------------------------------------------------------------------------------
+
+
+def save_for_ever(path: Path, first: int) -> None:
+    torch.set_num_threads(1)
+    for step in count(first):
+        IO.save_checkpoint(checkpoint(step), path)
+
+
+def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(
+    tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    path, moments = tmp_path / "last.ckpt", random.Random(0)
+    IO.save_checkpoint(checkpoint(0), path)
+    for _ in range(10):
+        before = step_of(path)
+        process = start(save_for_ever, path, before + 1)
+        wait_for(lambda before=before: step_of(path) > before)  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert is_whole(path)
+        assert step_of(path) > before
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL at a chosen place: nothing catches it on the way."""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+def test_a_save_that_is_interrupted_between_its_files_again_and_again_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    path = tmp_path / "last.ckpt"
+    IO.save_checkpoint(checkpoint(0), path)
+    rename = os.replace
+    for step in (1, 2, 3):
+        left = iter(range(survived))
+
+        def replace(source: Path, target: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise Killed
+            rename(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", replace)
+            with pytest.raises(Killed):
+                IO.save_checkpoint(checkpoint(step), path)
+        assert is_whole(path)
+        assert step_of(path) == (step if survived == 2 else 0)
+    IO.save_checkpoint(checkpoint(4), path)
+    assert is_whole(path)
+    assert len(digests(path).read_text().split()) == 1
+
+
+def save_on_a_full_disk(path: Path, answer: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        IO.save_checkpoint(checkpoint(1), path)
+    except OSError as error:
+        answer.send(error.errno)
+
+
+def test_a_save_that_does_not_fit_keeps_the_old_checkpoint_and_fails_aloud(
+    tmp_path: Path, start: Callable[..., BaseProcess], processes: ForkServerContext
+) -> None:
+    path = tmp_path / "last.ckpt"
+    IO.save_checkpoint(checkpoint(0), path)
+    here, there = processes.Pipe()
+    process = start(save_on_a_full_disk, path, there)
+    process.join()
+    assert process.exitcode == 0
+    assert here.poll()
+    assert here.recv() == errno.EFBIG
+    assert is_whole(path)
+    assert step_of(path) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+
+
+# --- the fingerprint --------------------------------------------------------------------------------------------------
+
+CONFIG = {"seed": 0, "model": {"width": 64}, "trainer": {"max_epochs": 3}}
+DATA = {"train": {"sha256": "aa"}, "val": {"sha256": "bb"}}
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository in place of this one."""
+    for room in ("src/data", "src/models", "src/training", "src/reporting"):
+        (tmp_path / room).mkdir(parents=True)
+        (tmp_path / room / "module.py").write_text("x = 1\n")
+    for name in ("src/train.py", "src/config.py", "src/evaluate.py", "requirements.lock", "README.md"):
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.setattr(checkpoints, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_fingerprint_is_stable_and_blind_to_the_order_of_keys() -> None:
+    found = fingerprint(CONFIG, DATA)
+    assert len(found) == 16
+    assert int(found, 16) >= 0
+    assert fingerprint(dict(reversed(CONFIG.items())), dict(reversed(DATA.items()))) == found
+
+
+@pytest.mark.parametrize(
+    ("config", "data"),
+    [
+        pytest.param(CONFIG | {"seed": 1}, DATA, id="seed"),
+        pytest.param(CONFIG | {"model": {"width": 65}}, DATA, id="config"),
+        pytest.param(CONFIG | {"trainer": {}}, DATA, id="a key less"),
+        pytest.param(CONFIG, DATA | {"train": {"sha256": "ab"}}, id="data"),
+    ],
+)
+def test_the_fingerprint_changes_with_configuration_seed_and_data(config: dict[str, Any], data: dict[str, Any]) -> None:
+    assert fingerprint(config, data) != fingerprint(CONFIG, DATA)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "src/data/module.py",
+        "src/models/module.py",
+        "src/training/new.py",
+        "src/train.py",
+        "src/config.py",
+        "requirements.lock",
+    ],
+)
+def test_the_fingerprint_changes_with_the_code_that_trains(repository: Path, name: str) -> None:
+    before = fingerprint(CONFIG, DATA)
+    assert fingerprint(CONFIG, DATA) == before
+    (repository / name).write_text("x = 2\n")
+    assert fingerprint(CONFIG, DATA) != before
+
+
+@pytest.mark.parametrize("name", ["src/evaluate.py", "src/reporting/module.py", "README.md", "src/models/notes.txt"])
+def test_the_fingerprint_does_not_change_with_what_training_never_reads(repository: Path, name: str) -> None:
+    before = fingerprint(CONFIG, DATA)
+    (repository / name).write_text("x = 2\n")
+    assert fingerprint(CONFIG, DATA) == before
+
+
+def test_the_fingerprint_changes_with_the_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    before = fingerprint(CONFIG, DATA)
+    try:
+        torch.set_num_threads(threads + 1)
+        assert fingerprint(CONFIG, DATA) != before
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- the work folder --------------------------------------------------------------------------------------------------
+
+
+def hold(root: Path, held: Any) -> None:
+    with WorkFolder("key", root).held():
+        held.set()
+        time.sleep(300)
+
+
+def test_a_second_holder_is_refused_and_told_of_the_first_who_frees_the_folder_by_dying(
+    tmp_path: Path, start: Callable[..., BaseProcess], processes: ForkServerContext
+) -> None:
+    held = processes.Event()
+    first = start(hold, tmp_path, held)
+    assert held.wait(60)
+    wanted = rf"under way already, by process {first.pid} on {socket.gethostname()}: wait for it, or stop it"
+    with pytest.raises(Failure, match=wanted), WorkFolder("key", tmp_path).held():
+        pass
+    with WorkFolder("another", tmp_path).held():
+        pass
+    first.kill()
+    first.join()
+    with WorkFolder("key", tmp_path).held() as work:
+        assert (work.path / "holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_folder_is_free_again_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), WorkFolder("key", tmp_path).held():
+        raise ZeroDivisionError
+    with WorkFolder("key", tmp_path).held():
+        pass
+
+
+def test_a_whole_checkpoint_is_resumed_and_a_damaged_one_is_said_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = WorkFolder("key", tmp_path)
+    assert work.resumable() is None
+    IO.save_checkpoint(checkpoint(0), work.last)
+    assert work.resumable() == work.last
+    assert capsys.readouterr().out == ""
+
+    work.last.write_bytes(work.last.read_bytes()[:-1])
+    assert work.resumable() is None
+    said = f"{work.last} is damaged (its sha256 differs): not resumed, training starts anew\n"
+    assert capsys.readouterr().out == said
+    assert not work.last.exists()
+    assert work.resumable() is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_complete_run_leaves_its_journal_alone(tmp_path: Path) -> None:
+    work = WorkFolder("key", tmp_path)
+    IO.save_checkpoint(checkpoint(0), work.last)
+    IO.save_checkpoint(checkpoint(0), work.path / "best.ckpt")
+    (work.path / ".last.ckpt.12345").write_bytes(b"what a killed save left behind")
+    work.journal.write_text("{}\n")
+    work.forget()
+    assert [path.name for path in work.path.iterdir()] == ["tracking.jsonl"]

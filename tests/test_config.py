@@ -1,0 +1,405 @@
+"""What conf/ composes to, what is refused and in which words, and the commands that say so."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+
+from src.compose import targets_of
+from src.config import (
+    CONF,
+    ROOT,
+    Adam,
+    Config,
+    ConfigError,
+    DataConfig,
+    Step,
+    check,
+    compose,
+    parameters_of,
+    write_resolved,
+)
+from tests.conftest import Run
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (CONF / "profile").glob("*.yaml"))
+CIFAR = "experiment=cifar10_resnet"
+
+
+def composed(*overrides: str, experiment: str = CIFAR) -> Config:
+    return compose([experiment, "output=out", *overrides])
+
+
+def refusal(*overrides: str) -> str:
+    """The only line of a refusal."""
+    with pytest.raises(ConfigError) as error:
+        compose(["output=out", *overrides])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what conf/ holds -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_in_every_profile_and_is_named_as_its_file(name: str, profile: str) -> None:
+    config = compose([f"experiment={name}", f"profile={profile}", "output=out"])
+    assert (config.name, config.profile.name) == (name, profile)
+    assert config.description
+
+
+@pytest.mark.parametrize(
+    ("choice", "key", "value"),
+    [
+        ("trainer=cpu", "trainer.accelerator", "cpu"),
+        ("trainer=gpu", "trainer.accelerator", "gpu"),
+        ("trainer=ddp", "trainer.strategy", "ddp"),
+        ("debug=fast", "trainer.limit_train_batches", 2),
+        ("debug=overfit", "trainer.overfit_batches", 3),
+        ("debug=profile", "trainer.profiler", "simple"),
+        ("model=resnet18", "model.network._target_", "src.models.resnet.resnet18"),
+        ("model=fast_resnet", "model.network._target_", "src.models.resnet.FastResNet"),
+    ],
+)
+def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> None:
+    content: Any = composed(choice).plain()
+    for part in key.split("."):
+        content = content[part]
+    assert content == value
+
+
+def test_every_option_of_every_group_is_tried_here() -> None:
+    """A new file in conf/ must be composed by a test: name it above, or use it in an experiment."""
+    tried = {"cpu", "gpu", "ddp", "fast", "overfit", "profile", "resnet18", "fast_resnet", *EXPERIMENTS, *PROFILES}
+    for name in EXPERIMENTS:
+        for default in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["defaults"]:
+            tried |= set(default.values())
+    assert {path.stem for path in CONF.glob("*/*.yaml")} == tried
+
+
+def test_a_seed_of_zero_stays_zero() -> None:
+    assert composed().seed == 0
+    assert composed("seed=0").seed == 0
+    assert composed("seed=7").seed == 7
+
+
+def test_the_command_line_beats_the_experiment_wherever_it_stands() -> None:
+    imdb = "experiment=imdb_lstm"
+    assert composed(experiment=imdb).trainer.keep == "best"
+    assert compose(["trainer.keep=last", imdb, "output=out"]).trainer.keep == "last"
+    assert composed("trainer.keep=last", experiment=imdb).trainer.keep == "last"
+
+
+def test_debug_beats_the_experiment_and_the_command_line_beats_debug() -> None:
+    assert composed("debug=fast").trainer.max_epochs == 1
+    assert compose(["debug=fast", CIFAR, "output=out"]).trainer.max_epochs == 1
+    assert composed("debug=fast", "trainer.max_epochs=3").trainer.max_epochs == 3
+    assert composed("debug=null").trainer.max_epochs == composed().trainer.max_epochs
+
+
+def test_an_experiment_is_chosen_with_a_plus_and_without() -> None:
+    assert (
+        compose(["+experiment=imdb_lstm", "output=out"]).plain() == composed(experiment="experiment=imdb_lstm").plain()
+    )
+
+
+def test_by_profile_picks_by_profile() -> None:
+    epochs = "trainer.max_epochs='${by_profile:{sample: 2, full: 3}}'"
+    assert composed(epochs).trainer.max_epochs == 2
+    assert composed(epochs, "profile=full").trainer.max_epochs == 3
+
+
+def test_by_profile_without_a_value_for_the_profile_is_refused() -> None:
+    message = refusal(CIFAR, "trainer.max_epochs='${by_profile:{full: 3}}'")
+    assert message.startswith("trainer.max_epochs: ")
+    assert "no value for profile 'sample'; it has full" in message
+
+
+# --- sections that replace each other ---------------------------------------------------------------------------------
+
+
+def test_an_optimizer_is_exchanged_as_a_whole() -> None:
+    optimizer = composed("model.optimizer={name: adam, lr: 0.01}").plain()["model"]["optimizer"]
+    assert optimizer == Adam(name="adam", lr=0.01).model_dump()
+
+
+def test_a_schedule_is_exchanged_as_a_whole() -> None:
+    schedule = composed("model.schedule={name: step, milestones: [0.5, 0.8]}").plain()["model"]["schedule"]
+    assert schedule == Step(name="step", milestones=[0.5, 0.8]).model_dump()
+
+
+def test_a_null_is_replaced_by_a_section() -> None:
+    assert composed().trainer.early_stopping is None
+    stopping = composed("trainer.early_stopping={patience: 3}").trainer.early_stopping
+    assert stopping is not None
+    assert (stopping.patience, stopping.min_delta) == (3, 0.0)
+
+
+def test_a_precision_of_32_bit_is_understood_as_it_is_typed() -> None:
+    assert composed("trainer.precision=32").trainer.precision == "32"
+
+
+def test_a_whole_number_is_a_rate_too() -> None:
+    rate = composed("model.optimizer.lr=1").plain()["model"]["optimizer"]["lr"]
+    assert rate == 1.0
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sed=1", ["sed: unknown key", "allowed: ", "seed", "Did you mean 'seed'?"]),
+        ("+sed=1", ["sed: unknown key", "Did you mean 'seed'?"]),
+        (
+            "model.optimizer.lrr=1",
+            ["model.optimizer.lrr: unknown key", "allowed: lr, momentum, name, nesterov", "Did you mean 'lr'?"],
+        ),
+        (
+            "model.network.widht=8",
+            ["model.network.widht: unknown key; allowed: _target_, width. Did you mean 'width'?"],
+        ),
+        ("data.loader.batchsize=8", ["data.loader.batchsize: unknown key", "Did you mean 'batch_size'?"]),
+        ("evaluation.mistaks=3", ["evaluation.mistaks: unknown key", "Did you mean 'mistakes'?"]),
+        ("trainer.max_epochs=many", ["trainer.max_epochs: 'many' is not allowed", "valid integer"]),
+        ("seed=1.5", ["seed: 1.5 is not allowed", "valid integer"]),
+        ("seed=-1", ["seed: -1 is not allowed", "greater than or equal to 0"]),
+        ("seed=null", ["seed: None is not allowed", "valid integer"]),
+        ("trainer.max_epochs='3'", ["trainer.max_epochs: '3' is not allowed", "valid integer"]),
+        ("trainer.deterministic=1", ["trainer.deterministic: 1 is not allowed", "valid boolean"]),
+        ("model.optimizer.lr=-0.1", ["model.optimizer.lr: -0.1 is not allowed", "greater than 0"]),
+        ("model.optimizer.lr=nan", ["model.optimizer.lr: nan is not allowed", "finite"]),
+        ("model.optimizer.lr=true", ["model.optimizer.lr: True is not allowed", "valid number"]),
+        ("data.val_fraction=1", ["data.val_fraction: 1 is not allowed", "less than 1"]),
+        ("data.sha256=abc", ["data.sha256: 'abc' is not allowed", "[0-9a-f]{64}"]),
+        ("name=a/b", ["name: 'a/b' is not allowed"]),
+        (
+            "model.schedule={name: step, milestones: [0.5, 2]}",
+            ["model.schedule.milestones.1: 2 is not allowed", "less than or equal to 1"],
+        ),
+        (
+            "model.optimizer.name=adamm",
+            ["model.optimizer.name: 'adamm' is unknown; allowed: adam, adamw, sgd. Did you mean 'adam'?"],
+        ),
+        ("model.optimizer=adam", ["model.optimizer: 'adam' has no name; allowed: {name: X, ...}", "adam, adamw, sgd"]),
+        ("model.optimizer={lr: 0.1}", ["model.optimizer: {'lr': 0.1} has no name", "adam, adamw, sgd"]),
+        ("model.optimizer={name: sgd}", ["model.optimizer.lr: not given"]),
+        ("~model.optimizer.lr", ["model.optimizer.lr: not given"]),
+        ("trainer.early_stopping={}", ["trainer.early_stopping.patience: not given"]),
+        (
+            "data.loader.flip=alternate",
+            [
+                "data.loader.flip: 'alternate' is unknown; allowed: alternating, none, random",
+                "Did you mean 'alternating'?",
+            ],
+        ),
+        ("profile=ful", ["profile=ful: unknown; allowed: full, sample. Did you mean 'full'?"]),
+        ("trainer=gpuu", ["trainer=gpuu: unknown; allowed: cpu, ddp, gpu. Did you mean 'gpu'?"]),
+        ("model=resnt18", ["model=resnt18: unknown; allowed: ", "Did you mean 'resnet18'?"]),
+        ("data=null", ["data: not given"]),
+        ("seed=[1", ["[1"]),
+        ("seed=${sede}", ["seed: ", "'sede' not found"]),
+    ],
+)
+def test_a_fault_is_refused_in_one_line_with_path_value_and_what_is_allowed(override: str, parts: list[str]) -> None:
+    message = refusal(CIFAR, override)
+    for part in parts:
+        assert part in message
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest() -> None:
+    expected = f"experiment=cifar10_resnt: unknown; allowed: {', '.join(EXPERIMENTS)}. Did you mean 'cifar10_resnet'?"
+    assert refusal("experiment=cifar10_resnt") == refusal("+experiment=cifar10_resnt") == expected
+
+
+def test_a_missing_experiment_is_refused_with_those_that_there_are() -> None:
+    message = refusal()
+    assert message.startswith("experiment: not given")
+    for name in EXPERIMENTS:
+        assert f"+experiment={name}" in message
+
+
+def test_several_faults_have_a_line_each() -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("seed=-1", "trainer.max_epochs=0", "model.optimizer.lrr=1")
+    paths = [line.partition(":")[0] for line in str(error.value).splitlines()]
+    assert sorted(paths) == ["model.optimizer.lrr", "seed", "trainer.max_epochs"]
+
+
+def test_the_keys_of_the_old_optimizer_are_refused_under_the_new_name() -> None:
+    with pytest.raises(ConfigError, match=r"model\.optimizer\.momentum: unknown key; allowed: beta1, beta2, lr"):
+        composed("model.optimizer.name=adam")
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "src.train.train",
+        "src.datas.x.X",
+        "src.data",
+        "src.data.cifar10.",
+        "src.data.__import__('os')",
+        "builtins.eval",
+    ],
+)
+def test_a_target_outside_the_rooms_is_refused(target: str) -> None:
+    content = composed().plain()
+    content["model"]["_target_"] = target
+    with pytest.raises(ConfigError) as error:
+        check(content)
+    told = f"model._target_: {target!r} is not allowed: only src.data.* and src.models.* are instantiated"
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model._target_=os.system", ["model._target_: 'os.system' is not allowed", "src.data.* and src.models.*"]),
+        ("model.network._target_=src.train.train", ["model.network._target_: 'src.train.train' is not allowed"]),
+        (
+            "model._target_=src.models.clasifier.ImageClassifier",
+            [
+                "model._target_: 'src.models.clasifier",
+                "no file src/models/clasifier.py",
+                "Did you mean 'src.models.classifier'?",
+            ],
+        ),
+        (
+            "data._target_=src.data.cifar10.Cifar100",
+            ["data._target_: 'src.data.cifar10.Cifar100' is not there", "has Cifar10", "Did you mean 'Cifar10'?"],
+        ),
+        ("data._target_=src.data.sources._move", ["data._target_: 'src.data.sources._move' is not there"]),  # private
+        (
+            "data._target_=src.data.sources.shutil",
+            ["data._target_: 'src.data.sources.shutil' is not there"],
+        ),  # imported
+        ("~model.network._target_", ["model.network._target_: not given"]),
+    ],
+)
+def test_a_target_that_is_not_there_or_not_ours_is_refused(override: str, parts: list[str]) -> None:
+    message = refusal(CIFAR, override)
+    for part in parts:
+        assert part in message
+
+
+def targets_of_conf() -> list[str]:
+    files = [path for path in CONF.rglob("*.yaml") if "_target_" in path.read_text()]
+    return sorted({target for path in files for target in targets_of(yaml.safe_load(path.read_text()))})
+
+
+@pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.image_folder.ImageFolders"])
+def test_the_parameters_read_from_the_source_are_those_of_the_real_signature(target: str) -> None:
+    module_name, _, attribute = target.rpartition(".")
+    module = importlib.import_module(module_name)
+    real = {
+        name: (eval(given.annotation, vars(module)), ... if given.default is given.empty else given.default)
+        for name, given in inspect.signature(getattr(module, attribute)).parameters.items()
+        if given.kind is given.KEYWORD_ONLY
+    }
+    assert parameters_of(target) == real
+
+
+def test_a_section_builds_what_it_names_with_its_own_keys_alone() -> None:
+    data = composed("data.val_fraction=0.25", "data.split_seed=3").data()
+    assert type(data).__name__ == "Cifar10"
+    assert vars(data) == {"val_fraction": 0.25, "split_seed": 3}
+
+
+# --- what a checked configuration is ----------------------------------------------------------------------------------
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        composed().seed = 1
+
+
+def test_packing_depends_on_the_data_and_the_profile_and_not_on_the_batches() -> None:
+    packing = composed().packing
+    assert composed("data.loader.batch_size=7", "seed=3", "trainer.max_epochs=1").packing == packing
+    assert composed("data.split_seed=7").packing != packing
+    assert composed("profile=full").packing != packing
+
+
+def test_folders_lie_in_the_data_folder_by_profile_and_name(tmp_path: Path) -> None:
+    config = composed("profile=full")
+    assert (config.raw, config.processed) == (ROOT / "data/raw/full/cifar10", ROOT / "data/processed/full/cifar10")
+    assert composed(f"data_folder={tmp_path}").raw == tmp_path / "raw" / "sample" / "cifar10"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_resolved_file_gives_the_same_configuration_again(name: str, tmp_path: Path) -> None:
+    overrides = [
+        "trainer.precision=32",
+        "trainer.early_stopping={patience: 2}",
+        "description='a: é, \"b\" # c'",
+        "model.optimizer.lr=1e-5",
+    ]
+    config = composed(*overrides, experiment=f"experiment={name}")
+    write_resolved(tmp_path / "new" / "config.yaml", config.plain())
+    with hydra.initialize_config_dir(str(tmp_path / "new"), version_base="1.3"):
+        again = check(hydra.compose("config"))
+        data = check(hydra.compose("config"), DataConfig)
+        changed = check(hydra.compose("config", ["seed=5"]))
+    assert again.plain() == config.plain()
+    assert changed.plain() == config.plain() | {"seed": 5}
+    assert data.packing == config.packing
+    assert not hasattr(data, "model")
+
+
+# --- as commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["+experiment=cifar10_resnt"], "experiment=cifar10_resnt: unknown; allowed: "),
+        (["+experiment=imdb_lstm", "model.optimizer.lr=-1"], "model.optimizer.lr: -1 is not allowed: "),
+    ],
+)
+def test_a_refused_run_ends_at_once_with_2_and_one_line_and_leaves_nothing(
+    words: list[str], line: str, run: Run, clone: Path
+) -> None:
+    def runs() -> list[Path]:
+        return sorted((clone / "experiments").glob("runs/*/*"))
+
+    before, spent = runs(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run("python", "-m", "src.train", *words, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"configuration refused: {line}")
+    assert len(done.stderr.splitlines()) == 1
+    # Seconds of this process alone: a busy machine does not count.
+    assert after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime < 3
+    assert runs() == before
+
+
+def test_help_reads_like_documentation(run: Run) -> None:
+    text = run("python", "-m", "src.train", "--help").stdout
+    assert "python -m src.train +experiment=cifar10_resnet profile=full" in text
+    for group in (path.name for path in CONF.iterdir() if path.is_dir()):
+        options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        assert re.search(rf"^  {group} +\S", text, re.MULTILINE), group
+        assert f"{group}: {options}" in text
+    assert "Shell completion" in text
+    assert '"$(python -m src.train -sc install=bash)"' in text
+    assert "max_epochs" in text  # the configuration itself
+
+
+def test_a_shell_can_ask_for_completions(run: Run) -> None:
+    asked = run("env", "COMP_LINE=train +experiment=cif", "python", "-m", "src.train", "-sc", "query=bash")
+    assert asked.stdout.split() == ["+experiment=cifar10_resnet"]

@@ -1,0 +1,242 @@
+"""The test split's figures, on cases small enough to be reckoned by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.config import Evaluation, Loader
+from src.data.batching import ImageBatches, TextBatches
+from src.data.facade_palette import FACADE_PALETTE
+from src.models.segmenter import segmentation_scores, train_segmenter
+from src.reporting import classification, tables, translation
+
+CLASSES = ["cat", "dog", "ship"]
+TITLE: dict[str, Any] = {"label": "test", "sample": True}
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
+PREDICTED = [0, 0, 1, 1, 1, 0]
+CONFIDENCE = [0.9, 0.6, 0.7, 0.8, 0.5, 0.95]
+PLACES = torch.tensor([5, 4, 3, 2, 1, 0])  # the examples come in another order than the split has them
+
+
+def probabilities() -> Tensor:
+    """The predicted class has the confidence, the others share the rest."""
+    confidence = torch.tensor(CONFIDENCE)
+    found = ((1 - confidence) / 2)[:, None].repeat(1, 3)
+    found[torch.arange(6), torch.tensor(PREDICTED)] = confidence
+    return found
+
+
+def images(count: int) -> dict[str, Tensor]:
+    return {"images": torch.zeros(count, 3, 8, 8, dtype=torch.uint8), "labels": torch.arange(count) % 3}
+
+
+def texts() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Six texts of one to six words; each word says which text it stands in."""
+    lengths = torch.tensor([3, 1, 6, 2, 5, 4])
+    tokens = torch.arange(6).repeat_interleave(lengths).to(torch.int32) + 2
+    split = {"tokens": tokens, "offsets": torch.cat([torch.zeros(1).long(), lengths.cumsum(0)]), "labels": LABELS}
+    words = ["zero", "one", "two", "three", "four", "five"]
+    return split, {"kind": "text", "classes": CLASSES, "vocabulary": ["<unk>", "<pad>", *words]}
+
+
+# --- classification ---------------------------------------------------------------------------------------------------
+
+
+def test_a_classifiers_figures_are_those_reckoned_by_hand(tmp_path: Path) -> None:
+    meta = {"kind": "images", "classes": CLASSES}
+    scores, pairs = classification.report(
+        probabilities(), LABELS, PLACES, images(6), meta, Evaluation(), tmp_path, **TITLE
+    )
+    # cat: 2 of 3 found, 2 of 3 named so are; dog: 2 of 2 and 2 of 3; ship: never named
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["precision"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert scores["recall"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scores["f1"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
+    truth = [0.9, 0.6, (1 - 0.7) / 2, 0.8, 0.5, (1 - 0.95) / 2]
+    assert scores["loss"] == pytest.approx(-sum(math.log(p) for p in truth) / 6)
+    # 15 bins: the confidences fall into bins of their own, but for 0.95 and 0.9 (0.9 is in 13/15..14/15)
+    gaps = [0.1, 0.4, 0.7, 0.2, 0.5, 0.95]
+    assert scores["calibration_error"] == pytest.approx(sum(gaps) / 6)
+    assert scores["examples"] == 6
+    assert [(row["actual"], row["predicted"]) for row in pairs] == [
+        (CLASSES[true], CLASSES[guess]) for true, guess in zip(LABELS.tolist(), PREDICTED, strict=True)
+    ]
+    names = {"confusion.png", "calibration.csv", "calibration.png", "mistakes.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_the_worst_mistakes_are_the_most_confident_wrong_answers_and_show_the_right_text(tmp_path: Path) -> None:
+    split, meta = texts()
+    classification.report(probabilities(), LABELS, PLACES, split, meta, Evaluation(), tmp_path, **TITLE)
+    shown = (tmp_path / "mistakes.md").read_text()
+    assert re.findall(r"## \d+\. (\w+) ([\d.]+)%, is (\w+)", shown) == [("cat", "95.0", "ship"), ("dog", "70.0", "cat")]
+    # examples 5 and 2, which stand at places 0 and 3 of the split
+    assert re.findall(r"“(.*)”", shown) == ["zero zero zero", "three three"]
+
+    classification.report(probabilities(), LABELS, PLACES, split, meta, Evaluation(mistakes=1), tmp_path, **TITLE)
+    assert re.findall(r"“(.*)”", (tmp_path / "mistakes.md").read_text()) == ["zero zero zero"]
+
+
+def test_a_classifier_without_mistakes_is_reported(tmp_path: Path) -> None:
+    right = torch.eye(3)[LABELS]
+    meta = {"kind": "images", "classes": CLASSES}
+    scores, _ = classification.report(right, LABELS, PLACES, images(6), meta, Evaluation(), tmp_path, **TITLE)
+    assert {scores[name] for name in ("accuracy", "precision", "recall", "f1")} == {1.0}
+    assert scores["loss"] == scores["calibration_error"] == 0
+
+
+class Certain(nn.Module):
+    """Says of each text the class of its first word."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        return 50 * torch.eye(3)[LABELS[tokens[:, 0] - 2]]
+
+
+def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_batches() -> None:
+    split, meta = texts()
+    batches = TextBatches(split, meta, Loader(batch_size=2, eval_batch_size=4), train=False)
+    found, labels, places = classification.probabilities(Certain(), batches)
+    assert places.tolist() == [1, 3, 0, 5, 4, 2]  # by length
+    assert torch.equal(labels, LABELS[places])
+    assert torch.equal(found.argmax(1), labels)
+    torch.testing.assert_close(found.sum(1), torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"), [(None, 5), (1, 1), (3, 3), (9, 5), (1.0, 5), (0.6, 3), (0.01, 1), (0.0, 1), (0, 1)]
+)
+def test_a_limit_is_a_number_of_batches_or_a_fraction_of_them_and_leaves_one(
+    limit: int | float | None, count: int
+) -> None:
+    batches = ImageBatches(images(10), {}, Loader(batch_size=2, eval_batch_size=2), train=False)
+    found = list(classification.limited(batches, limit))
+    assert [places.tolist() for _, places in found] == [[2 * i, 2 * i + 1] for i in range(count)]
+    assert all(torch.equal(batch[1], places % 3) for batch, places in found)
+
+
+# --- labels on pictures -----------------------------------------------------------------------------------------------
+
+COLOURS = torch.tensor(list(FACADE_PALETTE.values()))
+
+
+@pytest.mark.parametrize("noise", [0, 7])
+def test_a_palette_colour_is_its_class_with_or_without_a_little_noise(noise: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    classes = torch.randint(len(COLOURS), (2, 16, 16), generator=random)
+    maps = COLOURS[classes].permute(0, 3, 1, 2)
+    maps = maps + torch.randint(-noise, noise + 1, maps.shape, generator=random)
+    assert torch.equal(translation.labels_of(maps.clamp(0, 255).to(torch.uint8)), classes)
+
+
+def test_any_other_colour_is_the_class_of_the_nearest_one() -> None:
+    maps = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    distances = torch.cdist(maps.permute(0, 2, 3, 1).reshape(-1, 3).double(), COLOURS.double())
+    nearest = distances.argmin(1).view(2, 16, 16)
+    assert torch.equal(translation.labels_of(maps), nearest)
+
+
+def test_segmentation_scores_are_those_reckoned_by_hand() -> None:
+    confusion = torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]])
+    assert segmentation_scores(confusion) == pytest.approx(
+        {"pixel_accuracy": 5 / 7, "class_accuracy": (3 / 4 + 2 / 3) / 2, "class_iou": (3 / 5 + 2 / 4) / 2}
+    )
+
+
+def test_a_class_that_is_predicted_but_never_there_costs_overlap_but_not_class_accuracy() -> None:
+    scores = segmentation_scores(torch.tensor([[3, 1], [0, 0]]))
+    assert scores == pytest.approx({"pixel_accuracy": 3 / 4, "class_accuracy": 3 / 4, "class_iou": (3 / 4 + 0) / 2})
+
+
+def coloured(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures of 8x8 patches of blue, green or red, uint8 [N, 3, 32, 32], and the patches' classes [N, 32, 32]."""
+    patches = torch.randint(3, (count, 4, 4), generator=torch.Generator().manual_seed(seed))
+    labels = patches.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return COLOURS[[0, 5, 10]][labels].permute(0, 3, 1, 2).to(torch.uint8), labels
+
+
+def segmenter(epochs: int, seed: int = 0) -> nn.Module:
+    return train_segmenter(*coloured(32, seed=0), 3, width=8, epochs=epochs, seed=seed, autocast=None, batch_size=4)
+
+
+def test_the_segmenter_learns_to_tell_colours_apart() -> None:
+    photos, labels = coloured(8, seed=1)
+    model = segmenter(epochs=20)
+    with torch.inference_mode():
+        read = model(photos / 255).argmax(1)
+    assert float((read == labels).double().mean()) > 0.95
+
+
+def test_the_segmenter_is_the_same_to_the_bit_again_and_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = segmenter(epochs=2).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, other = segmenter(epochs=2).state_dict(), segmenter(epochs=2, seed=1).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["classify.weight"], other["classify.weight"])
+
+
+def test_labels_are_recovered_whole_when_the_pictures_are_the_photos() -> None:
+    maps, labels = coloured(8, seed=0)
+    train = {"input": maps, "target": 255 - maps}
+    wanted = Evaluation(segmenter_epochs=20, segmenter_width=8)
+    scores, pairs = translation.label_recovery(train, maps, 255 - maps, 255 - maps, wanted, seed=0, bf16=False)
+    assert scores["labels_recovered"] == 1
+    assert scores["labels_pixel_accuracy_generated"] == scores["labels_pixel_accuracy_real"] > 0
+    assert len(pairs) == 8 * translation.GRID**2
+    assert pairs[0]["actual"] == ["background", "sill", "pillar"][labels[0, 2, 2]]
+    assert {row["predicted"] for row in pairs} <= set(FACADE_PALETTE)
+
+
+def test_a_reader_that_reads_nothing_on_real_photos_makes_no_ratio() -> None:
+    blue, red = (COLOURS[c].view(1, 3, 1, 1).expand(2, 3, 32, 32).to(torch.uint8) for c in (0, 10))
+    wanted = Evaluation(segmenter_epochs=8, segmenter_width=4)
+    always_blue = {"input": blue, "target": blue}
+    scores, _ = translation.label_recovery(always_blue, red, blue, blue, wanted, seed=0, bf16=False)
+    assert scores["labels_pixel_accuracy_real"] == 0
+    assert math.isnan(scores["labels_recovered"])
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def noise(count: int = 3) -> Tensor:
+    return torch.randint(10, 246, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_identical_pictures_have_no_distance_and_their_infinite_psnr_is_written_as_null(tmp_path: Path) -> None:
+    targets = noise()
+    scores = translation.report(targets, targets, targets, Evaluation(), tmp_path, **TITLE)
+    assert scores["l1"] == 0
+    assert scores["ssim"] == pytest.approx(1)
+    assert scores["psnr"] == math.inf
+    assert (tmp_path / "grid.png").stat().st_size > 0
+    tables.write_metrics(tmp_path / "metrics.json", scores)
+    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert written == {"l1": 0.0, "psnr": None, "ssim": 1.0, "examples": 3}
+
+
+def test_distances_are_means_over_the_pictures(tmp_path: Path) -> None:
+    targets = noise(2)
+    pictures = targets.clone()
+    pictures[0] += 10
+    pictures[1] -= 5
+    scores = translation.report(targets, pictures, targets, Evaluation(), tmp_path, **TITLE)
+    assert scores["l1"] == pytest.approx((10 + 5) / 2 / 255)
+    assert scores["psnr"] == pytest.approx((20 * math.log10(255 / 10) + 20 * math.log10(255 / 5)) / 2, rel=1e-5)
+    assert 0.9 < scores["ssim"] < 1
+    assert scores["examples"] == 2

@@ -1,0 +1,181 @@
+"""ONNX graphs of the three kinds of models: they answer as the originals do at any size, and tell nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.config import ROOT, SGD, Adam, AdamW, Constant, Export
+from src.errors import Failure
+from src.models import onnx_export
+from src.models.classifier import ImageClassifier
+from src.models.lstm import TextClassifier
+from src.models.pix2pix import Pix2Pix
+from src.models.resnet import FastResNet
+
+WORDS = 40
+OPSET = 18
+Given = tuple[Tensor, ...]
+
+
+def image_classifier(classes: int = 5, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ImageClassifier(
+        {"shape": [3, 32, 32], "classes": [str(c) for c in range(classes)], "mean": [0.5] * 3, "std": [0.2] * 3},
+        network=lambda channels, classes: FastResNet(channels, classes, width=8),  # type: ignore[arg-type]
+        optimizer=SGD(name="sgd", lr=0.1),
+        schedule=Constant(name="constant"),
+    )
+
+
+def text_classifier(pooling: Any, layers: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return TextClassifier(
+        {"vocabulary": [str(number) for number in range(WORDS)], "classes": ["bad", "good"]},
+        optimizer=AdamW(name="adamw", lr=0.1),
+        schedule=Constant(name="constant"),
+        embedding=6,
+        hidden=5,
+        layers=layers,
+        pooling=pooling,
+    )
+
+
+def generator() -> nn.Module:
+    torch.manual_seed(0)
+    adam, constant = Adam(name="adam", lr=0.1), Constant(name="constant")
+    return Pix2Pix({"shape": [3, 32, 32]}, optimizer=adam, schedule=constant, width=4)
+
+
+def pictures(batch: int, length: int = 0) -> Given:
+    return (torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch)),)
+
+
+def texts(batch: int, length: int) -> Given:
+    """Texts of any lengths up to `length`, other words in their padding."""
+    random = torch.Generator().manual_seed(100 * batch + length)
+    lengths = torch.randint(1, length + 1, (batch,), generator=random)
+    lengths[0] = length
+    return torch.randint(WORDS, (batch, length), generator=random), lengths
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with the inputs that it takes."""
+
+    model: nn.Module
+    inputs: onnx_export.Inputs
+    draw: Callable[[int, int], Given]
+    lengths: tuple[int, ...]
+
+    def export(self, path: Path) -> Path:
+        onnx_export.write(self.model, self.inputs, [self.draw(4, 9)], path, opset=OPSET)
+        return path
+
+
+TIMES = (1, 5, 50)
+CASES: dict[str, Callable[[], Case]] = {
+    "images": lambda: Case(image_classifier(), onnx_export.IMAGE, pictures, (0,)),
+    "pairs": lambda: Case(generator(), onnx_export.IMAGE, pictures, (0,)),
+    "mean": lambda: Case(text_classifier("mean"), onnx_export.TEXT, texts, TIMES),
+    "max": lambda: Case(text_classifier("max"), onnx_export.TEXT, texts, TIMES),
+    "mean_max of two layers": lambda: Case(text_classifier("mean_max", layers=2), onnx_export.TEXT, texts, TIMES),
+    "attention": lambda: Case(text_classifier("attention"), onnx_export.TEXT, texts, TIMES),
+}
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path]:
+    case: Case = request.param()
+    return case, case.export(tmp_path_factory.mktemp("export") / "model.onnx")
+
+
+def answers(path: Path, inputs: onnx_export.Inputs, given: Given) -> np.ndarray:
+    feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+    found: np.ndarray = onnx_export.session(path, threads=1).run(None, feed)[0]
+    return found
+
+
+def test_the_graph_answers_as_the_model_at_sizes_other_than_the_exported_one(exported: tuple[Case, Path]) -> None:
+    case, path = exported
+    original = onnx_export.answering(case.model)
+    for batch in (1, 2, 7, 33):
+        for length in case.lengths:
+            given = case.draw(batch, length)
+            with torch.inference_mode():
+                wanted = original(*given).numpy()
+            np.testing.assert_allclose(answers(path, case.inputs, given), wanted, atol=1e-5, rtol=0)
+
+
+def test_batch_and_length_are_free_and_named(exported: tuple[Case, Path]) -> None:
+    case, path = exported
+    session = onnx_export.session(path)
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    if case.inputs is onnx_export.TEXT:
+        assert shapes == {"tokens": ["batch", "time"], "lengths": ["batch"]}
+    else:
+        assert shapes == {"image": ["batch", 3, 32, 32]}
+    (output,) = session.get_outputs()
+    assert output.name == "output"
+    assert output.shape[0] == "batch"
+
+
+def test_the_bytes_name_no_path_of_the_machine(exported: tuple[Case, Path]) -> None:
+    content = exported[1].read_bytes()
+    for trace in (str(ROOT), str(Path.home()), "site-packages", "Traceback", ".py"):
+        assert trace.encode() not in content, trace
+
+
+@pytest.mark.parametrize("kind", ["images", "attention"])
+def test_the_same_model_exported_twice_is_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    first, second = (CASES[kind]().export(tmp_path / name).read_bytes() for name in ("first.onnx", "second.onnx"))
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def picture_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return CASES["images"]().export(tmp_path_factory.mktemp("export") / "model.onnx")
+
+
+def test_a_right_graph_passes_the_comparison_and_the_difference_is_told(picture_graph: Path) -> None:
+    difference = onnx_export.largest_difference(
+        image_classifier(), onnx_export.IMAGE, [pictures(32), pictures(40)], picture_graph, 1e-5
+    )
+    assert 0 <= difference <= 1e-5
+
+
+def test_a_graph_of_other_weights_is_refused(picture_graph: Path) -> None:
+    with pytest.raises(Failure, match=rf"{picture_graph}: answers differ .* export\.tolerance is 0\.001; not exported"):
+        onnx_export.largest_difference(image_classifier(seed=1), onnx_export.IMAGE, [pictures(8)], picture_graph, 1e-3)
+
+
+def test_a_graph_with_answers_of_another_shape_is_refused(picture_graph: Path) -> None:
+    with pytest.raises(Failure, match=r"answers with shape \(1, 5\) where PyTorch gives \(1, 7\)"):
+        onnx_export.largest_difference(
+            image_classifier(classes=7), onnx_export.IMAGE, [pictures(8)], picture_graph, 1e-3
+        )
+
+
+def test_a_graph_that_answers_nan_is_refused(tmp_path: Path) -> None:
+    broken = image_classifier()
+    nn.init.constant_(broken.network.classify.weight, float("nan"))  # type: ignore[arg-type, union-attr]
+    onnx_export.write(broken, onnx_export.IMAGE, [pictures(4)], tmp_path / "model.onnx", opset=OPSET)
+    with pytest.raises(Failure, match="by up to nan"):
+        onnx_export.largest_difference(
+            image_classifier(), onnx_export.IMAGE, [pictures(8)], tmp_path / "model.onnx", 1e-3
+        )
+
+
+def test_latency_is_measured_for_each_batch_size_and_the_threads_are_put_back(picture_graph: Path) -> None:
+    threads, wanted = torch.get_num_threads(), Export(latency_batches=[1, 3], latency_seconds=0.01)
+    rows = onnx_export.latency(image_classifier(), onnx_export.IMAGE, [pictures(2)], picture_graph, wanted)
+    assert [row["batch"] for row in rows] == [1, 3]
+    assert all(row["speedup"] == pytest.approx(row["pytorch_ms"] / row["onnxruntime_ms"]) for row in rows)
+    assert torch.get_num_threads() == threads

@@ -1,0 +1,304 @@
+"""pix2pix: the authors' architecture, losses and rates, and who learns in which half of a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.config import Adam, Linear, Loader, compose
+from src.data.batching import PairBatches
+from src.errors import Failure
+from src.models.optimization import rate_factor
+from src.models.pix2pix import PatchGAN, Pix2Pix, UNet, scaled
+
+SIZE = 32
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def pix2pix(lr: float = 2e-4, gan: Literal["vanilla", "lsgan"] = "vanilla", l1: float = 100.0) -> Pix2Pix:
+    torch.manual_seed(0)
+    return Pix2Pix(
+        {"shape": [3, SIZE, SIZE]},
+        optimizer=Adam(name="adam", lr=lr, beta1=0.5),
+        schedule=Linear(name="linear", hold=0.5),
+        gan=gan,
+        l1=l1,
+        width=4,
+    )
+
+
+def pairs(count: int = 4) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    source, target = torch.randint(256, (2, count, 3, SIZE, SIZE), dtype=torch.uint8, generator=random)
+    return source, target
+
+
+def trained(model: Pix2Pix, *callbacks: pl.Callback, epochs: int = 1, target: Tensor | None = None) -> pl.Trainer:
+    """A real run over four pairs in two batches an epoch."""
+    source, noise = pairs()
+    split = {"input": source, "target": noise if target is None else target}
+    loader = Loader(batch_size=2, eval_batch_size=2)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, PairBatches(split, {}, loader, train=True), PairBatches(split, {}, loader, train=False))
+    return trainer
+
+
+@torch.no_grad()
+def l1(model: Pix2Pix, source: Tensor, target: Tensor) -> float:
+    return float(F.l1_loss(model(source), target / 255))
+
+
+# --- the architecture -------------------------------------------------------------------------------------------------
+
+
+def test_the_networks_have_the_parameters_of_the_authors_own() -> None:
+    # junyanz/pytorch-CycleGAN-and-pix2pix prints 54.414 M for unet_256 and 2.769 M for the basic discriminator.
+    with torch.device("meta"):
+        assert parameters(UNet(256, width=64, norm="batch")) == 54_413_955
+        assert parameters(PatchGAN(width=64, norm="batch")) == 2_768_705
+
+
+def having(layers: nn.ModuleList, *kinds: type[nn.Module]) -> list[bool]:
+    """Whether each layer has a part of one of these kinds."""
+    return [any(isinstance(part, kinds) for part in layer.children()) for layer in layers]
+
+
+def dropouts(network: UNet) -> list[int]:
+    """Which layers on the way up, counted from the innermost, have dropout."""
+    return [number for number, has in enumerate(having(network.up, nn.Dropout)) if has]
+
+
+@pytest.mark.parametrize(
+    ("size", "places"), [(32, []), (64, [1]), (128, [1, 2]), (256, [1, 2, 3]), (512, [1, 2, 3, 4])]
+)
+def test_dropout_stands_in_the_layers_from_eight_widths_to_eight_widths_but_the_innermost(
+    size: int, places: list[int]
+) -> None:
+    with torch.device("meta"):
+        network = UNet(size, width=3)
+    assert dropouts(network) == places
+    assert len(places) == int(math.log2(size)) - 5
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_no_norm_stands_on_the_picture_or_on_the_single_pixel_and_a_bias_stands_where_no_batch_norm_follows(
+    norm: str,
+) -> None:
+    network = UNet(64, width=4, norm=norm)
+    norms = (nn.BatchNorm2d, nn.InstanceNorm2d)
+    assert having(network.down, *norms) == [False, True, True, True, True, False]
+    assert having(network.up, *norms) == [True, True, True, True, True, False]
+    biased = [part.bias is not None for part in network.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
+    assert biased == [norm == "instance"] * 11 + [True]
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_the_generator_draws_a_picture_of_the_same_size_in_minus_one_to_one(size: int) -> None:
+    network = UNet(size, width=2, norm="instance").eval()
+    with torch.no_grad():
+        for layer in network.up:
+            layer.get_parameter("1.weight").mul_(20)  # far out in the hyperbolic tangent
+        drawn = network(torch.rand(2, 3, size, size) * 2 - 1)
+    assert drawn.shape == (2, 3, size, size)
+    assert -1 <= drawn.min() < -0.9 < 0.9 < drawn.max() <= 1
+
+
+@pytest.mark.parametrize("size", [0, 16, 96, 100, 255])
+def test_a_size_that_the_unet_cannot_halve_to_one_pixel_is_refused(size: int) -> None:
+    with pytest.raises(Failure, match=rf"not {size}: set data\.size"):
+        UNet(size, width=2)
+
+
+def test_dropout_is_noise_in_training_and_silent_in_use() -> None:
+    network, x = UNet(64, width=4, norm="instance"), torch.randn(1, 3, 64, 64)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize(("size", "judged"), [(32, 2), (64, 6), (128, 14), (256, 30)])
+def test_the_discriminator_judges_a_grid_of_patches(size: int, judged: int) -> None:
+    x = torch.zeros(2, 3, size, size)
+    with torch.no_grad():
+        assert PatchGAN(width=2)(x, x).shape == (2, 1, judged, judged)
+
+
+def test_a_patch_is_70_pixels_wide_by_its_layers() -> None:
+    field = 1
+    for layer in reversed([part for part in PatchGAN(width=2).layers if isinstance(part, nn.Conv2d)]):
+        field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
+    assert field == 70
+
+
+def test_a_patch_is_70_pixels_wide_by_what_moves_its_logit() -> None:
+    network = PatchGAN(width=4, norm="batch").double().eval()
+    source, picture = torch.rand(2, 1, 3, 256, 256, dtype=torch.float64).requires_grad_()
+    source.retain_grad()
+    picture.retain_grad()
+    network(source, picture)[0, 0, 15, 15].backward()
+    for gradient in (source.grad, picture.grad):
+        assert gradient is not None
+        seen = gradient[0].ne(0).any(0)
+        rows, columns = seen.any(1).nonzero(), seen.any(0).nonzero()
+        assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == 70
+
+
+def test_weights_begin_as_the_paper_says() -> None:
+    torch.manual_seed(0)
+    model = Pix2Pix(
+        {"shape": [3, 64, 64]}, optimizer=Adam(name="adam", lr=1.0), schedule=Linear(name="linear"), width=16
+    )
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight.numel() > 10_000:
+            assert float(part.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+            assert part.bias is None or not part.bias.any()
+        if isinstance(part, nn.InstanceNorm2d):
+            assert float(part.weight.detach().mean()) == pytest.approx(1.0, abs=0.02)
+
+
+# --- losses and rates -------------------------------------------------------------------------------------------------
+
+
+def test_the_vanilla_loss_is_cross_entropy_and_ln_2_for_the_undecided() -> None:
+    model, logits = pix2pix(gan="vanilla"), torch.tensor([[-2.0, 0.5, 3.0]])
+    assert float(model.judged(torch.zeros(1, 1, 3, 3), True)) == pytest.approx(math.log(2))
+    assert float(model.judged(torch.zeros(1, 1, 3, 3), False)) == pytest.approx(math.log(2))
+    torch.testing.assert_close(model.judged(logits, True), -logits.sigmoid().log().mean())
+    torch.testing.assert_close(model.judged(logits, False), -(1 - logits.sigmoid()).log().mean())
+
+
+def test_the_lsgan_loss_is_the_squared_distance_to_one_or_zero() -> None:
+    model, logits = pix2pix(gan="lsgan"), torch.tensor([[-2.0, 0.5, 3.0]])
+    torch.testing.assert_close(model.judged(logits, True), (logits - 1).square().mean())
+    torch.testing.assert_close(model.judged(logits, False), logits.square().mean())
+
+
+def test_bytes_are_scaled_to_minus_one_to_one_and_pictures_come_out_in_zero_to_one() -> None:
+    assert scaled(torch.tensor([0, 255], dtype=torch.uint8), torch.float32).tolist() == [-1, 1]
+    model, source = pix2pix().eval(), pairs()[0]
+    answer = model.answer(source)
+    torch.testing.assert_close(answer, (model.generator(source / 127.5 - 1) + 1) / 2)
+    assert 0 <= answer.min() < answer.max() <= 1
+
+
+def undecided(model: Pix2Pix) -> Pix2Pix:
+    """With a discriminator whose logits are all zero."""
+    last = model.discriminator.layers[-1]
+    nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+    return model
+
+
+def test_the_discriminators_loss_is_halved_and_the_generators_is_the_gans_plus_the_weighted_distance() -> None:
+    model = undecided(pix2pix(lr=1e-12, l1=10.0))  # a rate at which nothing moves
+    source, target = pairs()
+    distance = l1(model, source, target)  # at 32 pixels there is no dropout: the same in training
+    metrics = {name: float(value) for name, value in trained(model).callback_metrics.items()}
+    assert metrics["train_discriminator_loss"] == pytest.approx(math.log(2), rel=1e-4)  # (ln 2 + ln 2) / 2
+    assert metrics["train_l1"] == pytest.approx(distance, rel=1e-4)
+    assert metrics["val_l1"] == pytest.approx(distance, rel=1e-4)
+    assert metrics["train_generator_loss"] == pytest.approx(math.log(2) + 10.0 * 2 * distance, rel=1e-4)
+
+
+def test_the_configured_rate_holds_for_the_first_half_and_falls_linearly_to_zero() -> None:
+    schedule = compose(["experiment=facades_pix2pix", "output=unused"]).model.schedule  # type: ignore[attr-defined]
+    assert [rate_factor(schedule, p) for p in (0.0, 0.25, 0.5)] == [1, 1, 1]
+    assert rate_factor(schedule, 0.75) == pytest.approx(0.5)
+    assert rate_factor(schedule, 1.0) == 0
+
+
+class Rates(pl.Callback):
+    """The rates of both optimizers before each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+
+def test_both_rates_fall_once_for_each_batch_over_the_whole_run() -> None:
+    rates = Rates()
+    trained(pix2pix(lr=0.4), rates, epochs=4)
+    expected = [0.4, 0.4, 0.4, 0.4, 0.35, 0.25, 0.15, 0.05]  # eight steps, each rate in its step's middle
+    assert [pair[0] for pair in rates.seen] == pytest.approx(expected)
+    assert [pair[1] for pair in rates.seen] == pytest.approx(expected)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+class WhatMoves(pl.Callback):
+    """For each optimizer's step, in turn, the networks whose weights it changed."""
+
+    def __init__(self) -> None:
+        self.moved: list[set[str]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before: dict[str, Tensor] = {}
+
+        def weights() -> dict[str, Tensor]:
+            parts = ("generator", "discriminator")
+            return {p: nn.utils.parameters_to_vector(pl_module.get_submodule(p).parameters()).detach() for p in parts}
+
+        def after(*_: Any) -> None:
+            self.moved.append({name for name, now in weights().items() if not torch.equal(now, before[name])})
+
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: before.update(weights()))
+            optimizer.register_step_post_hook(after)
+
+
+@pytest.mark.parametrize("gan", ["vanilla", "lsgan"])
+def test_each_half_of_a_step_moves_its_own_network_alone(gan: Literal["vanilla", "lsgan"]) -> None:
+    moves = WhatMoves()
+    trained(pix2pix(gan=gan), moves)
+    assert moves.moved == [{"discriminator"}, {"generator"}] * 2
+
+
+def test_a_gradient_clip_bounds_both_networks_gradients() -> None:
+    class Norms(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+                gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+                self.seen.append(float(torch.stack(gradients).norm()))
+
+            for optimizer in trainer.optimizers:
+                optimizer.register_step_pre_hook(note)
+
+    free, clipped = Norms(), Norms()
+    trained(pix2pix(), free)
+    assert min(free.seen) > 1e-3
+    model = pix2pix()
+    model.gradient_clip = 1e-3
+    trained(model, clipped)
+    assert clipped.seen == pytest.approx([1e-3] * 4, rel=1e-2)
+
+
+def test_it_learns_to_draw_what_it_is_shown() -> None:
+    model = pix2pix(lr=5e-3)
+    source, _ = pairs()
+    target = source // 4  # the same picture, darker
+    before = l1(model, source, target)
+    trained(model, epochs=15, target=target)
+    assert l1(model, source, target) < 0.5 * before

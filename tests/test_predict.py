@@ -1,0 +1,312 @@
+"""Answers from exported models: tiny graphs of each kind, called as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from src import predict
+from src.config import Loader
+from src.data.batching import TextBatches
+from src.data.imdb import tokenizer_settings
+from src.predict import Predictor
+from tests.tiny_data import plain_png
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY = ["<unk>", "<pad>", "good", "bad", "film", "."]
+
+
+def constant(name: str, value: float | list[int]) -> onnx.TensorProto:
+    """Whole numbers as int64, others as fp32."""
+    array = np.array(value)
+    return numpy_helper.from_array(array.astype(np.float32) if array.dtype.kind == "f" else array, name)
+
+
+def write_model(
+    folder: Path, nodes: list[Any], inputs: list[Any], output: Any, constants: list[Any], **signature: Any
+) -> Path:
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    known = {"name": "tiny", "profile": "full", "max_tokens": None}
+    (folder / "signature.json").write_text(json.dumps(known | signature))
+    return folder
+
+
+def image_model(folder: Path, **signature: Any) -> Path:
+    """Says which of red, green and blue is the brightest: the softmax of the channels' means."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=T.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+        helper.make_node("Mul", ["means", "scale"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["answer"], axis=1),
+    ]
+    given = [helper.make_tensor_value_info("images", T.UINT8, ["batch", 3, 8, 8])]
+    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3])
+    constants = [constant("axes", [2, 3]), constant("scale", 0.02)]
+    known = {"kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
+    return write_model(folder, nodes, given, output, constants, **known | signature)
+
+
+def text_model(folder: Path, **signature: Any) -> Path:
+    """The shares of "good" and "bad" in a text's length."""
+    nodes = []
+    for word, place in (("bad", 3), ("good", 2)):
+        nodes += [
+            helper.make_node("Equal", ["tokens", f"id_{word}"], [f"is_{word}"]),
+            helper.make_node("Cast", [f"is_{word}"], [f"ones_{word}"], to=T.FLOAT),
+            helper.make_node("ReduceSum", [f"ones_{word}", "axes"], [f"sum_{word}"], keepdims=1),
+        ]
+        assert VOCABULARY[place] == word
+    nodes += [
+        helper.make_node("Concat", ["sum_bad", "sum_good"], ["sums"], axis=1),
+        helper.make_node("Cast", ["lengths"], ["float_lengths"], to=T.FLOAT),
+        helper.make_node("Unsqueeze", ["float_lengths", "axes"], ["divisors"]),
+        helper.make_node("Div", ["sums", "divisors"], ["answer"]),
+    ]
+    given = [
+        helper.make_tensor_value_info("tokens", T.INT64, ["batch", "time"]),
+        helper.make_tensor_value_info("lengths", T.INT64, ["batch"]),
+    ]
+    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 2])
+    constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
+    known = {"kind": "text", "classes": ["neg", "pos"], "vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
+    return write_model(folder, nodes, given, output, constants, **known | signature)
+
+
+def pairs_model(folder: Path, **signature: Any) -> Path:
+    """The negative of a picture."""
+    nodes = [
+        helper.make_node("Cast", ["input"], ["pixels"], to=T.FLOAT),
+        helper.make_node("Div", ["pixels", "white"], ["light"]),
+        helper.make_node("Sub", ["one", "light"], ["answer"]),
+    ]
+    given = [helper.make_tensor_value_info("input", T.UINT8, ["batch", 3, 8, 8])]
+    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3, 8, 8])
+    constants = [constant("white", 255.0), constant("one", 1.0)]
+    return write_model(folder, nodes, given, output, constants, **{"kind": "pairs", "shape": [3, 8, 8]} | signature)
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls the command in this process; returns the exit code, stdout and stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
+        code = 0
+        try:
+            predict.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def refused(call: Call) -> Callable[..., str]:
+    """Calls the command, which must fail with exit code 1, nothing on stdout and one line on stderr."""
+
+    def refused(*words: object) -> str:
+        code, out, err = call(*words)
+        assert (code, out) == (1, "")
+        assert err.startswith("predict failed: ")
+        assert err.count("\n") == 1
+        return err
+
+    return refused
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_shown_by_probability(call: Call, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(plain_png((100, 0, 200)))
+    code, out, err = call(image_model(tmp_path / "export"), photo)
+    assert (code, err) == (0, "")
+    shares = np.exp([4.0, 2.0, 0.0])
+    shares /= shares.sum()
+    assert out.splitlines() == [f"{s:7.2%}  {c}" for s, c in zip(shares, ("blue", "red", "green"), strict=True)]
+
+
+def test_no_more_classes_are_shown_than_asked_for(call: Call, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(plain_png((0, 200, 0)))
+    _, out, _ = call(image_model(tmp_path / "export"), photo, "--top", 1)
+    assert [line.split()[1] for line in out.splitlines()] == ["green"]
+
+
+def test_a_picture_of_another_size_and_mode_is_brought_to_the_models(tmp_path: Path) -> None:
+    left_red = np.zeros((40, 60, 4), np.uint8)
+    left_red[:, :30, 0] = left_red[..., 3] = 255
+    Image.fromarray(left_red).save(tmp_path / "large.png")
+    made = Predictor(image_model(tmp_path / "export")).image(tmp_path / "large.png")
+    assert (made.shape, made.dtype) == ((1, 3, 8, 8), np.uint8)
+    assert (made[0, 0, :, :3] > 200).all()
+    assert (made[0, 0, :, 5:] < 50).all()
+    assert not made[0, 1:].any()
+
+
+def test_a_model_of_the_sample_says_so(call: Call, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(plain_png((0, 200, 0)))
+    code, out, err = call(image_model(tmp_path / "export", profile="sample"), photo)
+    assert code == 0
+    assert "sample profile" in err
+    assert "sample" not in out
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_read_from_the_command_line_or_from_a_file(call: Call, tmp_path: Path) -> None:
+    model = text_model(tmp_path / "export")
+    text = 'GOOD "film",<br />good film.'
+    (tmp_path / "review.txt").write_text(text)
+    typed, read = call(model, text), call(model, tmp_path / "review.txt")
+    assert typed == read
+    # good film , good film .
+    assert typed == (0, f"{2 / 6:7.2%}  pos\n{0:7.2%}  neg\n", "")
+
+
+def test_a_long_text_is_taken_as_a_text(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call(text_model(tmp_path / "export"), "bad " * 2000)
+    assert code == 0
+    assert out.splitlines()[0] == "100.00%  neg"
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 11])
+@pytest.mark.parametrize("limit", [4, 5, None])
+def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: Path) -> None:
+    words = [VOCABULARY[2 + i % 4] for i in range(count)]
+    found, length = Predictor(text_model(tmp_path / "export", max_tokens=limit)).tokens(" ".join(words))
+    import torch
+
+    split = {
+        "tokens": torch.tensor([VOCABULARY.index(word) for word in words], dtype=torch.int32),
+        "offsets": torch.tensor([0, count]),
+        "labels": torch.zeros(1, dtype=torch.int64),
+    }
+    loader = Loader(batch_size=1, max_tokens=limit)
+    ((tokens, lengths, _),) = TextBatches(split, {"vocabulary": VOCABULARY}, loader, train=False)
+    assert found.tolist() == tokens.tolist()
+    assert length.tolist() == lengths.tolist()
+    assert found.dtype == length.dtype == np.int64
+
+
+def test_a_word_that_the_vocabulary_lacks_is_unknown(tmp_path: Path) -> None:
+    found, _ = Predictor(text_model(tmp_path / "export")).tokens("Good cinema.")
+    assert found.tolist() == [[2, 0, 5]]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_written_where_it_is_asked_for(call: Call, tmp_path: Path) -> None:
+    given, made = tmp_path / "labels.png", tmp_path / "photo.png"
+    given.write_bytes(plain_png((255, 10, 0)))
+    assert call(pairs_model(tmp_path / "export"), given, "--output", made) == (0, f"{made}\n", "")
+    assert np.unique(np.asarray(Image.open(made)).reshape(-1, 3), axis=0).tolist() == [[0, 245, 255]]
+
+
+def test_a_picture_is_written_beside_its_input_otherwise(call: Call, tmp_path: Path) -> None:
+    given = tmp_path / "labels.png"
+    given.write_bytes(plain_png((255, 10, 0)))
+    code, out, _ = call(pairs_model(tmp_path / "export"), given)
+    assert (code, out) == (0, f"{tmp_path / 'labels-tiny.png'}\n")
+    assert Image.open(tmp_path / "labels-tiny.png").size == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["nowhere/photo.png", "photo.unknown"])
+def test_a_picture_that_cannot_be_written_is_told(name: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    given = tmp_path / "labels.png"
+    given.write_bytes(plain_png((255, 10, 0)))
+    message = refused(pairs_model(tmp_path / "export"), given, "--output", tmp_path / name)
+    assert f"{name} can't be written" in message
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("signature.json", None),
+        ("signature.json", b'{"name": "ti'),
+        ("model.onnx", None),
+        ("model.onnx", b""),
+        ("model.onnx", b"no graph at all"),
+    ],
+)
+def test_a_damaged_folder_is_refused_and_named(
+    name: str, content: bytes | None, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    model = image_model(tmp_path / "export")
+    (model / name).unlink()
+    if content is not None:
+        (model / name).write_bytes(content)
+    message = refused(model, "photo.png")
+    assert f"{model} holds no exported model" in message
+    assert "name an export/ folder" in message
+
+
+def test_a_folder_that_is_not_there_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "nowhere holds no exported model" in refused(tmp_path / "nowhere", "photo.png")
+
+
+@pytest.mark.parametrize("make", [image_model, pairs_model])
+def test_a_missing_picture_is_refused(
+    make: Callable[[Path], Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "nowhere.png: no such file" in refused(make(tmp_path / "export"), tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", plain_png((1, 2, 3), (64, 64))[:50]])
+def test_a_file_that_is_no_picture_is_refused(content: bytes, refused: Callable[..., str], tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(content)
+    assert "photo.png is no image that can be read" in refused(image_model(tmp_path / "export"), photo)
+
+
+def test_a_missing_text_file_is_not_taken_for_a_review(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "nowhere.txt: no such file" in refused(text_model(tmp_path / "export"), "nowhere.txt")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "<br />", '""'])
+def test_a_text_without_a_word_is_refused(text: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "the text has no word in it" in refused(text_model(tmp_path / "export"), text)
+
+
+# --- as a command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [image_model, text_model])
+def test_torch_is_not_imported(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(plain_png((0, 0, 255)))
+    code = "import sys; from src.predict import main; main(); print([m for m in sys.modules if m.startswith('torch')])"
+    given = [make(tmp_path / "export"), photo if make is image_model else "bad"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, given)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    answer, *_, modules = done.stdout.splitlines()
+    assert answer.split()[1] == ("blue" if make is image_model else "neg")
+    assert modules == "[]"

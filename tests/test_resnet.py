@@ -1,0 +1,134 @@
+"""The networks for small images, and what an image classifier does before and around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.config import SGD, Constant
+from src.models.classifier import ImageClassifier
+from src.models.resnet import FastResNet, resnet18
+
+CLASSES = 10
+META = {"shape": [3, 32, 32], "classes": list("0123456789"), "mean": [0.2, 0.4, 0.6], "std": [0.1, 0.2, 0.4]}
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def classifier(network: Any) -> ImageClassifier:
+    return ImageClassifier(
+        META, network=network, optimizer=SGD(name="sgd", lr=0.1), schedule=Constant(name="constant")
+    ).eval()
+
+
+def photos(count: int = 64) -> Tensor:
+    """Bytes whose neighbouring pixels and channels are alike, as in photos: uint8 [N, 3, 32, 32]."""
+    noise = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = F.avg_pool2d(noise, 5, stride=1, padding=2)
+    return (smooth + 0.5 * smooth.mean(1, keepdim=True)).mul(160).to(torch.uint8)
+
+
+def test_resnet18_with_the_cifar_stem_has_the_known_parameters_and_keeps_the_picture_large_at_first() -> None:
+    network = resnet18(3, CLASSES).eval()
+    assert parameters(network) == 11_173_962
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, CLASSES)
+    stem = network.get_submodule("conv1")
+    assert stem(torch.randn(1, 3, 32, 32)).shape == (1, 64, 32, 32)
+
+
+def test_resnet18_takes_other_channels_and_classes() -> None:
+    assert resnet18(1, 7).eval()(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_fast_resnet_has_the_parameters_of_its_parts() -> None:
+    def block(inputs: int, outputs: int) -> int:
+        return 9 * inputs * outputs + 9 * outputs * outputs + 2 * 2 * outputs  # two convolutions, two norms
+
+    whitening = 24 * (3 * 2 * 2) + 24  # twelve patch directions, each with either sign; one bias each
+    total = whitening + block(24, 64) + block(64, 256) + block(256, 256) + 256 * CLASSES
+    assert parameters(FastResNet(3, CLASSES, width=64)) == total == 1_972_792
+
+
+def test_fast_resnet_maps_pictures_of_nine_pixels_and_more_to_logits() -> None:
+    network = FastResNet(3, CLASSES, width=8).eval()
+    for size in (9, 28, 32):
+        assert network(torch.randn(2, 3, size, size)).shape == (2, CLASSES)
+
+
+def test_fast_resnet_trains_neither_the_whitening_filters_nor_the_scales_of_its_norms() -> None:
+    network = FastResNet(3, CLASSES, width=8)
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert len(norms) == 6
+    assert frozen == norms | {"whiten.weight"}
+    assert all(bool((network.get_parameter(name) == 1).all()) for name in norms)
+
+
+def test_a_convolution_passes_its_inputs_at_the_start() -> None:
+    block = FastResNet(3, CLASSES, width=8).blocks[1]
+    x = torch.randn(1, 8, 6, 6)
+    torch.testing.assert_close(block.enter(x)[:, :8], x)  # type: ignore[operator]
+
+
+def test_fitted_whitening_decorrelates_patches_and_comes_in_pairs_of_either_sign() -> None:
+    network = FastResNet(3, CLASSES, width=8)
+    images = photos().float() / 64 - 1
+    network.fit_whitening(images)
+    filters = network.whiten.weight
+    assert torch.equal(filters[12:], -filters[:12])
+
+    patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
+    before = torch.linalg.eigvalsh(torch.cov(patches.T)).flip(0)
+    seen = F.conv2d(images, filters[:12]).transpose(0, 1).flatten(1)
+    covariance = torch.cov(seen.double())
+    # A direction of variance v ends with v / (v + epsilon): one, unless there is next to nothing to see in it.
+    torch.testing.assert_close(covariance, (before / (before + network.WHITENING_EPSILON)).diag(), atol=1e-3, rtol=0)
+    assert covariance[0, 0] > 0.99
+    assert before[0] / before[-1] > 20, "the pictures were white already: the test would show nothing"
+
+
+def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_above_it_as_ones() -> None:
+    model = classifier(lambda channels, classes: nn.Flatten())
+    mean = torch.tensor([51, 102, 153], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+    above = torch.tensor([51 + 25.5, 102 + 51, 153 + 102]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+    torch.testing.assert_close(model(mean), torch.zeros(2, 3072), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(above), torch.ones(2, 3072))
+
+
+def test_a_classifier_fits_the_whitening_on_normalised_images_and_leaves_other_networks_alone() -> None:
+    model = classifier(lambda channels, classes: FastResNet(channels, classes, width=8))
+    model.prepare(photos())
+    alone = FastResNet(3, CLASSES, width=8)
+    alone.fit_whitening((photos() - model.mean) / model.std)
+    assert torch.equal(model.network.get_parameter("whiten.weight"), alone.whiten.weight)
+
+    plain = classifier(lambda channels, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
+    before = plain.network.get_parameter("1.weight").clone()
+    plain.prepare(photos())
+    assert torch.equal(plain.network.get_parameter("1.weight"), before)
+
+
+def test_answers_are_probabilities() -> None:
+    answer = classifier(lambda channels, classes: FastResNet(channels, classes, width=8)).answer(photos(4))
+    assert answer.shape == (4, CLASSES)
+    torch.testing.assert_close(answer.sum(1), torch.ones(4))
+    assert answer.min() >= 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_cross_entropy_and_its_sums_count_what_was_right(smoothing: float) -> None:
+    model = classifier(lambda channels, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
+    images, labels = photos(8), torch.arange(8)
+    sums = torch.zeros(3, dtype=torch.float64)
+    loss = model.loss((images, labels), sums, smoothing)
+    logs = model(images).log_softmax(1)
+    by_hand = -((1 - smoothing) * logs[labels, labels] + smoothing * logs.mean(1)).mean()
+    torch.testing.assert_close(loss, by_hand)
+    correct = int((model(images).argmax(1) == labels).sum())
+    assert sums.tolist() == pytest.approx([8 * loss.item(), correct, 8])

@@ -1,0 +1,251 @@
+"""Direct runs, as real processes: interrupted, resumed, swept, debugged, over two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, commands_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# A few real steps: five batches of 100 images, a narrow network.
+SMALL = (
+    "data.loader.batch_size=100",
+    "trainer.limit_train_batches=5",
+    "trainer.limit_val_batches=1",
+    "model.network.width=8",
+    "trainer.threads=1",
+)
+
+
+def output_of(text: str) -> Path:
+    """The folder that a run says it wrote."""
+    found = re.search(r"trained in [\d.]+ s: (\S+)/train", text)
+    assert found, text
+    return Path(found[1])
+
+
+def sha256(clone: Path, folder: Path) -> str:
+    return json.loads((clone / folder / "train" / "model.json").read_text())["sha256"]
+
+
+def start(clone: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.train", *words],
+        cwd=clone,
+        env=commands_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    """Reads a process's lines until one matches."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"{pattern} did not come:\n{''.join(seen)}")
+
+
+@pytest.fixture(scope="module")
+def whole(clone: Path, run: Run) -> str:
+    """The sha256 of an uninterrupted run's weights; its data is prepared on the way."""
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    assert "cifar10: train 2250" in done.stdout  # the data was not there
+    return sha256(clone, output_of(done.stdout))
+
+
+def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Run) -> None:
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    assert sha256(clone, output_of(done.stdout)) == whole
+    other = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=1")
+    assert sha256(clone, output_of(other.stdout)) != whole
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
+    stop: signal.Signals, whole: str, clone: Path, run: Run
+) -> None:
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    process = start(clone, *words)
+    wait_for(process, r"^epoch 2/4")
+    process.send_signal(stop)
+    process.wait(60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}.get(stop, process.returncode)
+    assert process.returncode != 0
+    done = run("python", "-m", "src.train", *words)
+    assert "goes on with the run that was interrupted" in done.stdout
+    assert "epoch 1/4" not in done.stdout
+    folder = output_of(done.stdout)
+    assert sha256(clone, folder) == whole
+    history = (clone / folder / "train" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in history] == ["epoch", "1", "2", "3", "4"]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(clone: Path, run: Run) -> None:
+    process = start(clone, "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=5")
+    wait_for(process, r"^epoch 2/4")
+    process.kill()
+    process.wait(60)
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=6")
+    assert "goes on" not in done.stdout
+    assert "epoch 1/4" in done.stdout
+
+
+def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(clone: Path, run: Run) -> None:
+    from mlflow import MlflowClient
+
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=11")
+    process = start(clone, *words)
+    wait_for(process, r"^epoch 2/4")
+    time.sleep(3)  # the sender has opened the run by now
+    process.kill()
+    process.wait(60)
+    run("python", "-m", "src.train", *words)
+    client = MlflowClient(f"sqlite:///{clone}/experiments/mlflow.db")
+    experiment = client.get_experiment_by_name("cifar10_resnet")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], "params.seed = '11'")
+    assert found.info.status == "FINISHED"
+    points = client.get_metric_history(found.info.run_id, "val_accuracy")
+    assert sorted(point.step for point in points) == [1, 2, 3, 4]
+
+
+def test_a_second_run_of_the_very_same_thing_is_refused_and_names_the_first(clone: Path, run: Run) -> None:
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=50", "seed=8")
+    process = start(clone, *words)
+    try:
+        wait_for(process, r"^epoch 1/50")
+        second = run("python", "-m", "src.train", *words, check=False)
+        assert second.returncode == 1
+        assert f"process {process.pid}" in second.stderr
+        assert len(second.stderr.strip().splitlines()) == 1
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def test_a_sweep_over_seeds_gives_each_run_a_folder(clone: Path, run: Run) -> None:
+    done = run(
+        "python", "-m", "src.train", "-m", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=0,2,3"
+    )
+    folders = [Path(found) for found in re.findall(r"trained in [\d.]+ s: (\S+)/train", done.stdout)]
+    assert len(set(folders)) == 3
+    assert len({sha256(clone, folder) for folder in folders}) == 3
+
+
+def test_debug_fast_takes_two_batches(clone: Path, run: Run) -> None:
+    done = run(
+        "python", "-m", "src.train", "+experiment=imdb_lstm", "debug=fast", "model.hidden=8", "model.embedding=8"
+    )
+    assert "epoch 1/1" in done.stdout
+
+
+def test_debug_overfit_learns_its_batches_by_heart(clone: Path, run: Run) -> None:
+    words = ("data.loader.batch_size=20", "model.network.width=8", "trainer.max_epochs=40", "model.label_smoothing=0")
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "debug=overfit", *words)
+    accuracies = [float(found) for found in re.findall(r"train_accuracy ([\d.]+)", done.stdout)]
+    assert accuracies[-1] > 0.95
+
+
+def test_debug_profile_prints_where_the_time_goes(clone: Path, run: Run) -> None:
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "debug=profile", *SMALL)
+    assert "run_training_batch" in done.stdout + done.stderr
+
+
+def test_two_processes_train_one_model_and_write_once(whole: str, clone: Path, run: Run) -> None:
+    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=2", "seed=21")
+    done = run("python", "-m", "src.train", *words)
+    assert len(re.findall(r"^epoch 2/2", done.stdout, re.MULTILINE)) == 1
+    folder = output_of(done.stdout)
+    again = run("python", "-m", "src.train", *words)
+    assert sha256(clone, output_of(again.stdout)) == sha256(clone, folder)
+    assert not (clone / "lightning_logs").exists()
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
+
+
+def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
+    words = (
+        "+experiment=facades_pix2pix",
+        "trainer.limit_train_batches=3",
+        "trainer.limit_val_batches=1",
+        "model.width=4",
+    )
+    words = (*words, "trainer.max_epochs=4", "trainer.threads=1")
+    first = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
+    process = start(clone, *words)
+    wait_for(process, r"^epoch 2/4")
+    process.kill()
+    process.wait(60)
+    done = run("python", "-m", "src.train", *words)
+    assert "goes on" in done.stdout
+    assert sha256(clone, output_of(done.stdout)) == first
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.early_stopping={patience: 1}", "trainer.gradient_clip=0.5", "trainer.compile=true"]
+)
+def test_options_of_the_trainer_train(override: str, clone: Path, run: Run) -> None:
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", override)
+    keys = _keys(clone / output_of(done.stdout) / "train" / "model.safetensors")
+    assert not [key for key in keys if "_orig_mod" in key]
+
+
+def test_attention_pooling_and_least_squares_gan_train(clone: Path, run: Run) -> None:
+    tiny = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.max_epochs=1")
+    run("python", "-m", "src.train", "+experiment=imdb_lstm", *tiny, "model.pooling=attention", "model.hidden=8")
+    run("python", "-m", "src.train", "+experiment=facades_pix2pix", *tiny, "model.gan=lsgan", "model.width=4")
+
+
+def test_evaluate_and_export_work_on_a_direct_run(clone: Path, run: Run) -> None:
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=31")
+    folder = output_of(done.stdout)
+    for stage in ("evaluate", "export"):
+        run("python", "-m", f"src.{stage}", "-cp", f"../{folder}", "-cn", "config")
+    assert (clone / folder / "metrics.json").is_file()
+    assert (clone / folder / "export" / "model.onnx").is_file()
+
+
+def _keys(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return list(file.keys())
+
+
+def test_on_a_terminal_there_is_a_live_bar(clone: Path) -> None:
+    """A real pseudo-terminal: the bar redraws, plain lines are for everywhere else."""
+    import pty
+
+    main, other = pty.openpty()
+    words = [sys.executable, "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=41"]
+    environment = commands_environment() | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(words, cwd=clone, env=environment, stdin=other, stdout=other, stderr=other)
+    os.close(other)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(main, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    assert process.wait(60) == 0
+    text = seen.decode(errors="replace")
+    assert "Epoch 0/0" in text
+    assert "\x1b[" in text
+    assert "epoch 1/1 " not in text

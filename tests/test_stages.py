@@ -1,0 +1,219 @@
+"""Download and preprocess, from where the archive lies to packed splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from src import download as download_module
+from src.config import Config, ConfigError, compose
+from src.data import packed
+from src.data.sources import SourceError, sha256_of
+from src.download import download
+from src.preprocess import preprocess
+from tests.loopback import Host
+from tests.tiny_data import cifar_members, write_tar
+
+Configure = Callable[..., Config]
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """Composes a configuration of the full profile whose data lies in the test's folder."""
+    monkeypatch.setattr(download_module, "ROOT", tmp_path)  # partial downloads lie there
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def configure(*overrides: str) -> Config:
+        base = ["experiment=cifar10_resnet", "output=out", f"data_folder={tmp_path / 'data'}", "profile=full"]
+        return compose([*base, *overrides])
+
+    return configure
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "mine.tar", cifar_members())
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with Host() as host:
+        yield host
+
+
+def note(config: Config) -> dict[str, object]:
+    return json.loads((config.raw / "source.json").read_text())
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+# --- download ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_drawn_and_packed_offline(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configure("profile=sample")
+    download(config)
+    source = note(config)
+    assert (source["origin"], source["archive"]) == ("sample", "cifar-10-binary.tar.gz")
+    assert source["sha256"] == sha256_of(config.raw / "cifar-10-binary.tar.gz")
+    preprocess(config)
+    meta = packed.read_meta(config.processed)
+    assert meta["config"] == config.packing
+    assert meta["source"] == source
+    counts = {split: facts["examples"] for split, facts in meta["splits"].items()}
+    assert counts.keys() == {"train", "val", "test"}
+    assert f"cifar10: train {counts['train']}, val {counts['val']}, test {counts['test']}" in capsys.readouterr().out
+
+
+def test_a_file_of_the_users_is_copied_and_its_place_is_not_told(
+    configure: Configure, archive: Path, tmp_path: Path
+) -> None:
+    config = configure(f"data.archive={archive}")
+    download(config)
+    assert (config.raw / "cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()
+    assert note(config) == {
+        "origin": "mine.tar",
+        "archive": "cifar-10-binary.tar.gz",
+        "bytes": archive.stat().st_size,
+        "sha256": sha256_of(archive),
+    }
+    preprocess(config)
+    assert packed.read_meta(config.processed)["classes"] == ["cat", "ship"]
+
+
+def test_a_folder_of_the_users_is_packed_as_if_it_were_an_archive(configure: Configure, tmp_path: Path) -> None:
+    for name, content in cifar_members("mine").items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    config = configure(f"data.archive={tmp_path / 'mine'}")
+    download(config)
+    first = note(config)
+    preprocess(config)
+    assert first["origin"] == "mine"
+    assert packed.examples(packed.read_split(config.processed, "train")) == 36
+    shutil.rmtree(config.raw)
+    download(config)
+    assert note(config) == first  # the same bytes, whenever it is read
+
+
+def test_an_address_of_the_users_is_fetched(configure: Configure, archive: Path, host: Host) -> None:
+    url = host.serve("/there/c.tar", archive.read_bytes())
+    config = configure(f"data.archive={url}", f"data.sha256={sha256_of(archive)}")
+    download(config)
+    assert (note(config)["origin"], note(config)["sha256"]) == ("c.tar", sha256_of(archive))
+    assert [request.path for request in host.requests] == ["/there/c.tar"]
+
+
+def test_the_official_archive_is_fetched_and_the_second_mirror_tried(
+    configure: Configure, archive: Path, host: Host
+) -> None:
+    mirrors = [f"{host.url}/gone.tar", host.serve("/c.tar", archive.read_bytes())]
+    config = configure(f"data.official={{urls: [{','.join(mirrors)}], sha256: {sha256_of(archive)}}}")
+    download(config)
+    assert note(config)["origin"] == mirrors[0]
+    assert sha256_of(config.raw / "cifar-10-binary.tar.gz") == sha256_of(archive)
+
+
+@pytest.mark.parametrize("kind", ["file", "address", "official"])
+def test_a_wrong_sha256_is_refused_and_nothing_takes_the_final_name(
+    kind: str, configure: Configure, archive: Path, host: Host
+) -> None:
+    wrong = hashlib.sha256(b"something else").hexdigest()
+    url = host.serve("/c.tar", archive.read_bytes())
+    override = {
+        "file": [f"data.archive={archive}", f"data.sha256={wrong}"],
+        "address": [f"data.archive={url}", f"data.sha256={wrong}"],
+        "official": [f"data.official={{urls: [{url}], sha256: {wrong}}}"],
+    }[kind]
+    config = configure(*override)
+    with pytest.raises(SourceError) as error:
+        download(config)
+    assert wrong in str(error.value)
+    assert sha256_of(archive) in str(error.value)
+    assert left_in(config.raw) == []
+    with pytest.raises(SourceError, match=r"source\.json is missing: run `dvc repro`"):
+        preprocess(config)
+
+
+def test_a_missing_file_of_the_users_is_refused(configure: Configure, tmp_path: Path) -> None:
+    config = configure(f"data.archive={tmp_path / 'nowhere.tar'}")
+    with pytest.raises(SourceError, match=r"nowhere\.tar"):
+        download(config)
+    assert left_in(config.raw) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["profile=sample", "data.archive=mine.tar"],
+            "data.archive: given, but profile=sample draws its own data; add profile=full",
+        ),
+        (
+            ["profile=sample", "data._target_=src.data.image_folder.ImageFolders"],
+            "profile: cifar10 has no embedded sample; add profile=full",
+        ),
+        (
+            ["data.official=null"],
+            "data.archive: not given, and cifar10 has no official source; add data.archive=PATH_OR_URL",
+        ),
+    ],
+)
+def test_a_profile_without_a_source_is_refused_with_the_remedy(
+    overrides: list[str], told: str, configure: Configure
+) -> None:
+    config = configure(*overrides)
+    with pytest.raises(ConfigError) as error:
+        download(config)
+    assert str(error.value) == told
+    assert left_in(config.raw) == []
+
+
+# --- preprocess -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_an_archive_that_changed_since_its_download_is_refused(
+    damage: str, configure: Configure, archive: Path
+) -> None:
+    config = configure(f"data.archive={archive}")
+    download(config)
+    raw = config.raw / "cifar-10-binary.tar.gz"
+    content = bytearray(raw.read_bytes())
+    raw.unlink()
+    if damage == "changed":
+        content[-2000] ^= 1
+        raw.write_bytes(content)
+    with pytest.raises(
+        SourceError, match=r"cifar-10-binary\.tar\.gz is missing or damaged: delete .* and run `dvc repro`"
+    ):
+        preprocess(config)
+    assert not config.processed.exists()
+
+
+def test_packing_twice_gives_the_same_bytes(configure: Configure, archive: Path) -> None:
+    config = configure(f"data.archive={archive}")
+    download(config)
+    preprocess(config)
+    first = {path.name: sha256_of(path) for path in config.processed.iterdir()}
+    shutil.rmtree(config.processed)
+    preprocess(config)
+    assert {path.name: sha256_of(path) for path in config.processed.iterdir()} == first
+
+
+def test_duplicates_are_told(configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = cifar_members()
+    members["cifar-10-batches-bin/test_batch.bin"] = members["cifar-10-batches-bin/data_batch_1.bin"]
+    config = configure(f"data.archive={write_tar(tmp_path / 'c.tar', members)}", "data.val_fraction=0.01")
+    download(config)
+    preprocess(config)
+    between = [line for line in capsys.readouterr().out.splitlines() if "duplicates between" in line]
+    assert sum(int(line.split()[1]) for line in between) == 20
+    assert between[0].startswith("cifar10: ")

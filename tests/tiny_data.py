@@ -1,0 +1,49 @@
+"""Tiny archives in the official layouts, made in the test that reads them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A tar of `members`, in their order."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def cifar_records(labels: list[int], seed: int = 0) -> bytes:
+    """Records of CIFAR-10's binary version: a label byte each, and pixels of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), np.uint8)
+    return np.concatenate([np.array(labels, np.uint8)[:, None], pixels], axis=1).tobytes()
+
+
+def cifar_members(folder: str = "cifar-10-batches-bin") -> dict[str, bytes]:
+    """Two classes; 20 + 20 training images in two files and 6 to test on."""
+    return {
+        f"{folder}/batches.meta.txt": b"cat\nship\n\n",
+        f"{folder}/data_batch_1.bin": cifar_records([0, 1] * 10, seed=1),
+        f"{folder}/data_batch_2.bin": cifar_records([1, 0] * 10, seed=2),
+        f"{folder}/test_batch.bin": cifar_records([0, 1] * 3, seed=3),
+    }
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def plain_png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    """A picture of one colour; `size` is (width, height)."""
+    return png(np.full((size[1], size[0], 3), colour, np.uint8))
