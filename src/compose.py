@@ -3,7 +3,8 @@
     python -m src.compose data NAME         -> data/NAME.yaml
     python -m src.compose experiment NAME   -> experiments/NAME/config.yaml
 
-`params.yaml` says which experiments DVC runs, with which profile and overrides. An override `default` means: as `conf/` says.
+`params.yaml` says which experiments DVC runs, with which profile and overrides. An override `default` means: as `conf/`
+says.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def compose_experiment(params: Mapping[str, Any], name: str) -> Config:
                 f"experiments.{name}: data.{key} is {value!r}, but data/processed is shared and packed with "
                 f"{prepared.packing[key]!r}; set it under data.{config.data.name} in params.yaml"
             )
-    # DVC watches the packed <data> and src/models/<model>.py: other names there would make it say "up to date" of what changed.
+    # DVC watches the packed <data> and src/models/<model>.py: with other names there it would say "up to date" of what
+    # has changed.
     if chosen.get("data") != config.data.name:
         used = config.data.name
         raise ConfigError(

@@ -1,7 +1,7 @@
 """What a configuration may say: its types and ranges, how it is composed, and how it is refused.
 
-`conf/` says everything. Hydra composes it, `check` holds the result against the schema below, and a stage works with the
-checked `Config`. Nothing here imports torch: a typing mistake is answered in half a second.
+`conf/` says everything. Hydra composes it, `check` holds the result against the schema below, and a stage works with
+the checked `Config`. Nothing here imports torch: a typing mistake is answered in half a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -39,7 +39,7 @@ class ConfigError(Failure):
     """One line per fault: the key's path, the value, what is allowed."""
 
 
-# --- the vocabulary of the schema: used here, and by the signatures that a `_target_` points to -------------------------
+# --- the vocabulary of the schema: used here, and by the signatures that a `_target_` points to -----------------------
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -96,7 +96,10 @@ class Constant(Section):
 
 
 class Linear(Section):
-    """The rate rises over the fraction `warmup` of all steps, holds over `hold`, then falls linearly to `final` times itself."""
+    """The rate rises over the fraction `warmup` of all steps, holds over `hold`, then falls linearly.
+
+    It ends at `final` times itself.
+    """
 
     name: Literal["linear"]
     warmup: Fraction = 0.0
@@ -105,7 +108,10 @@ class Linear(Section):
 
 
 class Cosine(Section):
-    """The rate rises over the fraction `warmup` of all steps, then falls along half a cosine to `final` times itself."""
+    """The rate rises over the fraction `warmup` of all steps, then falls along half a cosine.
+
+    It ends at `final` times itself.
+    """
 
     name: Literal["cosine"]
     warmup: Fraction = 0.0
@@ -130,8 +136,8 @@ def _one_of(*sections: type[Section]) -> Any:
     """A union of sections that tell themselves apart by `name`."""
     union: Any = None
     for section in sections:
-        (name,) = section.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
-        tagged = Annotated[section, Tag(name)]
+        (name,) = get_args(section.model_fields["name"].annotation)
+        tagged = Annotated[section, Tag(name)]  # type: ignore[valid-type]  # a type made at run time
         union = tagged if union is None else union | tagged
     return Annotated[union, Discriminator(_name_of)]
 
@@ -358,9 +364,9 @@ def parameters_of(target: str) -> dict[str, tuple[Any, Any]]:
         raise ValueError(
             f"is not there: {source.relative_to(ROOT)} has {_listed(definitions)}{_nearest(attribute, definitions)}"
         )
-    node = definitions[attribute]
+    node: ast.AST | None = definitions[attribute]
     if isinstance(node, ast.ClassDef):
-        node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)  # type: ignore[assignment]
+        node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     fields: dict[str, Any] = {}
     if isinstance(node, ast.FunctionDef):
         for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
@@ -385,7 +391,7 @@ def _schema_of(base: type[Build], content: Any, path: str) -> type[Build]:
     return pydantic.create_model(target.rpartition(".")[2], __base__=base, **fields)
 
 
-# --- composing, checking, refusing --------------------------------------------------------------------------------------
+# --- composing, checking, refusing ------------------------------------------------------------------------------------
 
 
 def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
@@ -396,7 +402,10 @@ def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
 
 
 def register_resolvers() -> None:
-    """`${by_profile:{sample: 2, full: 12}}` picks by profile; `${unique:}` is new in each process, so no two runs share a folder."""
+    """`${by_profile:{sample: 2, full: 12}}` picks by profile.
+
+    `${unique:}` is new in each process, so no two runs share a folder.
+    """
     OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
 
@@ -432,9 +441,10 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
 def as_assignments(overrides: list[str]) -> list[str]:
     """Hydra's overrides, made to mean what they look like.
 
-    `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of Hydra;
-    `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged; `+experiment=` is how
-    Hydra's users know it, though the group stands in the defaults list so that `debug` comes after it; `debug=null` drops it.
+    `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of
+    Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
+    `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
+    after it; `debug=null` drops it.
     """
     meant: list[str] = []
     for override in overrides:
@@ -581,7 +591,8 @@ def _explain(fault: Any, content: Any, schema: type[Section]) -> str:
             names = [name.strip(" '") for name in context["expected_tags"].split(",")]
             if not context["tag"]:
                 return f"{where}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {_listed(names)}"
-            return f"{where}.name: {context['tag']!r} is unknown; allowed: {_listed(names)}{_nearest(context['tag'], names)}"
+            nearest = _nearest(context["tag"], names)
+            return f"{where}.name: {context['tag']!r} is unknown; allowed: {_listed(names)}{nearest}"
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
             return f"{where}: {value!r} is unknown; allowed: {_listed(names)}{_nearest(str(value), names)}"
@@ -594,8 +605,8 @@ def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[
         content = content[key]
         named = _sections(schema.model_fields[key].annotation)
         schema = next(
-            s for s in named if len(named) == 1 or s.model_fields["name"].annotation.__args__ == (content["name"],)
-        )  # type: ignore[union-attr]
+            s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
+        )
     return [field.alias or key for key, field in schema.model_fields.items()]
 
 

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from src.config import ROOT, ConfigError, DataConfig, main
-from src.data.sources import adopt, fetch, sha256_of
+from src.data.sources import adopt, fetch
+from src.files import sha256_of
 
 
 def download(config: DataConfig) -> None:

@@ -38,11 +38,10 @@ def evaluate(config: Config) -> None:
     with Tracker.join(
         journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
     ) as tracker:
-        limit, title = config.trainer.limit_test_batches, {"label": config.label, "sample": config.sample}
-
+        limit = config.trainer.limit_test_batches
         if meta["kind"] == "pairs":
             pictures = translation.generated(model, test, limit)
-            metrics = translation.report(*pictures, config.evaluation, folder, **title)
+            metrics = translation.report(*pictures, config.evaluation, folder, label=config.label, sample=config.sample)
             pairs: list[dict[str, str]] = []
             if meta["palette"]:
                 train = packed.read_split(config.processed, "train")
@@ -52,7 +51,9 @@ def evaluate(config: Config) -> None:
                 metrics |= scores
         else:
             found = classification.probabilities(model, test, limit)
-            metrics, pairs = classification.report(*found, test.split, meta, config.evaluation, folder, **title)
+            metrics, pairs = classification.report(
+                *found, test.split, meta, config.evaluation, folder, label=config.label, sample=config.sample
+            )
 
         tables.write_csv(config.folder / "confusion.csv", pairs)
         tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)

@@ -77,13 +77,13 @@ def export(config: Config) -> None:
 
 
 def signature(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What calling the model needs beside the graph: kind, classes, sizes; for texts the tokenizer and the vocabulary."""
+    """What calling the model needs beside the graph: kind, classes, sizes; for texts tokenizer and vocabulary."""
     known = {key: meta[key] for key in ("kind", "classes", "shape", "tokenizer", "vocabulary") if key in meta}
     return {"name": config.name, "profile": config.profile.name, "max_tokens": config.loader.max_tokens} | known
 
 
 def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], difference: float, folder: Any) -> Any:
-    from src.data.sources import sha256_of
+    from src.files import sha256_of
     from src.reporting.card import Card
 
     evaluated = config.folder / "metrics.json"

@@ -9,7 +9,8 @@ import json
 
 from src.config import DataConfig, main
 from src.data import packed
-from src.data.sources import SourceError, sha256_of
+from src.data.sources import SourceError
+from src.files import sha256_of
 
 
 def preprocess(config: DataConfig) -> None:

@@ -3,7 +3,8 @@
     python -m src.train +experiment=cifar10_resnet model.optimizer.lr=0.1      straight from conf/
     python -m src.train -cp ../experiments/cifar10_resnet -cn config           what DVC runs
 
-The same command goes on with a run that was interrupted. A direct run writes to experiments/runs/, never into DVC's outputs.
+The same command goes on with a run that was interrupted. A direct run writes to experiments/runs/, never into DVC's
+outputs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def train(config: Config) -> None:
     startup.keep_memory()
 
     import torch
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+    from lightning_utilities.core.rank_zero import rank_zero_only
 
     from src.data import packed
     from src.training import checkpoints, determinism
@@ -49,7 +50,8 @@ def train(config: Config) -> None:
     sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
     key = checkpoints.fingerprint(sections | {"loader": plain(config.loader)}, meta["splits"])
     work = checkpoints.WorkFolder(key)
-    if rank_zero_only.rank:  # another process of the same run: the first one reports and writes
+    # Another process of the same run: the first one reports and writes. Lightning sets the attribute on import.
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         _fit(config, meta, work, _unheard)
         return
 
@@ -125,7 +127,10 @@ def _unheard(metrics: Mapping[str, float], step: int) -> None:
 
 
 def _write(config: Config, model: Any, history: History) -> str:
-    """Writes what DVC hashes (no times, no run ids), the completion marker model.json last; returns the weights' sha256."""
+    """Writes what DVC hashes (no times, no run ids), the completion marker model.json last.
+
+    Returns the weights' sha256.
+    """
     from src.models import weights
     from src.reporting import plots, tables
 
@@ -149,8 +154,9 @@ def _write(config: Config, model: Any, history: History) -> str:
 def prepared(config: Config) -> Config:
     """The configuration with the folder of the data that it asks for.
 
-    That is DVC's, if it was packed with this very configuration. Otherwise the run's own, in data/direct/, which is made by
-    the download and preprocess stages where it is not there: what DVC made is never overwritten by a direct run.
+    That is DVC's, if it was packed with this very configuration. Otherwise the run's own, in data/direct/, which is
+    made by the download and preprocess stages where it is not there: what DVC made is never overwritten by a direct
+    run.
 
     Raises:
         Failure: a stage failed; it has said why.

@@ -395,8 +395,7 @@ def test_help_reads_like_documentation(run: Run) -> None:
         options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
         assert re.search(rf"^  {group} +\S", text, re.MULTILINE), group
         assert f"{group}: {options}" in text
-    assert "Shell completion" in text
-    assert '"$(python -m src.train -sc install=bash)"' in text
+    assert "Shell completion: source src/completion.bash" in text
     assert "max_epochs" in text  # the configuration itself
 
 

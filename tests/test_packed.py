@@ -11,7 +11,7 @@ import pytest
 
 from src.data import packed
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
-from src.data.sources import sha256_of
+from src.files import sha256_of
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}

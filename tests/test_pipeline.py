@@ -119,7 +119,10 @@ def test_mlflow_has_one_finished_run_for_each_training_with_all_of_it(repro: str
 
 
 def test_predict_answers_without_torch(repro: str, clone: Path, run: Run) -> None:
-    code = "import runpy, sys; sys.argv[1:] = {!r}; runpy.run_module('src.predict', run_name='__main__'); print('torch' in sys.modules)"
+    code = (
+        "import runpy, sys; sys.argv[1:] = {!r}; runpy.run_module('src.predict', run_name='__main__'); "
+        "print('torch' in sys.modules)"
+    )
     praise = ["experiments/imdb_lstm/export", "A wonderful film, the best I have seen this year. I loved it."]
     answered = run(sys.executable, "-c", code.format(praise)).stdout.splitlines()
     assert answered[0].endswith("pos")
@@ -171,7 +174,7 @@ def test_changing_the_lstm_s_rate_reruns_only_its_own_stages(repro: str, clone: 
         params.write_text(yaml.safe_dump(changed))
         run("dvc", "repro", "--single-item", *(f"compose@{name}" for name in EXPERIMENTS))
         run("dvc", "repro", "--single-item", *(f"compose_data@{name}" for name in ("cifar10", "imdb", "facades")))
-        touched = {stage for stage in json.loads(run("dvc", "status", "--json").stdout)}
+        touched = set(json.loads(run("dvc", "status", "--json").stdout))
         assert touched == {"train@imdb_lstm", "evaluate@imdb_lstm", "export@imdb_lstm"}
     finally:
         params.write_text(before)

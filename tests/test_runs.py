@@ -183,8 +183,9 @@ def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
         "trainer.limit_train_batches=3",
         "trainer.limit_val_batches=1",
         "model.width=4",
+        "trainer.max_epochs=4",
+        "trainer.threads=1",
     )
-    words = (*words, "trainer.max_epochs=4", "trainer.threads=1")
     first = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
     process = start(clone, *words)
     wait_for(process, r"^epoch 2/4")

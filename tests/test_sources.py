@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from src.data.archives import read_archive
-from src.data.sources import SourceError, adopt, fetch, sha256_of
+from src.data.sources import SourceError, adopt, fetch
+from src.files import sha256_of
 from tests.loopback import Host
 
 DATA = random.Random(0).randbytes(300_000)

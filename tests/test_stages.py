@@ -13,8 +13,9 @@ import pytest
 from src import download as download_module
 from src.config import Config, ConfigError, compose
 from src.data import packed
-from src.data.sources import SourceError, sha256_of
+from src.data.sources import SourceError
 from src.download import download
+from src.files import sha256_of
 from src.preprocess import preprocess
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar

@@ -1,4 +1,7 @@
-"""Augmentation of whole batches, on the device that the data lies on. Random numbers come from the generator that is given."""
+"""Augmentation of whole batches, on the device that the data lies on.
+
+Random numbers come from the generator that is given.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +50,10 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 def jitter_pair(
     source: Tensor, target: Tensor, *, enlarge: float, flip: bool, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """pix2pix's jitter, the same for both: enlarged by `enlarge`, cropped at random to the old size, mirrored half the time.
+    """pix2pix's jitter, the same for both (Isola et al., 2017, section 6.2).
 
-    Both uint8 [B, 3, S, S], as are the results (Isola et al., 2017, section 6.2).
+    Enlarged by `enlarge`, cropped at random to the old size, mirrored half the time. Both uint8 [B, 3, S, S], as are
+    the results.
     """
     size = source.shape[-1]
     resize = round(size * enlarge)

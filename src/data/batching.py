@@ -1,7 +1,7 @@
 """Batches from tensors in memory: no per-sample `Dataset`, no workers, the same batches every time.
 
-The order of an epoch is a permutation keyed on (seed, epoch), a batch's augmentation is keyed on (seed, epoch, index): any
-batch can be made again without those before it, which is what lets a run resume in mid-epoch to the same bits.
+The order of an epoch is a permutation keyed on (seed, epoch), a batch's augmentation is keyed on (seed, epoch, index):
+any batch can be made again without those before it, which is what lets a run resume in mid-epoch to the same bits.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def batches(folder: Path, split: str, loader: Loader, **how: Any) -> Batches:
 class PackedData(LightningDataModule):
     """The packed train and val splits for a trainer, resident on its device.
 
-    Its state is how far the epoch has gone, so that a checkpoint taken in mid-epoch resumes with the batch that was next.
+    Its state is how far the epoch has gone, so that a checkpoint taken in mid-epoch resumes with the batch that was
+    next.
     """
 
     def __init__(self, folder: Path, loader: Loader, seed: int, *, same_batches: bool = False) -> None:

@@ -18,8 +18,8 @@ from src.data.sources import SourceError
 class PairedImages:
     """Reads a folder or an archive of pairs; each half is brought to `size` x `size`.
 
-    `val` is taken from the archive, or drawn from `train` where the archive has none. With `palette`, the label maps (the
-    input side) hold these colours, which lets evaluate read labels back off generated pictures.
+    `val` is taken from the archive, or drawn from `train` where the archive has none. With `palette`, the label maps
+    (the input side) hold these colours, which lets evaluate read labels back off generated pictures.
     """
 
     archive_name = "facades.tar.gz"

@@ -1,4 +1,4 @@
-"""Images in folders named after their classes: `train/<class>/*.png`, `test/<class>/*.png` and, if there is one, `val/`."""
+"""Images in folders named after their classes: `train/<class>/*.png`, `test/<class>/*.png`, perhaps `val/`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ class ImageFolders:
         for split in ("train", "test"):
             if not found[split]:
                 raise SourceError(
-                    f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); see README, 'Your own data'"
+                    f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); "
+                    "see README, 'Your own data'"
                 )
         classes = sorted({label for label, _ in found["train"]})
         for split in ("val", "test"):
             if strange := sorted({label for label, _ in found[split]} - set(classes)):
                 raise SourceError(
-                    f"{archive}: {split}/ has the class {strange[0]!r} that train/ lacks; train/ has {', '.join(classes)}"
+                    f"{archive}: {split}/ has the class {strange[0]!r} that train/ lacks; "
+                    f"train/ has {', '.join(classes)}"
                 )
         if len(classes) < 2:
             raise SourceError(f"{archive}: train/ has only the class {classes[0]!r}; a classifier needs two")

@@ -56,7 +56,7 @@ class ReviewFolders:
         for name, content in sorted(read_archive(archive)):
             key = tuple(([""] * 3 + name.split("/"))[-3:-1])
             if key in texts and name.endswith(".txt"):
-                texts[key].append(_text(content, f"{archive}: {name}"))  # type: ignore[index]
+                texts[key].append(_text(content, f"{archive}: {name}"))
         for (split, label), found in texts.items():
             if not found:
                 raise SourceError(

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.data.sources import SourceError, sha256_of
+from src.errors import Failure
+from src.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +32,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Packed:
-    """What a data set's `pack` returns: the arrays of each split, and what else is known (classes, mean, vocabulary)."""
+    """What a data set's `pack` returns: each split's arrays, and what else is known (classes, mean, vocabulary)."""
 
     splits: dict[str, Arrays]
     meta: dict[str, Any]
 
 
-class PackedError(SourceError):
+class PackedError(Failure):
     """A packed split is missing, damaged, or another than was asked for."""
 
 
@@ -119,8 +120,8 @@ def stratified_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[
 def duplicates(splits: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
     """Counts equal examples: within each split, and those of one split that stand in another.
 
-    `splits` gives each split's examples as bytes. The keys read `train` (beyond the first of each) or `train/test` (examples
-    of the second that the first has).
+    `splits` gives each split's examples as bytes. The keys read `train` (beyond the first of each) or `train/test`
+    (examples of the second that the first has).
     """
     digests = {split: [hashlib.blake2b(e, digest_size=16).digest() for e in items] for split, items in splits.items()}
     sets = {split: set(items) for split, items in digests.items()}

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from src.errors import Failure
+from src.files import sha256_of
 
 if TYPE_CHECKING:
     import requests
@@ -41,12 +42,6 @@ _BY_HAND = "fetch the file by hand and give data.archive=PATH"
 
 class SourceError(Failure):
     """One line: what was wrong, where, what to do."""
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as 64 lower-case hex digits; reads it in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- fetching

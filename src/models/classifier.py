@@ -46,7 +46,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = self.loss(batch, self.train_sums, self.label_smoothing)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             self.log("loss", loss, on_step=True, on_epoch=False)
         return loss
 
@@ -65,7 +65,7 @@ class Classifier(LightningModule):
 
     def _report(self, split: str, sums: Tensor) -> None:
         total = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
-        loss, correct, count = total.tolist()  # type: ignore[union-attr]
+        loss, correct, count = total.tolist()
         self.log_dict({f"{split}_loss": loss / max(1, count), f"{split}_accuracy": correct / max(1, count)})
         sums.zero_()
 
@@ -100,7 +100,7 @@ class ImageClassifier(Classifier):
         return self.network((images.to(self.mean.dtype) - self.mean) / self.std)
 
     def prepare(self, images: Tensor) -> None:
-        """Hands the network some training images, uint8 [N, C, H, W], before the first step, if it wants to look at them."""
+        """Shows the network training images, uint8 [N, C, H, W], before the first step, if it wants to see some."""
         fit = getattr(self.network, "fit_whitening", None)
         if fit is not None:
             fit((images.to(self.mean.dtype) - self.mean) / self.std)

@@ -20,11 +20,11 @@ def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class BidirectionalLSTM(nn.Module):
-    """Layers of one LSTM forwards and one backwards over the real steps: [B, T, in] and lengths [B] -> [B, T, 2 hidden].
+    """Layers of one LSTM forwards and one backwards over the real steps: [B, T, in], lengths [B] -> [B, T, 2 hidden].
 
     On padded input, since packed sequences train at a seventh of the speed on a CPU and cannot be exported. The forward
-    direction never sees padding before a real step; the backward one reads the sequence turned round by its length, so it
-    begins at the last real step. Outputs beyond a length are arbitrary: mask them.
+    direction never sees padding before a real step; the backward one reads the sequence turned round by its length, so
+    it begins at the last real step. Outputs beyond a length are arbitrary: mask them.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int, dropout: float) -> None:
@@ -122,7 +122,9 @@ class TextClassifier(Classifier):
     @staticmethod
     def onnx_operators() -> dict[Any, Callable[..., Any]]:
         """`pipeline::bilstm` in ONNX, whose LSTM takes lengths and both directions at once."""
-        from onnxscript import opset18 as op
+        from onnxscript import opset18
+
+        op: Any = opset18  # its signatures tell tensor types apart, which tracing does not know
 
         def direction(weights: Sequence[Any]) -> tuple[Any, Any, Any]:
             # PyTorch's gates are input, forget, cell, output; ONNX's are input, output, forget, cell.

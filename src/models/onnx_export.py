@@ -1,4 +1,4 @@
-"""Models as ONNX graphs with dynamic batch (and length), checked against the original on real inputs, and timed beside it."""
+"""Models as ONNX graphs with dynamic batch (and length), checked on real inputs against the original and timed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def largest_difference(
             largest = float(np.maximum(largest, np.abs(found - wanted).max()))  # unlike max, it keeps a NaN
     if not largest <= tolerance:
         raise Failure(
-            f"{path}: answers differ from PyTorch's by up to {largest:.2e}, export.tolerance is {tolerance:g}; not exported"
+            f"{path}: answers differ from PyTorch's by up to {largest:.2e}, export.tolerance is {tolerance:g}; "
+            "not exported"
         )
     return largest
 
@@ -152,7 +154,7 @@ def largest_difference(
 def latency(
     model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...]], path: Path, wanted: Export
 ) -> list[dict[str, float]]:
-    """Median milliseconds a batch, PyTorch eager and ONNX Runtime in turn, one thread each; a row for each batch size."""
+    """Median milliseconds a batch, PyTorch eager and ONNX Runtime in turn, one thread each; a row per batch size."""
     original, exported = answering(model), session(path, threads=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -162,9 +164,7 @@ def latency(
             given = tuple(_repeated(value, size) for value in examples[len(examples) // 2])
             feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
             with torch.inference_mode():
-                times = _medians(
-                    [lambda g=given: original(*g), lambda f=feed: exported.run(None, f)], wanted.latency_seconds
-                )
+                times = _medians([partial(original, *given), partial(exported.run, None, feed)], wanted.latency_seconds)
             rows.append(
                 {"batch": size, "pytorch_ms": times[0], "onnxruntime_ms": times[1], "speedup": times[0] / times[1]}
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -22,10 +22,10 @@ def _norm(kind: str, width: int) -> nn.Module:
 class UNet(nn.Module):
     """The generator: float [B, 3, S, S] in -1..1 -> [B, 3, S, S] in -1..1, S a power of two, at least 32.
 
-    Halves the picture down to one pixel, doubling `width` up to eight times itself, and back, with skips between layers of
-    one size. Dropout on the way up is the model's noise: it stands where eight widths stay eight widths, but not in the
-    innermost layer. At 256 and width 64 that is three layers, and with batch normalisation the authors' `unet_256` with
-    its 54,413,955 parameters.
+    Halves the picture down to one pixel, doubling `width` up to eight times itself, and back, with skips between layers
+    of one size. Dropout on the way up is the model's noise: it stands where eight widths stay eight widths, but not in
+    the innermost layer. At 256 and width 64 that is three layers, and with batch normalisation the authors' `unet_256`
+    with its 54,413,955 parameters.
 
     Raises:
         Failure: for another size.
@@ -74,7 +74,10 @@ class UNet(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """The discriminator: input and picture, float [B, 6, S, S] -> logits [B, 1, S/8 - 2, S/8 - 2], each for a 70x70 patch."""
+    """The discriminator: input and picture, float [B, 6, S, S] -> logits [B, 1, S/8 - 2, S/8 - 2].
+
+    Each is for a patch of 70x70.
+    """
 
     def __init__(self, width: int = 64, norm: str = "batch") -> None:
         super().__init__()
@@ -106,8 +109,9 @@ def initialise(module: nn.Module) -> None:
 class Pix2Pix(LightningModule):
     """Trains generator and discriminator in turn, one step each per batch.
 
-    The discriminator's loss is halved, which slows it; the generator's is the GAN's plus `l1` times the mean absolute error.
-    `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al., 2017).
+    The discriminator's loss is halved, which slows it; the generator's is the GAN's plus `l1` times the mean absolute
+    error. `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al.,
+    2017).
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class Pix2Pix(LightningModule):
 
     def forward(self, source: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> float [B, 3, S, S] in 0..1."""
-        return (self.generator(scaled(source, self.dtype)) + 1) / 2
+        return (self.generator(scaled(source, cast(torch.dtype, self.dtype))) + 1) / 2
 
     def answer(self, source: Tensor) -> Tensor:
         """The picture, fp32 [B, 3, S, S] in 0..1."""
@@ -151,8 +155,8 @@ class Pix2Pix(LightningModule):
         return loss(logits.float(), wanted.float())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        source, target = (scaled(side, self.dtype) for side in batch)
-        for_generator, for_discriminator = self.optimizers()  # type: ignore[misc, union-attr]
+        source, target = (scaled(side, cast(torch.dtype, self.dtype)) for side in batch)
+        for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         drawn = self.generator(source)
 
         self.toggle_optimizer(for_discriminator)
@@ -178,7 +182,7 @@ class Pix2Pix(LightningModule):
             schedule.step()
         # In 0..1, as val_l1 is: the networks work on -1..1.
         self._add(slice(0, 3), torch.stack([loss, against, distance / 2]).detach(), len(source))
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             self.log_dict({"loss_generator": loss, "loss_discriminator": against}, on_step=True, on_epoch=False)
 
     def _clip(self, optimizer: Any) -> None:
@@ -194,7 +198,7 @@ class Pix2Pix(LightningModule):
         self.sums[row, 1] += count
 
     def _report(self, row: slice, *names: str) -> None:
-        total: Tensor = self.trainer.strategy.reduce(self.sums[row].clone(), reduce_op="sum")  # type: ignore[assignment]
+        total: Tensor = self.trainer.strategy.reduce(self.sums[row].clone(), reduce_op="sum")
         self.log_dict({name: loss / max(1, count) for name, (loss, count) in zip(names, total.tolist(), strict=True)})
         self.sums[row] = 0
 

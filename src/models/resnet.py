@@ -10,7 +10,7 @@ from src.config import PositiveInt
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:
-    """ResNet-18 (He et al., 2016) with the CIFAR stem: a 3x3 convolution of stride 1 and no pooling before the first block.
+    """ResNet-18 (He et al., 2016) with the CIFAR stem: a 3x3 convolution of stride 1, no pooling before the blocks.
 
     Maps float [B, C, H, W] to logits [B, classes]; 11.17 million parameters for three channels and ten classes.
     """
@@ -25,7 +25,7 @@ def resnet18(channels: int, classes: int) -> nn.Module:
 
 
 def _normalisation(width: int) -> nn.BatchNorm2d:
-    """Batch normalisation with a scale frozen at one, as the next convolution can scale, and a quick running average."""
+    """Batch normalisation with its scale frozen at one, as the next convolution can scale, and a quick running mean."""
     norm = nn.BatchNorm2d(width, momentum=0.4)
     norm.weight.requires_grad_(False)
     return norm
@@ -41,7 +41,7 @@ class _Block(nn.Module):
         self.residual = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.residual_norm = _normalisation(outputs)
         for convolution in (self.enter, self.residual):
-            # The first inputs pass unchanged at the start (Zagoruyko and Komodakis, 2017), the other outputs are random.
+            # The first inputs pass unchanged at the start (Zagoruyko and Komodakis, 2017); other outputs are random.
             nn.init.dirac_(convolution.weight[: convolution.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ class _Block(nn.Module):
 class FastResNet(nn.Module):
     """A residual network after the ideas of Keller Jordan's airbench (arXiv 2404.00498).
 
-    A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two convolutions
-    each with a shortcut over the second, pooling, a linear layer whose output is scaled down. About a tenth of ResNet-18's
-    work for each image. Maps float [B, C, H, W], H and W at least 9, to logits [B, classes].
+    A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two
+    convolutions each with a shortcut over the second, pooling, a linear layer whose output is scaled down. About a
+    tenth of ResNet-18's work for each image. Maps float [B, C, H, W], H and W at least 9, to logits [B, classes].
     """
 
     WHITENING_EPSILON = 5e-4  # keeps directions of next to no variance from being blown up (airbench's value)

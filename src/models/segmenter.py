@@ -50,14 +50,15 @@ def train_segmenter(
     autocast: torch.dtype | None,
     batch_size: int = 8,
 ) -> Segmenter:
-    """Trains on real photos, uint8 [N, 3, S, S], and their label maps, int64 [N, S, S]; mirrored at random, AdamW, one cycle.
+    """Trains on real photos, uint8 [N, 3, S, S], and their label maps, int64 [N, S, S].
 
-    The same arguments give the same network on one machine.
+    Mirrored at random, AdamW, one cycle. The same arguments give the same network on one machine.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Segmenter(classes, width).to(photos.device, memory_format=torch.channels_last)
+        model = Segmenter(classes, width).to(photos.device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = epochs * -(-len(photos) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

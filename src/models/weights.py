@@ -1,4 +1,4 @@
-"""A model's weights as a file: safetensors, whose bytes depend on the weights alone, and a digest to check before use."""
+"""A model's weights as a file: safetensors, whose bytes depend on the weights alone, and a digest to check it by."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from pytorch_lightning import LightningModule
 
 from src.config import Build
-from src.data.sources import sha256_of
 from src.errors import Failure
+from src.files import sha256_of
 
 NAME = "model.safetensors"
 NOTE = "model.json"

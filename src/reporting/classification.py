@@ -19,7 +19,7 @@ from src.reporting import plots, tables
 def probabilities(
     model: nn.Module, batches: Batches, limit: int | float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probabilities [N, C] fp32, labels int64 [N] and the examples' places in the split int64 [N], all on the CPU."""
+    """Class probabilities [N, C] fp32, labels int64 [N] and the examples' places in the split int64 [N], on the CPU."""
     found: list[Tensor] = []
     labels: list[Tensor] = []
     places: list[Tensor] = []
@@ -32,7 +32,7 @@ def probabilities(
 
 
 def limited(batches: Batches, limit: int | float | None) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Batches with their examples' places: the first `limit` of them (a fraction if it is a float), but at least one."""
+    """Batches with their examples' places: the first `limit` of them (a fraction if it is a float), at least one."""
     count = len(batches) if limit is None else round(limit * len(batches)) if isinstance(limit, float) else limit
     yield from zip(batches, batches.order()[: max(1, count)], strict=False)
 
@@ -49,9 +49,10 @@ def report(
     label: str,
     sample: bool,
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Draws confusion, calibration and mistakes into `folder`; returns the metrics and (actual, predicted) of each example.
+    """Draws confusion, calibration and mistakes into `folder`.
 
-    Files: confusion.png, calibration.csv and .png, mistakes.png (images) or mistakes.md (texts).
+    Returns the metrics, and (actual, predicted) of each example. Files: confusion.png, calibration.csv and
+    .png, mistakes.png (images) or mistakes.md (texts).
     """
     classes: Sequence[str] = meta["classes"]
     confidence, predicted = probability.max(1)
@@ -68,8 +69,8 @@ def report(
     worst = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][: wanted.mistakes]
     rows = [
         {
-            "true": classes[labels[i]],
-            "predicted": classes[predicted[i]],
+            "true": classes[int(labels[i])],
+            "predicted": classes[int(predicted[i])],
             "confidence": float(confidence[i]),
             "place": int(places[i]),
         }
@@ -83,12 +84,11 @@ def report(
         texts = [row | {"text": _text(split, meta, row["place"])} for row in rows]
         tables.text_mistakes(texts, folder / "mistakes.md", label=label, sample=sample)
 
-    each = {"num_classes": len(classes), "average": "macro"}
     scores = {
         "accuracy": float(correct.mean()),
-        "precision": float(metrics.multiclass_precision(predicted, labels, **each)),
-        "recall": float(metrics.multiclass_recall(predicted, labels, **each)),
-        "f1": float(metrics.multiclass_f1_score(predicted, labels, **each)),
+        "precision": float(metrics.multiclass_precision(predicted, labels, len(classes), average="macro")),
+        "recall": float(metrics.multiclass_recall(predicted, labels, len(classes), average="macro")),
+        "f1": float(metrics.multiclass_f1_score(predicted, labels, len(classes), average="macro")),
         "calibration_error": plots.calibration_error(confidence.numpy(), correct, bins),
         "loss": float(nn.functional.nll_loss(probability.clamp_min(1e-12).log(), labels)),
         "examples": len(labels),

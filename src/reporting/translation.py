@@ -1,4 +1,4 @@
-"""How good a picture-to-picture model is on the test split: distances to the target, and whether labels can be read back."""
+"""How good a picture-to-picture model is on the test split: distances to the target, and labels that are read back."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ def report(
     plots.image_grid(tiles, folder / "grid.png", label=label, sample=sample)
     drawn, true = pictures.float() / 255, targets.float() / 255
     psnr = metrics.peak_signal_noise_ratio(drawn, true, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    ssim = metrics.structural_similarity_index_measure(drawn, true, data_range=1.0)
+    assert isinstance(ssim, Tensor)  # a pair only where contrast or the whole image is asked for
     return {
         "l1": float((drawn - true).abs().mean()),
         "psnr": float(psnr),
-        "ssim": float(metrics.structural_similarity_index_measure(drawn, true, data_range=1.0)),
+        "ssim": float(ssim),
         "examples": len(inputs),
     }
 
@@ -52,7 +54,7 @@ def report(
 def labels_of(maps: Tensor) -> Tensor:
     """Label maps, uint8 [N, 3, S, S], as classes int64 [N, S, S]: the nearest colour of the palette."""
     colours = torch.tensor(list(FACADE_PALETTE.values()), dtype=torch.float32)
-    # |a - b|^2 = |a|^2 - 2ab + |b|^2, of which |a|^2 is the same for all colours; one picture at a time bounds the memory.
+    # |a - b|^2 = |a|^2 - 2ab + |b|^2, of which |a|^2 is the same for all colours; one picture at a time saves memory.
     found = [
         (colours.square().sum(1)[:, None, None] - 2 * torch.einsum("chw,kc->khw", m.float(), colours)).argmin(0)
         for m in maps
@@ -72,9 +74,9 @@ def label_recovery(
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """How well labels can be read back off generated pictures, beside what the same reader scores on real photos.
 
-    The reader is a small U-Net trained on the training part's real photos and label maps: the paper's FCN score with a judge
-    of its own. `labels_recovered` is the ratio of the per-pixel accuracies, NaN if the reader reads nothing on photos. Also
-    returned: (actual, read back) of each pixel on a coarse grid over the generated pictures.
+    The reader is a small U-Net trained on the training part's real photos and label maps: the paper's FCN score with a
+    judge of its own. `labels_recovered` is the ratio of the per-pixel accuracies, NaN if the reader reads nothing on
+    photos. Also returned: (actual, read back) of each pixel on a coarse grid over the generated pictures.
     """
     classes = len(FACADE_PALETTE)
     judge = train_segmenter(
@@ -98,5 +100,7 @@ def label_recovery(
     real = scores["labels_pixel_accuracy_real"]
     scores["labels_recovered"] = scores["labels_pixel_accuracy_generated"] / real if real else float("nan")
     step = max(1, truth.shape[-1] // GRID)
-    grid = [x[:, step // 2 :: step, step // 2 :: step].flatten().numpy() for x in (truth, read["generated"])]
-    return scores, tables.confusion_pairs(*grid, list(FACADE_PALETTE))
+    actual, read_back = (
+        x[:, step // 2 :: step, step // 2 :: step].flatten().numpy() for x in (truth, read["generated"])
+    )
+    return scores, tables.confusion_pairs(actual, read_back, list(FACADE_PALETTE))

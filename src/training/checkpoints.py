@@ -1,7 +1,7 @@
 """Working checkpoints: written so that a crash at any moment leaves a good one, and found again without a path.
 
-They live outside DVC's outputs, in `experiments/.work/<fingerprint>`. The fingerprint is of everything that the bits of a
-run depend on: configuration, data, code. The same command finds its own unfinished run; any other never does.
+They live outside DVC's outputs, in `experiments/.work/<fingerprint>`. The fingerprint is of everything that the bits
+of a run depend on: configuration, data, code. The same command finds its own unfinished run; any other never does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.config import ROOT
-from src.data.sources import sha256_of
 from src.errors import Failure
+from src.files import sha256_of, write_atomically
 
 WORK = ROOT / "experiments" / ".work"
 CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/config.py")
@@ -32,8 +32,8 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the target, flushes to the disk, renames; a sha256 stands beside each checkpoint.
 
     While a checkpoint is replaced, the digest file names the old bytes and the new: whenever and however often that is
-    interrupted, what lies there stays known. Lightning's own stages in $TMPDIR: on another file system a kill leaves half a
-    checkpoint, a full disk destroys the old.
+    interrupted, what lies there stays known. Lightning's own stages in $TMPDIR: on another file system a kill leaves
+    half a checkpoint, a full disk destroys the old.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -65,19 +65,6 @@ def digests(path: Path) -> Path:
 def known_digests(path: Path) -> list[str]:
     """The sha256 that a checkpoint may have: one, or several where a save did not get to its end."""
     return digests(path).read_text().split() if digests(path).is_file() else []
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file so that a reader, or a crash, sees the old bytes or the new, never half of them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: a row for each epoch, kept through interruptions, printed, and told to the tracker."""
+"""What a training reports while it runs: a row for each epoch, kept through interruptions, printed and tracked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ LogMetrics = Callable[[Mapping[str, float], int], None]
 
 
 class History(Checkpoint):
-    """Collects each epoch's metrics. A `Checkpoint` by base class only: those run last at an epoch's end, when all is logged.
+    """Collects each epoch's metrics.
 
-    Its rows and seconds are part of the checkpoint, so that a resumed run's history is whole.
+    A `Checkpoint` by base class only: those run last at an epoch's end, when all is logged. Its rows and
+    seconds are part of the checkpoint, so that a resumed run's history is whole.
     """
 
     def __init__(self, log_metrics: LogMetrics, *, lines: bool) -> None:
@@ -32,7 +33,7 @@ class History(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx % trainer.log_every_n_steps == 0:
+        if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
             points = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("loss")}
             self.log_metrics(points, step)

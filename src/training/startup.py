@@ -7,8 +7,9 @@ import ctypes
 from typing import Any
 from unittest.mock import patch
 
-# torchmetrics, which Lightning imports, imports these where they are installed: 2.4 of 5.3 seconds where it was measured
-# (scipy.signal for audio metrics 1.0, torchvision for picture metrics 0.3 on top of its compiler, matplotlib 0.3).
+# torchmetrics, which Lightning imports, imports these where they are installed: 2.4 of 5.3 seconds where it was
+# measured (scipy.signal for audio metrics 1.0, torchvision for picture metrics 0.3 on top of its compiler, matplotlib
+# 0.3).
 NOT_NEEDED = ("scipy", "torchvision", "matplotlib")
 
 

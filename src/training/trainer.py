@@ -104,9 +104,9 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
 
 
 def adapt(model: pl.LightningModule, config: schema.Trainer) -> None:
-    """Lays out convolutions' weights and compiles, as the configuration asks; the state dict's keys stay as they are."""
+    """Lays out convolutions' weights and compiles, as the configuration asks; the state dict's keys stay the same."""
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if config.compile:
         for part in model.children():
             part.compile()
