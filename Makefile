@@ -33,9 +33,10 @@ repro: setup  ## the whole pipeline on the sample profile: download, preprocess,
 	dvc repro
 	@dvc metrics show
 
-test: setup  ## all tests, the real pipeline in a clean clone among them
-	python -m pytest
-
+# The pipeline's trainings want both cores for themselves.
+test: setup  ## all tests; last, the real pipeline in a clean clone
+	python -m pytest -m "not pipeline" -n 2 --dist loadfile
+	python -m pytest -m pipeline
 test-fast: setup  ## the tests that neither train nor start servers
 	python -m pytest -m "not slow and not pipeline"
 

@@ -6,6 +6,8 @@ COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
 _src_stages() {
     [[ ${COMP_WORDS[1]} == -m && ${COMP_WORDS[2]} == src.* ]] || return 0
     local line="${COMP_WORDS[0]} ${COMP_LINE#* -m }"
-    mapfile -t COMPREPLY < <(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m "${COMP_WORDS[2]}" -sc query=bash 2> /dev/null)
+    # Hydra completes `+experiment=` itself, but what follows it only after the plain form.
+    line=$(sed "s/+experiment=\([^ ]*\) /experiment=\1 /" <<< "$line")
+    read -ra COMPREPLY < <(COMP_LINE="$line" COMP_POINT=${#line} "${COMP_WORDS[0]}" -m "${COMP_WORDS[2]}" -sc query=bash 2> /dev/null)
 }
 complete -o nospace -o default -F _src_stages python

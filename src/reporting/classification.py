@@ -67,7 +67,7 @@ def report(
 
     wrong = np.flatnonzero(~correct)
     worst = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][: wanted.mistakes]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "true": classes[int(labels[i])],
             "predicted": classes[int(predicted[i])],

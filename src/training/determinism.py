@@ -17,14 +17,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 def fix(seed: int, threads: int | None) -> None:
     """Seeds torch's global generator and fixes the number of threads, on which the bits depend as well.
 
-    Two settings that change the speed alone, as long as all runs share them: numbers too small to matter become zero (Adam's
-    decaying moments ran 2.5 times slower without), and deterministic mode does not fill memory that is about to be written.
+    Two settings that change the speed alone, as long as all runs share them: numbers too small to matter become zero
+    (Adam's decaying moments ran 2.5 times slower without), and deterministic mode does not fill memory that is about to
+    be written.
     """
     torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made on import
 
 
 class RandomStatePerBatch(Callback):
