@@ -404,10 +404,12 @@ def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
 def register_resolvers() -> None:
     """`${by_profile:{sample: 2, full: 12}}` picks by profile.
 
-    `${unique:}` is new in each process, so no two runs share a folder.
+    `${unique:}` is new in each process, so no two runs share a folder; `${in_repository:PATH}` is the path from the
+    repository's root, so that what a run writes about itself does not name this machine's folders.
     """
     OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("in_repository", lambda path: os.path.relpath(path, ROOT), replace=True)
 
 
 def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = Config) -> Any:

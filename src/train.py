@@ -85,7 +85,7 @@ def train(config: Config) -> None:
             tracker.log_artifact(config.folder / "train" / "history.csv")
             if not (config.folder / "config.yaml").exists():  # a direct run's: evaluate and export are called on it
                 write_resolved(config.folder / "config.yaml", config.plain())
-            print(f"trained in {history.seconds:.1f} s: {(config.folder / 'train').relative_to(ROOT)}", flush=True)
+            print(f"trained in {history.seconds:.1f} s: {config.output}/train", flush=True)
         work.forget()
 
 
