@@ -26,7 +26,7 @@ $(READY): requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
 	@UV_HTTP_TIMEOUT=300 $(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@# A folder without git (an unpacked archive) is a DVC project as well.
-	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
+	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || test ! -d .dvc || $(BIN)/dvc config --local core.no_scm true
 	@rm -f $(VENV)/.ready-* && touch $@
 
 repro: setup  ## the whole pipeline on the sample profile: download, preprocess, train, evaluate, export

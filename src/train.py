@@ -96,6 +96,7 @@ def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: Lo
 
     from src.data import packed
     from src.data.batching import PackedData
+    from src.training.checkpoints import is_whole
     from src.training.history import History, on_terminal
     from src.training.trainer import BEST, adapt, build_trainer
 
@@ -118,6 +119,8 @@ def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: Lo
         raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
     best = work.path / f"{BEST}.ckpt"
     if config.trainer.keep == "best" and best.exists():
+        if not is_whole(best):
+            raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
         model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
     return model, history
 

@@ -47,8 +47,6 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
     callbacks: list[Callback] = [
         RandomStatePerBatch(config.seed),
         history,
-        # A fixed name, replaced at each epoch's end; Lightning's save_last writes only when a best-of-k does.
-        ModelCheckpoint(work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if asked.keep == "best":
         callbacks.append(
@@ -61,6 +59,9 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
                 enable_version_counter=False,
             )
         )
+    # After the best one, of which it keeps the score. A fixed name, replaced at each epoch's end: Lightning's save_last
+    # writes only when a best-of-k does.
+    callbacks.append(ModelCheckpoint(work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
     if asked.early_stopping:
         stop = asked.early_stopping
         callbacks.append(
