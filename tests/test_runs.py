@@ -107,21 +107,30 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(clone: Path, run: 
 
 def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(clone: Path, run: Run) -> None:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as Recorded
 
-    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=11")
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=60", "seed=11")
+    database = clone / "experiments" / "mlflow.db"
+
+    def recorded() -> list[Recorded]:
+        if not database.exists():
+            return []
+        client = MlflowClient(f"sqlite:///{database}")
+        experiment = client.get_experiment_by_name("cifar10_resnet")
+        return list(client.search_runs([experiment.experiment_id], "params.seed = '11'")) if experiment else []
+
     process = start(clone, *words)
-    wait_for(process, r"^epoch 2/4")
-    time.sleep(3)  # the sender has opened the run by now
+    wait_for(process, r"^epoch 2/60")
+    while process.poll() is None and not recorded():
+        time.sleep(0.2)
     process.kill()
-    process.wait(60)
-    run("python", "-m", "src.train", *words)
-    client = MlflowClient(f"sqlite:///{clone}/experiments/mlflow.db")
-    experiment = client.get_experiment_by_name("cifar10_resnet")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id], "params.seed = '11'")
+    assert process.wait(60) == -9  # it was still training
+    done = run("python", "-m", "src.train", *words)
+    assert "goes on" in done.stdout
+    (found,) = recorded()
     assert found.info.status == "FINISHED"
-    points = client.get_metric_history(found.info.run_id, "val_accuracy")
-    assert sorted(point.step for point in points) == [1, 2, 3, 4]
+    points = MlflowClient(f"sqlite:///{database}").get_metric_history(found.info.run_id, "val_accuracy")
+    assert sorted(point.step for point in points) == list(range(1, 61))
 
 
 def test_a_second_run_of_the_very_same_thing_is_refused_and_names_the_first(clone: Path, run: Run) -> None:
