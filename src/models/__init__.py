@@ -1,0 +1,1 @@
+"""Networks and their training: a file per model, and what they share."""
