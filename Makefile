@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-fast lint format ui lock clean
+.PHONY: help setup repro test test-fast bench lint format ui lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: setup  ## all tests; last, the real pipeline in a clean clone
 	python -m pytest -m pipeline
 test-fast: setup  ## the tests that neither train nor start servers
 	python -m pytest -m "not slow and not pipeline"
+
+bench: setup  ## speed and memory against their targets, about five minutes; see python -m benchmarks --help
+	python -m benchmarks
 
 lint: setup  ## ruff and mypy
 	ruff check

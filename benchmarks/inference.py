@@ -1,0 +1,91 @@
+"""Inference: each model as PyTorch runs it and as the exported ONNX graph, at two batch sizes and thread counts."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from benchmarks.setting import Setting
+from benchmarks.table import Figure, Target, at_least
+from benchmarks.timing import paired, per_call
+from src.data import packed
+from src.data.batching import batches
+from src.models import onnx_export
+from src.training import determinism
+
+SPEED_UP: dict[str, Target] = {"images": at_least(1.8), "pairs": at_least(1.8)}  # at batch 1
+SECONDS = 0.2  # a turn; a call that takes longer is made once
+BATCHES = (1, 32)
+LARGE_ROUNDS = 3  # a U-Net takes seconds for 32 pictures
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """All experiments' models, with random weights: the speed does not depend on them."""
+    return [figure for name in setting.experiments for figure in measure_one(name, setting)]
+
+
+def measure_one(name: str, setting: Setting) -> list[Figure]:
+    """The figures of one experiment's model.
+
+    Raises:
+        Failure: the exported model answers differently.
+    """
+    config = setting.prepare(name)
+    determinism.fix(config.seed, None)
+    meta = packed.read_meta(config.processed)
+    model: LightningModule = config.model(meta)
+    inputs = onnx_export.INPUTS[meta["kind"]]
+    examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
+    path = setting.folder / f"{name}.onnx"
+    onnx_export.write(model, inputs, examples, path, opset=config.export.opset)
+    # Two examples of the middle length suffice to see that it is the same function; export itself checks more.
+    few = [tuple(values[:2] for values in examples[len(examples) // 2])]
+    onnx_export.largest_difference(model, inputs, few, path, config.export.tolerance)
+    figures = []
+    cores = len(os.sched_getaffinity(0))
+    for threads in dict.fromkeys((1, cores)):
+        for size in BATCHES:
+            rounds = setting.rounds if size == 1 else min(LARGE_ROUNDS, setting.rounds)
+            target = SPEED_UP.get(meta["kind"]) if size == 1 else None
+            given = tuple(values[torch.arange(size) % len(values)] for values in examples[len(examples) // 2])
+            label = f"inference {name}, batch {size}, {threads} thread{'s' * (threads > 1)}"
+            figures += _compared(label, model, inputs, given, path, threads, rounds, target)
+    return figures
+
+
+def _compared(
+    label: str,
+    model: LightningModule,
+    inputs: onnx_export.Inputs,
+    given: tuple[Tensor, ...],
+    path: Path,
+    threads: int,
+    rounds: int,
+    target: Target | None,
+) -> list[Figure]:
+    """Milliseconds a batch of either, and how many times as fast the exported one is."""
+    original, exported = onnx_export.answering(model), onnx_export.session(path, threads)
+    feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+
+    def eager() -> Any:
+        with torch.inference_mode():
+            return original(*given)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        calls = {"eager": per_call(eager, SECONDS), "onnx": per_call(partial(exported.run, None, feed), SECONDS)}
+        times = paired(calls, rounds)
+    finally:
+        torch.set_num_threads(before)
+    return [
+        Figure(label, "PyTorch eager", times.spread("eager", lambda s: 1000 * s), "ms"),
+        Figure(label, "ONNX Runtime", times.spread("onnx", lambda s: 1000 * s), "ms"),
+        Figure(label, "speed of ONNX Runtime / eager", times.ratio("eager", "onnx"), "x", target),
+    ]

@@ -1,0 +1,57 @@
+"""The machine that figures are measured on: what it is, and the fastest that it multiplies matrices."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import psutil
+import torch
+
+from benchmarks.setting import Setting
+from benchmarks.table import Figure
+from benchmarks.timing import Measure, paired, per_call
+from src.training.provenance import environment
+from src.training.trainer import device_of
+
+
+def description() -> dict[str, str]:
+    """Date, processor, memory, GPU, versions and commit, as text."""
+    known = environment()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "processor": f"{known['cpu']}, {known['cpu.cores']} cores ({known['cpu.isa']}), "
+        f"{torch.get_num_threads()} threads",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "gpu": gpu,
+        "python": known["python"],
+        "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "onnxruntime")),
+        "commit": known["git.commit"][:12] + (" and changes" if known["git.dirty"] == "true" else ""),
+    }
+
+
+def gemm(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> Measure:
+    """Measures a large square matrix product over and over; returns seconds per floating-point operation."""
+    size = 8192 if device.type == "cuda" else 2048  # large enough that the product, not the memory, is what takes time
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    out = torch.empty_like(a)
+
+    def product() -> None:
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    timed = per_call(product, seconds)
+    return lambda: timed() / (2 * size**3)
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """The peak in fp32 and bf16; the best of many short rounds is the machine's, the median what neighbours leave."""
+    device = device_of(setting.compose(setting.experiments[0]).trainer)
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    rounds = paired({name: gemm(dtype, device, seconds=0.1) for name, dtype in types.items()}, 4 * setting.rounds)
+    return [
+        Figure("machine", f"matrix product, {name}", rounds.spread(name, lambda s: 1e-9 / s), "GFLOP/s")
+        for name in types
+    ]

@@ -1,0 +1,73 @@
+"""Memory: the most that the train stage ever holds, beside the data itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.setting import Setting
+from benchmarks.table import Figure, at_most
+from src.config import ROOT
+from src.errors import Failure
+
+BEYOND_DATA = at_most(1.5)  # GiB
+STEPS = 20  # enough for the longest texts to have come by
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """A short training of each experiment by `python -m src.train`, MLflow and validation included.
+
+    Raises:
+        Failure: a training failed, or this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise Failure("a process's peak is read from Linux's /proc, which is not here: name the other benchmarks")
+    return [figure for name in setting.experiments for figure in measure_one(name, setting)]
+
+
+def measure_one(name: str, setting: Setting) -> list[Figure]:
+    """The figures of one experiment.
+
+    Raises:
+        Failure: the stage failed.
+    """
+    config = setting.prepare(name)
+    data = sum((config.processed / f"{split}.safetensors").stat().st_size for split in ("train", "val"))
+    brief = ["trainer.max_epochs=1", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2"]
+    places = [f'hydra.run.dir="{setting.folder / name / "hydra"}"']
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{setting.folder / name / 'mlflow.db'}"}
+    command = [sys.executable, "-m", "src.train", *setting.arguments(name), *brief, *places]
+    peak = peak_memory(command, os.environ | store)
+    label = f"memory {name}"
+    return [
+        Figure.single(label, "packed data", data / 2**30, "GiB"),
+        Figure.single(label, "peak of src.train beyond it", (peak - data) / 2**30, "GiB", BEYOND_DATA),
+    ]
+
+
+def peak_memory(command: list[str], environment: dict[str, str]) -> int:
+    """The largest resident set of a process, in bytes.
+
+    From its /proc/PID/status, which is Linux's: `ru_maxrss` of a child is at least what its parent held when it forked.
+
+    Raises:
+        Failure: the command failed.
+    """
+    peak = 0
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            # Between exec and the first page, and once it has ended, a process has none.
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)
+            peak = max(peak, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.02)
+        said = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise Failure(f"{' '.join(command)} failed: {' '.join(said.split())[-500:]}")
+    return peak
