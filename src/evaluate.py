@@ -19,15 +19,19 @@ def evaluate(config: Config) -> None:
 
     startup.import_lightning()
 
+    import torch
+
     from src.data import packed
     from src.data.batching import batches
+    from src.hardware import fast_bf16
     from src.models import weights
     from src.reporting import classification, tables, translation
     from src.training import determinism
     from src.training.tracking import Tracker
-    from src.training.trainer import bf16_pays
 
     determinism.fix(config.seed, config.trainer.threads)
+    # All on the CPU, wherever the model was trained; so it is this CPU's bf16 that may pay for the judge.
+    bf16 = config.trainer.precision != "32" and fast_bf16(torch.device("cpu"))
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
     test = batches(config.processed, "test", config.loader, train=False)
@@ -46,7 +50,7 @@ def evaluate(config: Config) -> None:
             if meta["palette"]:
                 train = packed.read_split(config.processed, "train")
                 scores, pairs = translation.label_recovery(
-                    train, *pictures, config.evaluation, seed=config.seed, bf16=bf16_pays(config.trainer)
+                    train, *pictures, config.evaluation, seed=config.seed, bf16=bf16
                 )
                 metrics |= scores
         else:

@@ -31,13 +31,18 @@ def train(config: Config) -> None:
     """Trains and writes `train/` into the run's folder: model.safetensors, model.json, history.csv, metrics.json.
 
     Raises:
+        ConfigError: a GPU is asked for and there is none.
         Failure: the data can't be prepared, or the same run is under way.
     """
     from src.training import startup
 
-    config = prepared(config)
     startup.import_lightning()
     startup.keep_memory()
+
+    from src.training.trainer import require_gpus
+
+    require_gpus(config.trainer)
+    config = prepared(config)
 
     import torch
     from lightning_utilities.core.rank_zero import rank_zero_only

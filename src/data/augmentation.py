@@ -30,7 +30,8 @@ def crop_and_flip(
     if not padding and mirrored is None:
         return images[chosen]
     _, _, height, width = images.shape
-    shift = torch.randint(0, 2 * padding + 1, (2, len(chosen), 1), generator=random).to(images.device) - padding
+    shift = torch.randint(-padding, padding + 1, (2, len(chosen), 1), generator=random)
+    shift = shift.to(images.device, non_blocking=True)
     rows = _reflect(torch.arange(height, device=images.device) + shift[0], height)
     columns = _reflect(torch.arange(width, device=images.device) + shift[1], width)
     if mirrored is not None:
@@ -45,6 +46,17 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     """Indices beyond the edge, mirrored at it (the edge itself is not repeated)."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Images brought to `size` x `size`, each new pixel the mean over the old ones that it covers.
+
+    uint8 [B, C, H, W] -> uint8 [B, C, size, size].
+    """
+    # Only the CPU resizes bytes.
+    pixels = images if images.device.type == "cpu" else images.float()
+    small = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    return small if small.dtype == torch.uint8 else small.round().to(torch.uint8)
 
 
 def jitter_pair(

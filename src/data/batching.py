@@ -2,12 +2,17 @@
 
 The order of an epoch is a permutation keyed on (seed, epoch), a batch's augmentation is keyed on (seed, epoch, index):
 any batch can be made again without those before it, which is what lets a run resume in mid-epoch to the same bits.
+
+What is random is drawn on the CPU, the same for every device, and copied over without waiting; nothing is read back
+from the device: a GPU's queue never runs dry.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +51,7 @@ class Batches:
         *,
         train: bool,
         seed: int = 0,
+        epochs: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -54,6 +60,7 @@ class Batches:
         self.loader = loader
         self.train = train
         self.seed = seed
+        self.epochs = epochs  # of the whole run, for what changes on its way
         self.rank = rank
         self.world = world
         self.size = loader.batch_size if train else loader.eval_batch_size
@@ -102,28 +109,35 @@ class ImageBatches(Batches):
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         images, labels = self.split["images"], self.split["labels"]
-        chosen = chosen.to(images.device)
+        there = chosen.to(images.device, non_blocking=True)
         if not self.train:
-            return images[chosen], labels[chosen]
+            return images[there], labels[there]
         mirrored = None
         if self.loader.flip == "alternating":
             # Keller Jordan's airbench: mirrored at random in epoch 0, then each image the other way round every epoch.
-            mirrored = (torch.rand(len(images), generator=generator(self.seed, "flip")) < 0.5).to(images.device)[chosen]
-            mirrored = mirrored ^ bool(self.epoch % 2)
+            mirrored = self._mirrored_first[chosen] ^ bool(self.epoch % 2)
         elif self.loader.flip == "random":
-            mirrored = (
-                torch.rand(len(chosen), generator=generator(self.seed, "flip", self.epoch, index)).to(images.device)
-                < 0.5
-            )
+            mirrored = torch.rand(len(chosen), generator=generator(self.seed, "flip", self.epoch, index)) < 0.5
+        if mirrored is not None:
+            mirrored = mirrored.to(images.device, non_blocking=True)
         random = generator(self.seed, "crop", self.epoch, index)
-        return augmentation.crop_and_flip(images, chosen, self.loader.crop_padding, mirrored, random), labels[chosen]
+        made = augmentation.crop_and_flip(images, there, self.loader.crop_padding, mirrored, random)
+        low = self.loader.low_resolution
+        if low and self.epoch < round(low.until * self.epochs):
+            made = augmentation.shrink(made, low.size)
+        return made, labels[there]
+
+    @cached_property
+    def _mirrored_first(self) -> Tensor:
+        """Which images of the split are mirrored in epoch 0: bool [N], on the CPU."""
+        return torch.rand(len(self.split["images"]), generator=generator(self.seed, "flip")) < 0.5
 
 
 class PairBatches(Batches):
     """(input uint8 [B, 3, S, S], target uint8 [B, 3, S, S])."""
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
-        chosen = chosen.to(self.split["input"].device)
+        chosen = chosen.to(self.split["input"].device, non_blocking=True)
         pair = self.split["input"][chosen], self.split["target"][chosen]
         if not self.train:
             return pair
@@ -142,7 +156,7 @@ class TextBatches(Batches):
     STRETCH = 50
 
     def order(self) -> list[Tensor]:
-        lengths = self.split["offsets"].diff().cpu()
+        lengths = self.split["offsets"].diff()
         if not self.train:
             return list(lengths.argsort(stable=True).split(self.size))
         random = generator(self.seed, "order", self.epoch)
@@ -153,23 +167,32 @@ class TextBatches(Batches):
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         offsets, flat = self.split["offsets"], self.split["tokens"]
-        chosen = chosen.to(flat.device)
         start, whole = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
-        lengths = whole.clamp(max=self.loader.max_tokens or int(whole.max()))
-        place = torch.arange(int(lengths.max()), device=flat.device)[None, :]
+        longest = min(int(whole.max()), self.loader.max_tokens or sys.maxsize)
+        chosen, start, whole = (values.to(flat.device, non_blocking=True) for values in (chosen, start, whole))
+        lengths = whole.clamp(max=longest)
+        place = torch.arange(longest, device=flat.device)[None, :]
         # Of a text that is too long the head and the tail stay.
         source = torch.where(place < (lengths[:, None] + 1) // 2, place, place + (whole - lengths)[:, None])
         inside = place < lengths[:, None]
         tokens = flat[torch.where(inside, start[:, None] + source, 0)].long()
         if self.train and self.loader.word_dropout:
             random = generator(self.seed, "words", self.epoch, index)
-            dropped = torch.rand(tokens.shape, generator=random).to(flat.device) < self.loader.word_dropout
+            dropped = torch.rand(tokens.shape, generator=random) < self.loader.word_dropout
+            dropped = dropped.to(flat.device, non_blocking=True)
             tokens = tokens.masked_fill(dropped, self.meta["vocabulary"].index(packed.UNKNOWN))
         return (
             tokens.masked_fill(~inside, self.meta["vocabulary"].index(packed.PADDING)),
             lengths,
             self.split["labels"][chosen],
         )
+
+    def to(self, device: torch.device) -> Batches:
+        """Moves the split, but for the offsets: the CPU needs a batch's lengths to know the batch's shape."""
+        offsets = self.split["offsets"]
+        super().to(device)
+        self.split["offsets"] = offsets
+        return self
 
 
 KINDS: dict[str, type[Batches]] = {"images": ImageBatches, "text": TextBatches, "pairs": PairBatches}
@@ -217,6 +240,7 @@ class PackedData(LightningDataModule):
             self.loader,
             train=train,
             seed=self.seed,
+            epochs=trainer.max_epochs or 0,
             rank=trainer.global_rank,
             world=trainer.world_size,
         )

@@ -41,7 +41,9 @@ class Classifier(LightningModule):
         logits = self(*inputs).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         with torch.no_grad():
-            sums += torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
+            sums += torch.stack(
+                [loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_full((), len(labels))]
+            )
         return loss
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

@@ -25,6 +25,7 @@ def fix(seed: int, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = False  # "32" means it on a GPU, too; for matrices that is torch's default
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made on import
 
 
@@ -42,10 +43,3 @@ class RandomStatePerBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         key = (self.seed, "batch", trainer.global_rank, trainer.current_epoch, batch_idx)
         torch.manual_seed(generator(*key).initial_seed())
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere bf16 is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

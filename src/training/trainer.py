@@ -13,8 +13,9 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 
 from src import config as schema
+from src.hardware import fast_bf16
 from src.training.checkpoints import AtomicCheckpointIO
-from src.training.determinism import RandomStatePerBatch, fast_bf16
+from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
 
 BEST = "best"
@@ -31,18 +32,23 @@ def bf16_pays(config: schema.Trainer) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device_of(config)))
 
 
-def build_trainer(config: schema.Config, model: pl.LightningModule, history: History, work: Path) -> pl.Trainer:
-    """The trainer for `model`; its checkpoints go to `work`.
+def require_gpus(config: schema.Trainer) -> None:
+    """Asks for the devices before anything is prepared or written.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: there are fewer GPUs than asked for.
     """
+    if device_of(config).type == "cuda" and (found := torch.cuda.device_count()) < config.devices:
+        raise schema.ConfigError(
+            f"trainer.devices: {config.devices} on {config.accelerator!r}, but torch sees {found} CUDA devices here; "
+            "use trainer=cpu" + (f" or trainer.devices={found}" if found else "")
+        )
+
+
+def build_trainer(config: schema.Config, model: pl.LightningModule, history: History, work: Path) -> pl.Trainer:
+    """The trainer for `model`; its checkpoints go to `work`."""
     _silence()
     asked = config.trainer
-    if asked.accelerator == "gpu" and not torch.cuda.is_available():
-        raise schema.ConfigError(
-            "trainer.accelerator: 'gpu' is not available here (torch sees no CUDA device); use trainer=cpu"
-        )
     gpu = device_of(asked).type == "cuda"
     callbacks: list[Callback] = [
         RandomStatePerBatch(config.seed),
