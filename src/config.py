@@ -66,7 +66,18 @@ class SGD(Section):
     momentum: Probability = 0.9
     nesterov: bool = True
     weight_decay: NonNegative = 0.0
-    norm_bias_lr_factor: Positive = 1.0  # biases of normalisation layers learn this many times faster (airbench: 64)
+    norm_bias_lr_factor: Positive = (
+        1.0  # biases of norms and of frozen layers learn this many times faster (airbench: 64)
+    )
+
+
+class Muon(Section):
+    """Momentum, orthogonalised, for the filters of convolutions (Jordan et al., 2024); `rest` is for all else."""
+
+    name: Literal["muon"]
+    lr: Positive
+    momentum: Probability = 0.6
+    rest: SGD
 
 
 class Adam(Section):
@@ -142,7 +153,7 @@ def _one_of(*sections: type[Section]) -> Any:
     return Annotated[union, Discriminator(_name_of)]
 
 
-Optimizer = _one_of(SGD, Adam, AdamW)
+Optimizer = _one_of(SGD, Muon, Adam, AdamW)
 Schedule = _one_of(Constant, Linear, Cosine, Step)
 
 
@@ -163,6 +174,13 @@ class Build(Section):
         return getattr(importlib.import_module(module), attribute)(*args, **more, **own)
 
 
+class LowResolution(Section):
+    """Progressive resizing (Howard, 2018): training images are made small at first, which takes less time."""
+
+    size: PositiveInt  # pixels a side
+    until: Fraction  # of the run's epochs
+
+
 class Loader(Section):
     """How batches are made; what applies to one kind of data only is ignored by the others."""
 
@@ -172,6 +190,7 @@ class Loader(Section):
         "none"  # alternating: random at first, then every second epoch mirrored
     )
     crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
+    low_resolution: LowResolution | None = None  # images
     enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
     max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
     word_dropout: Probability = 0.0  # text: tokens become <unk> with this probability

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.config import Loader
+from src.config import Loader, LowResolution
 from src.data import packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, ImageBatches, PackedData, PairBatches, TextBatches, batches
@@ -37,9 +37,11 @@ def text_split(lengths: list[int]) -> dict[str, Tensor]:
     return {"tokens": tokens, "offsets": offsets, "labels": torch.arange(len(lengths))}
 
 
-def images(train: bool = True, count: int = 60, seed: int = 0, rank: int = 0, world: int = 1, **loader: Any) -> Batches:
+def images(
+    train: bool = True, count: int = 60, seed: int = 0, epochs: int = 0, rank: int = 0, world: int = 1, **loader: Any
+) -> Batches:
     given = Loader(**{"batch_size": 8, "eval_batch_size": 16} | loader)
-    return ImageBatches(image_split(count), {}, given, train=train, seed=seed, rank=rank, world=world)
+    return ImageBatches(image_split(count), {}, given, train=train, seed=seed, epochs=epochs, rank=rank, world=world)
 
 
 def texts(lengths: list[int], train: bool = True, seed: int = 0, **loader: Any) -> Batches:
@@ -252,6 +254,17 @@ def test_random_flips_show_about_half_of_the_images_mirrored_and_others_each_epo
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluation() -> None:
+    made = images(low_resolution=LowResolution(size=5, until=0.5), epochs=5)
+    sizes = []
+    for epoch in range(5):
+        made.set_epoch(epoch)
+        sizes.append(next(iter(made))[0].shape[-1])
+    assert sizes == [5, 5, 8, 8, 8]
+    evaluated = images(train=False, low_resolution=LowResolution(size=5, until=1.0), epochs=5)
+    assert next(iter(evaluated))[0].shape[-1] == 8
 
 
 def test_the_jitter_is_the_same_for_both_of_a_pair() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from src.config import SGD, Adam, AdamW, Constant, Cosine, Linear, Step
-from src.models.optimization import build_optimizer, build_schedule, rate_factor
+from src.config import SGD, Adam, AdamW, Constant, Cosine, Linear, Muon, Step
+from src.models.optimization import build_optimizer, build_schedule, orthogonalised, rate_factor
 
 LINEAR = Linear(name="linear", warmup=0.2, hold=0.3, final=0.1)
 COSINE = Cosine(name="cosine", warmup=0.2, final=0.1)
@@ -141,9 +142,82 @@ def test_sgd_adam_and_adamw_are_built_as_configured() -> None:
         assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.5, 0.9), 0.2)
 
 
-@pytest.mark.parametrize("config", [SGD(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1)])
-def test_frozen_parameters_are_left_out_and_all_others_stand_in_one_group_only(config: SGD | Adam | AdamW) -> None:
+MUON = Muon(name="muon", lr=0.1, momentum=0.6, rest=SGD(name="sgd", lr=0.01, norm_bias_lr_factor=64))
+
+
+@pytest.mark.parametrize(
+    "config", [SGD(name="sgd", lr=0.1), MUON, Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1)]
+)
+def test_frozen_parameters_are_left_out_and_all_others_stand_in_one_group_only(
+    config: SGD | Muon | Adam | AdamW,
+) -> None:
     model, more = network(), nn.Linear(2, 2)
     optimizer = build_optimizer([model, more], config)
     given = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(given) == sorted(id(p) for m in (model, more) for p in m.parameters() if p.requires_grad)
+
+
+def test_biases_of_frozen_layers_learn_faster_as_those_of_norms_do() -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    optimizer = build_optimizer([model], SGD(name="sgd", lr=0.01, norm_bias_lr_factor=64))
+    fast = {id(p) for p in optimizer.param_groups[1]["params"]}
+    assert fast == {id(model[0].bias), id(model[1].bias)}
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_orthogonalised_keeps_directions_and_brings_their_lengths_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    found = orthogonalised(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
+    in_its_own_axes = u.T @ found @ v.T
+    lengths = in_its_own_axes.diag()
+    assert lengths.min() > 0.3 and lengths.max() < 1.6
+    assert (in_its_own_axes - torch.diag(lengths)).abs().max() < 0.05
+
+
+def test_muon_steps_filters_by_the_rate_whatever_the_gradients_scale_and_keeps_their_norm() -> None:
+    moved = []
+    for scale in (1e-3, 1e3):
+        model = network()
+        filters = model.get_parameter("0.weight")
+        optimizer = build_optimizer([model], MUON)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * scale
+        before = filters.detach() * len(filters) ** 0.5 / filters.detach().norm()
+        optimizer.step()
+        moved.append((filters.detach() - before).flatten(1))
+        lengths = torch.linalg.svdvals(moved[-1])
+        assert lengths.min() > 0.3 * 0.1 and lengths.max() < 1.6 * 0.1
+    torch.testing.assert_close(*moved, atol=1e-3, rtol=0)
+
+
+def test_muon_is_plain_sgd_for_all_that_are_no_filters() -> None:
+    steps = []
+    for config in (MUON, MUON.rest):
+        model = network()
+        optimizer = build_optimizer([model], config)
+        for seed in range(3):  # momentum builds up
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+        steps.append({name: p.detach() for name, p in model.named_parameters() if p.ndim < 4})
+    torch.testing.assert_close(*steps)
+
+
+def test_muon_goes_on_from_its_saved_state_to_the_same_bits() -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    model = network()
+    optimizer = build_optimizer([model], MUON)
+    step(model, optimizer, 0)
+    copy = network()
+    copy.load_state_dict(model.state_dict())
+    resumed = build_optimizer([copy], MUON)
+    resumed.load_state_dict(deepcopy(optimizer.state_dict()))
+    step(model, optimizer, 1)
+    step(copy, resumed, 1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))

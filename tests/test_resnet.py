@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from src.config import SGD, Constant
 from src.models.classifier import ImageClassifier
-from src.models.resnet import FastResNet, resnet18
+from src.models.resnet import Convolution, FastResNet, resnet18
 
 CLASSES = 10
 META = {"shape": [3, 32, 32], "classes": list("0123456789"), "mean": [0.2, 0.4, 0.6], "std": [0.1, 0.2, 0.4]}
@@ -51,8 +51,8 @@ def test_fast_resnet_has_the_parameters_of_its_parts() -> None:
         return 9 * inputs * outputs + 9 * outputs * outputs + 2 * 2 * outputs  # two convolutions, two norms
 
     whitening = 24 * (3 * 2 * 2) + 24  # twelve patch directions, each with either sign; one bias each
-    total = whitening + block(24, 64) + block(64, 256) + block(256, 256) + 256 * CLASSES
-    assert parameters(FastResNet(3, CLASSES, width=64)) == total == 1_972_792
+    total = whitening + block(24, 64) + block(64, 256) + block(256, 512) + 512 * CLASSES
+    assert parameters(FastResNet(3, CLASSES, width=64)) == total == 4_335_672
 
 
 def test_fast_resnet_maps_pictures_of_nine_pixels_and_more_to_logits() -> None:
@@ -132,3 +132,25 @@ def test_the_loss_is_cross_entropy_and_its_sums_count_what_was_right(smoothing: 
     torch.testing.assert_close(loss, by_hand)
     correct = int((model(images).argmax(1) == labels).sum())
     assert sums.tolist() == pytest.approx([8 * loss.item(), correct, 8])
+
+
+@pytest.mark.parametrize(("size", "inputs", "outputs"), [(3, 32, 32), (7, 16, 48), (8, 5, 7)])
+def test_small_maps_have_the_gradients_that_an_ordinary_convolution_has(size: int, inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    ours = Convolution(inputs, outputs)
+    nn.init.normal_(ours.weight)
+    usual = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    usual.load_state_dict(ours.state_dict())
+    given = torch.randn(6, inputs, size, size)
+    found = []
+    for convolution in (ours.train(), usual):
+        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        x = given.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = convolution(x)
+        y.float().square().sum().backward()
+        assert x.grad is not None and convolution.weight.grad is not None
+        found.append((y.detach(), x.grad, convolution.weight.grad))
+    assert found[0][2].dtype == torch.float32
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))

@@ -3,44 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from src.config import SGD, Adam, AdamW, Constant, Cosine, Linear, Step
+from src.config import SGD as SGDConfig
+from src.config import Adam, AdamW, Constant, Cosine, Linear, Step
+from src.config import Muon as MuonConfig
+from src.hardware import fast_bf16
 
 
-def build_optimizer(modules: Iterable[nn.Module], config: SGD | Adam | AdamW) -> torch.optim.Optimizer:
+def build_optimizer(
+    modules: Iterable[nn.Module], config: SGDConfig | MuonConfig | Adam | AdamW
+) -> torch.optim.Optimizer:
     """The optimizer of all trainable parameters of `modules`."""
     modules = list(modules)
-    if isinstance(config, SGD):
-        shared = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
-        return torch.optim.SGD(_groups(modules, config), **shared)  # type: ignore[arg-type]
+    if isinstance(config, SGDConfig):
+        return torch.optim.SGD(_groups(modules, config), lr=config.lr)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if isinstance(config, MuonConfig):
+        filters = [p for p in parameters if p.ndim == 4]
+        rest = _groups(modules, config.rest, without=filters)
+        return Muon(filters, rest, lr=config.lr, momentum=config.momentum)
     kind: Any = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.Adam
-    return kind(parameters, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    # fused: one pass over the memory instead of ten, 2.5 times as fast on a CPU.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    made = kind(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
+    # Lightning refuses to clip gradients of what can unscale them by itself, though bf16 scales nothing.
+    made._step_supports_amp_scaling = False
+    return made
 
 
-def _groups(modules: list[nn.Module], config: SGD) -> list[dict[str, Any]]:
-    """Normalisation biases in a group of their own when they are to learn faster.
+def _groups(modules: list[nn.Module], config: SGDConfig, without: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
+    """SGD's parameters, and those biases in a group of their own that are to learn faster.
 
     Decay acts through rate times decay, so theirs is divided by the same factor: all weights shrink alike.
     """
     norms = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
+    left_out = {id(p) for p in without}
     fast = {
-        id(m.bias)
+        id(bias)
         for module in modules
         for m in module.modules()
-        if isinstance(m, norms) and m.bias is not None and m.bias.requires_grad
+        if isinstance(bias := getattr(m, "bias", None), Tensor)
+        and bias.requires_grad
+        and (isinstance(m, norms) or not m.weight.requires_grad)
     }
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad and id(p) not in left_out]
     factor = config.norm_bias_lr_factor
-    groups = [{"params": [p for p in parameters if id(p) not in fast], "weight_decay": config.weight_decay}]
-    if biases := [p for p in parameters if id(p) in fast]:
-        groups.append({"params": biases, "lr": config.lr * factor, "weight_decay": config.weight_decay / factor})
-    return [group for group in groups if group["params"]]
+    shared = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
+    groups = [
+        {"params": [p for p in parameters if id(p) not in fast], "lr": config.lr, "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in parameters if id(p) in fast],
+            "lr": config.lr * factor,
+            "weight_decay": config.weight_decay / factor,
+        },
+    ]
+    return [shared | group for group in groups if group["params"]]
+
+
+class Muon(torch.optim.SGD):
+    """SGD, which takes orthogonalised momentum for the gradient of filters (Jordan et al., 2024).
+
+    https://kellerjordan.github.io/posts/muon. Filters [out, in, height, width] count as matrices [out, in * height *
+    width]. Each keeps its norm, the square root of `out`, as in airbench: a batch norm after it undoes its scale. And
+    torch.optim.Muon takes matrices only, and neither keeps norms nor has plain SGD beside it.
+
+    Args:
+        filters: what is orthogonalised.
+        rest: parameter groups of plain SGD.
+        lr: the filters' rate.
+        momentum: the filters' momentum, Nesterov's.
+    """
+
+    def __init__(self, filters: Sequence[Tensor], rest: list[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        first = {"params": filters, "lr": lr, "muon_momentum": momentum}
+        super().__init__([first, *({"muon_momentum": None} | group for group in rest)], lr=lr)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["muon_momentum"] is None:
+                continue
+            for filters in group["params"]:
+                if filters.grad is None:
+                    continue
+                state = self.state[filters]
+                mean = state.setdefault("muon_mean", torch.zeros_like(filters))
+                mean.mul_(group["muon_momentum"]).add_(filters.grad)
+                filters.mul_(len(filters) ** 0.5 / filters.norm())
+                filters.grad.add_(mean, alpha=group["muon_momentum"])
+                filters.grad.copy_(orthogonalised(filters.grad.flatten(1)).view_as(filters))
+        super().step()
+        return loss
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """About the nearest matrix with orthonormal rows (or columns): [M, N] -> [M, N], in bf16 where that is fast.
+
+    Three steps of a quintic Newton-Schulz iteration, whose coefficients Jordan chose for speed: the singular values
+    end up between about 0.5 and 1.5, which serves training as well as 1 does.
+    """
+    x = matrix.bfloat16() if fast_bf16(matrix.device) else matrix
+    x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(3):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
 
 
 def rate_factor(config: Constant | Linear | Cosine | Step, progress: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,30 +33,72 @@ def _normalisation(width: int) -> nn.BatchNorm2d:
     return norm
 
 
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution without bias that keeps the size, [B, in, H, W] -> [B, out, H, W], quick on small maps as well.
+
+    In bf16 on a CPU the library's gradient of the filters runs at a tenth of the processor's speed on maps of 3x3, at a
+    half on 7x7: it sums along rows, which are too short. There it is one matrix multiplication here.
+    """
+
+    SMALL = 8  # pixels a side
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+        # The first inputs pass unchanged at the start (Zagoruyko and Komodakis, 2017); other outputs are random.
+        nn.init.dirac_(self.weight[:inputs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        cpu_bf16 = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if self.training and cpu_bf16 and max(x.shape[2:]) <= self.SMALL:
+            return _SmallConvolution.apply(x.bfloat16(), self.weight.bfloat16())
+        return super().forward(x)
+
+
+class _SmallConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        to_input, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+        )
+        # Each pixel's 3x3 neighbourhood as a row: a view on the padded maps, copied once.
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        image, row, column, channel = padded.stride()
+        batch, channels, height, width = x.shape
+        patches = padded.as_strided(
+            (batch, height, width, 3, 3, channels), (image, row, column, row, column, channel)
+        ).reshape(batch * height * width, -1)
+        to_filters = grad.permute(0, 2, 3, 1).flatten(0, 2).T @ patches
+        return to_input, to_filters.view(-1, 3, 3, channels).permute(0, 3, 1, 2)
+
+
 class _Block(nn.Module):
     """Convolution and pooling, then a residual convolution: [B, in, H, W] -> [B, out, H/2, W/2]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.enter = Convolution(inputs, outputs)
         self.enter_norm = _normalisation(outputs)
-        self.residual = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.residual = Convolution(outputs, outputs)
         self.residual_norm = _normalisation(outputs)
-        for convolution in (self.enter, self.residual):
-            # The first inputs pass unchanged at the start (Zagoruyko and Komodakis, 2017); other outputs are random.
-            nn.init.dirac_(convolution.weight[: convolution.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.enter_norm(F.max_pool2d(self.enter(x), 2)))
-        return x + F.gelu(self.residual_norm(self.residual(x)))
+        return F.gelu(x + self.residual_norm(self.residual(x)))
 
 
 class FastResNet(nn.Module):
     """A residual network after the ideas of Keller Jordan's airbench (arXiv 2404.00498).
 
     A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two
-    convolutions each with a shortcut over the second, pooling, a linear layer whose output is scaled down. About a
-    tenth of ResNet-18's work for each image. Maps float [B, C, H, W], H and W at least 9, to logits [B, classes].
+    convolutions each with a shortcut over the second, pooling, a linear layer whose output is scaled down. 0.33 GFLOP
+    an image of 32x32, against ResNet-18's 1.11. Maps float [B, C, H, W], H and W at least 9, to logits [B, classes].
     """
 
     WHITENING_EPSILON = 5e-4  # keeps directions of next to no variance from being blown up (airbench's value)
@@ -66,8 +110,8 @@ class FastResNet(nn.Module):
         self.whiten = nn.Conv2d(channels, 2 * patch, kernel_size=2, bias=True)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
-        self.blocks = nn.Sequential(_Block(2 * patch, width), _Block(width, 4 * width), _Block(4 * width, 4 * width))
-        self.classify = nn.Linear(4 * width, classes, bias=False)
+        self.blocks = nn.Sequential(_Block(2 * patch, width), _Block(width, 4 * width), _Block(4 * width, 8 * width))
+        self.classify = nn.Linear(8 * width, classes, bias=False)
 
     @torch.no_grad()
     def fit_whitening(self, images: Tensor) -> None:
@@ -75,8 +119,14 @@ class FastResNet(nn.Module):
 
         `images`: normalised float [N, C, H, W]; a few thousand suffice.
         """
-        patches = F.unfold(images.float().cpu(), 2).transpose(1, 2).reshape(-1, self.whiten.weight[0].numel())
-        values, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
+        dimensions = self.whiten.weight[0].numel()
+        second = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+        mean, count = torch.zeros(dimensions, dtype=torch.float64), 0
+        for some in images.cpu().split(500):  # all patches at once would be the largest tensor of the whole training
+            patches = F.unfold(some.float(), 2).transpose(1, 2).reshape(-1, dimensions).double()
+            second, mean, count = second + patches.T @ patches, mean + patches.sum(0), count + len(patches)
+        mean = mean / count
+        values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
         filters = (
             (vectors / (values + self.WHITENING_EPSILON).sqrt()).T.flip(0).view_as(self.whiten.weight[: len(values)])
         )
