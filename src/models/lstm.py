@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from src.config import Optimizer, PositiveInt, Probability, Schedule
+from src.config import Optimizer, Positive, PositiveInt, Probability, Schedule
 from src.models.classifier import Classifier
 
 
@@ -25,10 +26,14 @@ class BidirectionalLSTM(nn.Module):
     On padded input, since packed sequences train at a seventh of the speed on a CPU and cannot be exported. The forward
     direction never sees padding before a real step; the backward one reads the sequence turned round by its length, so
     it begins at the last real step. Outputs beyond a length are arbitrary: mask them.
+
+    Without `in_order` the last layer's backward half stays in the order in which it was read, last step first: enough
+    for whoever takes a mean or a maximum over the steps, and one pass over the memory less.
     """
 
-    def __init__(self, inputs: int, hidden: int, layers: int, dropout: float) -> None:
+    def __init__(self, inputs: int, hidden: int, layers: int, dropout: float, *, in_order: bool = True) -> None:
         super().__init__()
+        self.in_order = in_order
         sizes = [inputs] + [2 * hidden] * (layers - 1)
         self.forwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
         self.backwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
@@ -39,8 +44,11 @@ class BidirectionalLSTM(nn.Module):
             x = self.dropout(x) if number else x
             if torch.compiler.is_exporting():
                 x = torch.ops.pipeline.bilstm(x, lengths, [*ahead.parameters(), *back.parameters()])
-            else:
-                x = torch.cat([ahead(x)[0], reverse_by_length(back(reverse_by_length(x, lengths))[0], lengths)], dim=-1)
+                continue
+            backwards = back(reverse_by_length(x, lengths))[0]
+            if self.in_order or number + 1 < len(self.forwards):
+                backwards = reverse_by_length(backwards, lengths)
+            x = torch.cat([ahead(x)[0], backwards], dim=-1)
         return x
 
 
@@ -62,6 +70,22 @@ def bilstm(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> Tensor:
 @bilstm.register_fake
 def _(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], 2 * weights[1].shape[1])
+
+
+class EmbeddingDropout(nn.Module):
+    """Drops features of the embeddings, the same ones for each token of a text (Gal and Ghahramani, 2016): [B, T, D].
+
+    Random numbers for each token and feature would cost as much time as the forward pass of the LSTM.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.probability:
+            return x
+        return x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), self.probability)
 
 
 class MaskedPooling(nn.Module):
@@ -92,7 +116,11 @@ class MaskedPooling(nn.Module):
 
 
 class TextClassifier(Classifier):
-    """Embedding, bidirectional LSTM, masked pooling, linear layer."""
+    """Embedding, bidirectional LSTM, masked pooling, linear layer.
+
+    `embedding_std`: embeddings begin at N(0, std). With PyTorch's 1 it takes epochs until what is learnt of a word
+    outweighs its random beginning, by which time the network knows the training texts by heart.
+    """
 
     def __init__(
         self,
@@ -101,6 +129,8 @@ class TextClassifier(Classifier):
         optimizer: Optimizer,
         schedule: Schedule,
         embedding: PositiveInt = 128,
+        embedding_std: Positive = 0.1,
+        embedding_dropout: Probability = 0.3,
         hidden: PositiveInt = 96,
         layers: PositiveInt = 1,
         pooling: Literal["mean", "max", "mean_max", "attention"] = "mean_max",
@@ -109,14 +139,16 @@ class TextClassifier(Classifier):
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
         self.embedding = nn.Embedding(len(meta["vocabulary"]), embedding)
-        self.lstm = BidirectionalLSTM(embedding, hidden, layers, dropout)
+        nn.init.normal_(self.embedding.weight, std=embedding_std)
+        self.embedding_dropout = EmbeddingDropout(embedding_dropout)
+        self.lstm = BidirectionalLSTM(embedding, hidden, layers, dropout, in_order=pooling == "attention")
         self.pooling = MaskedPooling(2 * hidden, pooling)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(self.pooling.size, len(meta["classes"]))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [B, T] (anything beyond a length), lengths int64 [B], at least 1 -> logits [B, classes]."""
-        read = self.lstm(self.dropout(self.embedding(tokens)), lengths)
+        read = self.lstm(self.embedding_dropout(self.embedding(tokens)), lengths)
         return self.classify(self.dropout(self.pooling(read, lengths)))
 
     @staticmethod
