@@ -25,6 +25,7 @@ SMALL = (
     "model.network.width=8",
     "trainer.threads=1",
 )
+LONG = "trainer.max_epochs=12"  # so long that a run told to stop after two epochs has not ended by then
 
 
 def output_of(text: str) -> Path:
@@ -63,15 +64,15 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
 @pytest.fixture(scope="module")
 def whole(clone: Path, run: Run) -> str:
     """The sha256 of an uninterrupted run's weights; its data is prepared on the way."""
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG)
     assert "cifar10: train 2250" in done.stdout  # the data was not there
     return sha256(clone, output_of(done.stdout))
 
 
 def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Run) -> None:
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG)
     assert sha256(clone, output_of(done.stdout)) == whole
-    other = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=1")
+    other = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=1")
     assert sha256(clone, output_of(other.stdout)) != whole
 
 
@@ -79,20 +80,20 @@ def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Ru
 def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
     stop: signal.Signals, whole: str, clone: Path, run: Run
 ) -> None:
-    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4")
+    words = ("+experiment=cifar10_resnet", *SMALL, LONG)
     process = start(clone, *words)
-    wait_for(process, r"^epoch 2/4")
+    wait_for(process, r"^epoch 2/12")
     process.send_signal(stop)
     process.wait(60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}.get(stop, process.returncode)
     assert process.returncode != 0
     done = run("python", "-m", "src.train", *words)
     assert "goes on with the run that was interrupted" in done.stdout
-    assert "epoch 1/4" not in done.stdout
+    assert "epoch 1/12" not in done.stdout
     folder = output_of(done.stdout)
     assert sha256(clone, folder) == whole
     history = (clone / folder / "train" / "history.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in history] == ["epoch", "1", "2", "3", "4"]
+    assert [line.split(",")[0] for line in history] == ["epoch", *map(str, range(1, 13))]
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(clone: Path, run: Run) -> None:
