@@ -66,9 +66,8 @@ class SGD(Section):
     momentum: Probability = 0.9
     nesterov: bool = True
     weight_decay: NonNegative = 0.0
-    norm_bias_lr_factor: Positive = (
-        1.0  # biases of norms and of frozen layers learn this many times faster (airbench: 64)
-    )
+    # Biases of norms and of frozen layers learn this many times faster (airbench: 64).
+    norm_bias_lr_factor: Positive = 1.0
 
 
 class Muon(Section):

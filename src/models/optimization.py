@@ -20,12 +20,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of all trainable parameters of `modules`."""
     modules = list(modules)
-    if isinstance(config, SGDConfig):
-        return torch.optim.SGD(_groups(modules, config), lr=config.lr)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if isinstance(config, SGDConfig):
+        return torch.optim.SGD(_groups(modules, parameters, config), lr=config.lr)
     if isinstance(config, MuonConfig):
         filters = [p for p in parameters if p.ndim == 4]
-        rest = _groups(modules, config.rest, without=filters)
+        rest = _groups(modules, [p for p in parameters if p.ndim != 4], config.rest)
         return Muon(filters, rest, lr=config.lr, momentum=config.momentum)
     kind: Any = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.Adam
     betas = (config.beta1, config.beta2)
@@ -37,13 +37,12 @@ def build_optimizer(
     return made
 
 
-def _groups(modules: list[nn.Module], config: SGDConfig, without: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
-    """SGD's parameters, and those biases in a group of their own that are to learn faster.
+def _groups(modules: list[nn.Module], parameters: list[nn.Parameter], config: SGDConfig) -> list[dict[str, Any]]:
+    """SGD's `parameters`, and those biases among them in a group of their own that are to learn faster.
 
     Decay acts through rate times decay, so theirs is divided by the same factor: all weights shrink alike.
     """
     norms = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
-    left_out = {id(p) for p in without}
     fast = {
         id(bias)
         for module in modules
@@ -52,7 +51,6 @@ def _groups(modules: list[nn.Module], config: SGDConfig, without: Iterable[Tenso
         and bias.requires_grad
         and (isinstance(m, norms) or not m.weight.requires_grad)
     }
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad and id(p) not in left_out]
     factor = config.norm_bias_lr_factor
     shared = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
     groups = [
@@ -97,7 +95,9 @@ class Muon(torch.optim.SGD):
                 if filters.grad is None:
                     continue
                 state = self.state[filters]
-                mean = state.setdefault("muon_mean", torch.zeros_like(filters))
+                if "muon_mean" not in state:
+                    state["muon_mean"] = torch.zeros_like(filters)
+                mean = state["muon_mean"]
                 mean.mul_(group["muon_momentum"]).add_(filters.grad)
                 filters.mul_(len(filters) ** 0.5 / filters.norm())
                 filters.grad.add_(mean, alpha=group["muon_momentum"])
