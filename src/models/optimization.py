@@ -101,7 +101,9 @@ class Muon(torch.optim.SGD):
                 mean.mul_(group["muon_momentum"]).add_(filters.grad)
                 filters.mul_(len(filters) ** 0.5 / filters.norm())
                 filters.grad.add_(mean, alpha=group["muon_momentum"])
-                filters.grad.copy_(orthogonalised(filters.grad.flatten(1)).view_as(filters))
+                # [out, height * width * in], which filters in channels_last order are in memory
+                rows = filters.grad.permute(0, 2, 3, 1)
+                rows.copy_(orthogonalised(rows.flatten(1)).view_as(rows))
         super().step()
         return loss
 
@@ -109,16 +111,24 @@ class Muon(torch.optim.SGD):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """About the nearest matrix with orthonormal rows (or columns): [M, N] -> [M, N], in bf16 where that is fast.
 
-    Three steps of a quintic Newton-Schulz iteration, whose coefficients Jordan chose for speed: the singular values
-    end up between about 0.5 and 1.5, which serves training as well as 1 does.
+    Three steps of a quintic Newton-Schulz iteration, x <- (a + b g + c g^2) x with g = x x^T, whose coefficients Jordan
+    chose for speed: the singular values end up between about 0.5 and 1.5, which serves training as well as 1 does. The
+    polynomials commute with g, so that the steps are taken on the small g alone, and x is multiplied once.
     """
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() if fast_bf16(matrix.device) else matrix
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(3):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    gram = x @ x.T
+    scale = a * torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    product = scale + b * gram + c * gram @ gram
+    step = product
+    for _ in range(2):
+        gram = step @ gram @ step
+        step = scale + b * gram + c * gram @ gram
+        product = step @ product
+    x = product @ x
     return x.T if tall else x
 
 
