@@ -27,11 +27,12 @@ from torch.utils._pytree import tree_leaves
 
 from src.config import Config, ConfigError, Loader, compose
 from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
-from src.models.classifier import Classifier
+from src.models.classifier import Classifier, ImageClassifier
 from src.models.pix2pix import scaled
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History
+from src.training.interruption import Interruption
 from src.training.trainer import adapt, bf16_pays, build_trainer, device_of, require_gpus
 from tests.conftest import Run
 
@@ -270,7 +271,7 @@ def test_on_a_gpu_lightning_is_given_what_was_chosen(
     config = composed("cifar10_resnet")
     require_gpus(config.trainer)
     model = config.model(META_OF["cifar10_resnet"])
-    trainer = build_trainer(config, model, History(lambda *_: None, lines=False), tmp_path)
+    trainer = build_trainer(config, model, History(lambda *_: None, lines=False), tmp_path, Interruption())
     precision = trainer.precision_plugin
     assert isinstance(precision, MixedPrecision)
     assert (precision.precision, precision.device, precision.scaler) == ("bf16-mixed", "cuda", None)
@@ -335,7 +336,11 @@ def test_on_a_gpu_networks_compute_in_bf16_and_losses_in_fp32(experiment: str) -
         model.to("cuda")
         given = [fake.from_tensor(tensor).to("cuda") for tensor in batch]
         if isinstance(model, Classifier):
-            assert model(*given[:-1]).dtype == torch.bfloat16
+            last: Any = model.network.classify if isinstance(model, ImageClassifier) else model.classify
+            answers: list[torch.dtype] = []
+            last.register_forward_hook(lambda _, given, answer: answers.append(answer.dtype))
+            model(*given[:-1])
+            assert answers == [torch.bfloat16]
             losses = [model.loss(tuple(given), model.train_sums, 0.1)]
         else:
             assert model(given[0]).dtype == torch.bfloat16

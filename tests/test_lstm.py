@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.config import AdamW, Constant
-from src.models.lstm import BidirectionalLSTM, MaskedPooling, TextClassifier, reverse_by_length
+from src.models.lstm import BidirectionalLSTM, MaskedPooling, TextClassifier, WordPairs, reverse_by_length
 
 Pooling = Literal["mean", "max", "mean_max", "attention"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -20,7 +20,7 @@ META = {"vocabulary": [f"word{number}" for number in range(30)], "classes": ["ba
 
 def classifier(pooling: Pooling = "mean_max", layers: int = 1, dropout: float = 0.3) -> TextClassifier:
     torch.manual_seed(0)
-    return TextClassifier(
+    model = TextClassifier(
         META,
         optimizer=AdamW(name="adamw", lr=1e-3),
         schedule=Constant(name="constant"),
@@ -29,7 +29,12 @@ def classifier(pooling: Pooling = "mean_max", layers: int = 1, dropout: float = 
         layers=layers,
         pooling=pooling,
         dropout=dropout,
-    ).eval()
+        pairs=101,
+    )
+    assert model.pairs is not None
+    for votes in model.pairs.parameters():  # zero until they have learnt
+        nn.init.normal_(votes, std=0.1)
+    return model.eval()
 
 
 def torch_twin(ours: BidirectionalLSTM, inputs: int, hidden: int, layers: int) -> nn.LSTM:
@@ -141,5 +146,23 @@ def test_the_parameters_are_those_of_the_parts(kind: Pooling, pooled: int, learn
     def lstm(inputs: int, hidden: int) -> int:
         return 2 * 4 * (inputs * hidden + hidden * hidden + 2 * hidden)  # directions, gates; two biases each in PyTorch
 
-    wanted = 30 * 6 + lstm(6, 5) + (layers - 1) * lstm(10, 5) + learnt + 2 * pooled + 2
+    votes = (30 + 101) * 2
+    wanted = votes + 30 * 6 + lstm(6, 5) + (layers - 1) * lstm(10, 5) + learnt + 2 * pooled + 2
     assert sum(p.numel() for p in classifier(kind, layers).parameters()) == wanted
+
+
+def test_words_and_pairs_vote_by_what_is_inside_a_text_alone() -> None:
+    votes = WordPairs(vocabulary=10, buckets=101, classes=2)
+    nn.init.normal_(votes.words.weight)
+    nn.init.normal_(votes.pairs.weight)
+    tokens = torch.tensor([[3, 4, 5, 9, 9], [7, 8, 9, 9, 9]])
+    found = votes(tokens, torch.tensor([3, 1]))
+    words, pairs = votes.words.weight, votes.pairs.weight
+    bucket = [(a * WordPairs.HASH + b) % 101 for a, b in ((3, 4), (4, 5))]
+    first = (words[[3, 4, 5]].sum(0) + pairs[bucket].sum(0)) / 5**0.5
+    torch.testing.assert_close(found, WordPairs.SCALE * torch.stack([first, words[7]]))
+
+
+def test_words_and_pairs_do_not_speak_before_they_have_learnt() -> None:
+    votes = WordPairs(vocabulary=10, buckets=101, classes=2)
+    assert not votes(torch.randint(0, 10, (4, 6)), torch.tensor([6, 5, 2, 1])).any()

@@ -37,7 +37,7 @@ def image_classifier(classes: int = 5, seed: int = 0) -> nn.Module:
 
 def text_classifier(pooling: Any, layers: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return TextClassifier(
+    model = TextClassifier(
         {"vocabulary": [str(number) for number in range(WORDS)], "classes": ["bad", "good"]},
         optimizer=AdamW(name="adamw", lr=0.1),
         schedule=Constant(name="constant"),
@@ -45,7 +45,12 @@ def text_classifier(pooling: Any, layers: int = 1) -> nn.Module:
         hidden=5,
         layers=layers,
         pooling=pooling,
+        pairs=101,
     )
+    assert model.pairs is not None
+    for votes in model.pairs.parameters():  # zero until they have learnt
+        nn.init.normal_(votes)
+    return model
 
 
 def generator() -> nn.Module:

@@ -115,8 +115,36 @@ class MaskedPooling(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
+class WordPairs(nn.Module):
+    """A linear model on words and pairs of neighbours (Wang and Manning, 2012).
+
+    Tokens int64 [B, T] and lengths [B] -> logits [B, classes].
+
+    Each word, and each of `buckets` into which the pairs are hashed, votes for the classes; the votes are summed and
+    divided by the root of their number. "Not good" is learnt by heart, which an LSTM must first learn to read.
+    """
+
+    HASH = 1_000_003  # a prime: pairs spread evenly over any number of buckets
+    SCALE = 6.0  # of the votes: so many times faster than the LSTM's weights they learn under Adam
+
+    def __init__(self, vocabulary: int, buckets: int, classes: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, classes)
+        self.pairs = nn.Embedding(buckets, classes)
+        for votes in (self.words, self.pairs):
+            nn.init.zeros_(votes.weight)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        pairs = (tokens[:, :-1] * self.HASH + tokens[:, 1:]) % self.pairs.num_embeddings
+        place = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
+        last = lengths[:, None, None]
+        words = (self.words(tokens) * (place < last)).sum(1)
+        votes = words + (self.pairs(pairs) * (place[:, 1:] < last)).sum(1)
+        return self.SCALE * votes / (2 * lengths[:, None] - 1).sqrt()
+
+
 class TextClassifier(Classifier):
-    """Embedding, bidirectional LSTM, masked pooling, linear layer.
+    """Embedding, bidirectional LSTM, masked pooling, linear layer; beside them, on request, `WordPairs`.
 
     `embedding_std`: embeddings begin at N(0, std). With PyTorch's 1 it takes epochs until what is learnt of a word
     outweighs its random beginning, by which time the network knows the training texts by heart.
@@ -135,6 +163,7 @@ class TextClassifier(Classifier):
         layers: PositiveInt = 1,
         pooling: Literal["mean", "max", "mean_max", "attention"] = "mean_max",
         dropout: Probability = 0.3,
+        pairs: PositiveInt | None = None,
         label_smoothing: Probability = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
@@ -145,11 +174,13 @@ class TextClassifier(Classifier):
         self.pooling = MaskedPooling(2 * hidden, pooling)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(self.pooling.size, len(meta["classes"]))
+        self.pairs = WordPairs(len(meta["vocabulary"]), pairs, len(meta["classes"])) if pairs else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [B, T] (anything beyond a length), lengths int64 [B], at least 1 -> logits [B, classes]."""
         read = self.lstm(self.embedding_dropout(self.embedding(tokens)), lengths)
-        return self.classify(self.dropout(self.pooling(read, lengths)))
+        logits = self.classify(self.dropout(self.pooling(read, lengths)))
+        return logits if self.pairs is None else logits + self.pairs(tokens, lengths)
 
     @staticmethod
     def onnx_operators() -> dict[Any, Callable[..., Any]]:
