@@ -29,6 +29,7 @@ from src.data.batching import KINDS, Batch, Batches, PackedData
 from src.models.pix2pix import Pix2Pix, scaled
 from src.training import determinism, startup
 from src.training.history import History
+from src.training.interruption import Interruption
 from src.training.trainer import adapt, bf16_pays, build_trainer, device_of
 
 LOOP_OVERHEAD = at_most(1.05)
@@ -123,7 +124,7 @@ class Loops:
         config = self.config.model_copy(update={"trainer": self.config.trainer.model_copy(update=asked)})
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):  # no bar
             history = History(lambda metrics, step: None, lines=False)
-            trainer = build_trainer(config, self.model, history, self.work)
+            trainer = build_trainer(config, self.model, history, self.work, Interruption())
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
             )

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from src.dvc_stage import end_with_dvc, put_back_outputs
 from src.errors import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +247,7 @@ class Trainer(Section):
     monitor: str
     mode: Literal["min", "max"]
     keep: Literal["last", "best"] = "last"
+    checkpoint_seconds: NonNegative = 60.0
     early_stopping: EarlyStopping | None = None
     profiler: Literal["simple", "advanced"] | None = None
 
@@ -543,12 +545,18 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 sys.exit(1)
 
         run.__module__ = "__main__"  # so that Hydra takes a relative `-cp` as relative to src/
+        end_with_dvc()
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            put_back_outputs()
             sys.exit(_refusal(explain_hydra(error)))
-        except KeyboardInterrupt:
-            sys.exit(130)
+        except BaseException as error:
+            if not isinstance(error, SystemExit) or error.code:
+                put_back_outputs()
+            if isinstance(error, KeyboardInterrupt):
+                sys.exit(130)
+            raise
 
     return command
 

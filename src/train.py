@@ -53,22 +53,22 @@ def train(config: Config) -> None:
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
     sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
-    key = checkpoints.fingerprint(sections | {"loader": plain(config.loader)}, meta["splits"])
-    work = checkpoints.WorkFolder(key)
+    identity = checkpoints.identity(sections | {"loader": plain(config.loader)}, meta["splits"])
+    work = checkpoints.WorkFolder(config.name, identity)
     # Another process of the same run: the first one reports and writes. Lightning sets the attribute on import.
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         _fit(config, meta, work, _unheard)
         return
 
     from src.training.provenance import dirty_patch, environment
-    from src.training.tracking import MODEL_TAG, Tracker
+    from src.training.tracking import CONFIG, DATA_TAG, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
     with work.held():
         threads, device = torch.get_num_threads(), config.trainer.accelerator
         tags = environment(device=device, threads=threads) | {
             "pipeline.profile": config.profile.name,
-            "pipeline.fingerprint": key,
-            "pipeline.data_sha256": meta["splits"]["train"]["sha256"],
+            "pipeline.fingerprint": work.key,
+            **{DATA_TAG + split: packed["sha256"] for split, packed in meta["splits"].items()},
             "pipeline.output": config.output,
         }
         note = f"{config.description} ({config.profile.note})"
@@ -80,11 +80,11 @@ def train(config: Config) -> None:
             tags=tags,
             description=note,
         ) as tracker:
-            tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), "config.yaml")
+            tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
             if patch := dirty_patch():
-                tracker.log_text(patch, "dirty.patch")
-            model, history = _fit(config, meta, work, tracker.log_metrics)
-            tracker.set_tags({MODEL_TAG: _write(config, model, history)})
+                tracker.log_text(patch, PATCH)
+            model, history, state = _fit(config, meta, work, tracker.log_metrics)
+            tracker.set_tags({MODEL_TAG: _write(config, model, history, state), STATE_TAG: state})
             tracker.log_metrics({"train_seconds": history.seconds}, step=0)
             tracker.log_artifact(config.folder / "train" / "curves.png", "plots")
             tracker.log_artifact(config.folder / "train" / "history.csv")
@@ -94,47 +94,54 @@ def train(config: Config) -> None:
         work.forget()
 
 
-def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: LogMetrics) -> tuple[Any, History]:
-    """Trains from the start, or from where the work folder's checkpoint stands; returns the model and its history."""
+def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: LogMetrics) -> tuple[Any, History, str]:
+    """Trains from the start, or from where the work folder's checkpoint stands.
+
+    Returns the model, its history, and the sha256 of the optimizers' last state.
+    """
     import torch
     from pytorch_lightning.trainer.states import TrainerStatus
 
     from src.data import packed
     from src.data.batching import PackedData
     from src.training.checkpoints import is_whole
+    from src.training.determinism import sha256_of_state
     from src.training.history import History, on_terminal
+    from src.training.interruption import Interruption
     from src.training.trainer import BEST, adapt, build_trainer
 
     history = History(log_metrics, lines=not on_terminal() and log_metrics is not _unheard)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
-    trainer = build_trainer(config, model, history, work.path)
+    interruption = Interruption()
+    trainer = build_trainer(config, model, history, work.path, interruption)
     checkpoint = work.resumable()
     if checkpoint:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
     elif hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
     adapt(model, config.trainer)
-    try:
-        trainer.fit(model, data, ckpt_path=checkpoint)
-    except SystemExit:
-        # On SIGTERM Lightning ends with 0, and DVC would take half a training for a whole one.
-        sys.exit(143 if trainer.received_sigterm else 130)
+    with interruption.heeded():
+        try:
+            trainer.fit(model, data, ckpt_path=checkpoint)
+        except SystemExit:  # Lightning's own end on SIGTERM, before its first batch, has the code 0
+            sys.exit(interruption.exit_code)
     if trainer.state.status != TrainerStatus.FINISHED:
         raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
+    state = sha256_of_state([optimizer.state_dict() for optimizer in trainer.optimizers])
     best = work.path / f"{BEST}.ckpt"
     if config.trainer.keep == "best" and best.exists():
         if not is_whole(best):
             raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
         model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
-    return model, history
+    return model, history, state
 
 
 def _unheard(metrics: Mapping[str, float], step: int) -> None:
     """Where the metrics of all processes but the first go."""
 
 
-def _write(config: Config, model: Any, history: History) -> str:
+def _write(config: Config, model: Any, history: History, state: str) -> str:
     """Writes what DVC hashes (no times, no run ids), the completion marker model.json last.
 
     Returns the weights' sha256.
@@ -156,7 +163,7 @@ def _write(config: Config, model: Any, history: History) -> str:
         )
     tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name} | best)
     plots.training_curves(rows, folder / "curves.png", label=config.label, sample=config.sample)
-    return weights.save(model, folder, epochs=len(rows), kept_epoch=int(best["epoch"]))
+    return weights.save(model, folder, epochs=len(rows), kept_epoch=int(best["epoch"]), optimizer_sha256=state)
 
 
 def prepared(config: Config) -> Config:

@@ -22,7 +22,15 @@ import torch
 
 from src.errors import Failure
 from src.training import checkpoints
-from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digests, fingerprint, is_whole
+from src.training.checkpoints import (
+    AtomicCheckpointIO,
+    WorkFolder,
+    differences,
+    digests,
+    fingerprint,
+    identity,
+    is_whole,
+)
 
 IO = AtomicCheckpointIO()
 
@@ -233,6 +241,10 @@ CONFIG = {"seed": 0, "model": {"width": 64}, "trainer": {"max_epochs": 3}}
 DATA = {"train": {"sha256": "aa"}, "val": {"sha256": "bb"}}
 
 
+def key_of(config: dict[str, Any], data: dict[str, Any]) -> str:
+    return fingerprint(identity(config, data))
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small repository in place of this one."""
@@ -246,10 +258,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fingerprint_is_stable_and_blind_to_the_order_of_keys() -> None:
-    found = fingerprint(CONFIG, DATA)
+    found = key_of(CONFIG, DATA)
     assert len(found) == 16
     assert int(found, 16) >= 0
-    assert fingerprint(dict(reversed(CONFIG.items())), dict(reversed(DATA.items()))) == found
+    assert key_of(dict(reversed(CONFIG.items())), dict(reversed(DATA.items()))) == found
 
 
 @pytest.mark.parametrize(
@@ -262,7 +274,7 @@ def test_the_fingerprint_is_stable_and_blind_to_the_order_of_keys() -> None:
     ],
 )
 def test_the_fingerprint_changes_with_configuration_seed_and_data(config: dict[str, Any], data: dict[str, Any]) -> None:
-    assert fingerprint(config, data) != fingerprint(CONFIG, DATA)
+    assert key_of(config, data) != key_of(CONFIG, DATA)
 
 
 @pytest.mark.parametrize(
@@ -277,34 +289,47 @@ def test_the_fingerprint_changes_with_configuration_seed_and_data(config: dict[s
     ],
 )
 def test_the_fingerprint_changes_with_the_code_that_trains(repository: Path, name: str) -> None:
-    before = fingerprint(CONFIG, DATA)
-    assert fingerprint(CONFIG, DATA) == before
+    before = key_of(CONFIG, DATA)
+    assert key_of(CONFIG, DATA) == before
     (repository / name).write_text("x = 2\n")
-    assert fingerprint(CONFIG, DATA) != before
+    assert key_of(CONFIG, DATA) != before
 
 
 @pytest.mark.parametrize("name", ["src/evaluate.py", "src/reporting/module.py", "README.md", "src/models/notes.txt"])
 def test_the_fingerprint_does_not_change_with_what_training_never_reads(repository: Path, name: str) -> None:
-    before = fingerprint(CONFIG, DATA)
+    before = key_of(CONFIG, DATA)
     (repository / name).write_text("x = 2\n")
-    assert fingerprint(CONFIG, DATA) == before
+    assert key_of(CONFIG, DATA) == before
 
 
 def test_the_fingerprint_changes_with_the_number_of_threads() -> None:
     threads = torch.get_num_threads()
-    before = fingerprint(CONFIG, DATA)
+    before = key_of(CONFIG, DATA)
     try:
         torch.set_num_threads(threads + 1)
-        assert fingerprint(CONFIG, DATA) != before
+        assert key_of(CONFIG, DATA) != before
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_differences_of_two_identities_are_named_with_their_values_and_digests_by_their_names_alone() -> None:
+    old = {"seed": "0", "model.lr": "0.1", "src/train.py": "aa", "data.train.sha256": '"aa"', "gone": "1"}
+    new = {"seed": "0", "model.lr": "0.2", "src/train.py": "bb", "data.train.sha256": '"bb"', "new": "2"}
+    assert differences(old, new) == [
+        "data.train.sha256",
+        "gone was 1, is not there",
+        "model.lr was 0.1, is 0.2",
+        "new was not there, is 2",
+        "src/train.py",
+    ]
+    assert differences(old, dict(reversed(old.items()))) == []
 
 
 # --- the work folder --------------------------------------------------------------------------------------------------
 
 
 def hold(root: Path, held: Any) -> None:
-    with WorkFolder("key", root).held():
+    with WorkFolder("digits", {"seed": "0"}, root).held():
         held.set()
         time.sleep(300)
 
@@ -316,27 +341,27 @@ def test_a_second_holder_is_refused_and_told_of_the_first_who_frees_the_folder_b
     first = start(hold, tmp_path, held)
     assert held.wait(60)
     wanted = rf"under way already, by process {first.pid} on {socket.gethostname()}: wait for it, or stop it"
-    with pytest.raises(Failure, match=wanted), WorkFolder("key", tmp_path).held():
+    with pytest.raises(Failure, match=wanted), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
         pass
-    with WorkFolder("another", tmp_path).held():
+    with WorkFolder("digits", {"seed": "1"}, tmp_path).held():
         pass
     first.kill()
     first.join()
-    with WorkFolder("key", tmp_path).held() as work:
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).held() as work:
         assert (work.path / "holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_folder_is_free_again_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), WorkFolder("key", tmp_path).held():
+    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
         raise ZeroDivisionError
-    with WorkFolder("key", tmp_path).held():
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).held():
         pass
 
 
 def test_a_whole_checkpoint_is_resumed_and_a_damaged_one_is_said_and_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work = WorkFolder("key", tmp_path)
+    work = WorkFolder("digits", {"seed": "0"}, tmp_path)
     assert work.resumable() is None
     IO.save_checkpoint(checkpoint(0), work.last)
     assert work.resumable() == work.last
@@ -351,8 +376,32 @@ def test_a_whole_checkpoint_is_resumed_and_a_damaged_one_is_said_and_removed(
     assert capsys.readouterr().out == ""
 
 
+def test_an_unfinished_run_that_is_another_is_named_with_what_differs_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = WorkFolder("digits", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path)
+    with unfinished.held():
+        IO.save_checkpoint(checkpoint(0), unfinished.last)
+    other = WorkFolder("letters", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path / "elsewhere")
+    same_place = WorkFolder("letters", {"model.lr": "0.2", "src/train.py": "aa"}, tmp_path)
+    assert other.resumable() is None
+    assert same_place.resumable() is None  # another experiment's: of no interest
+    assert capsys.readouterr().out == ""
+
+    changed = WorkFolder("digits", {"model.lr": "0.2", "src/train.py": "bb"}, tmp_path)
+    with changed.held():
+        assert changed.resumable() is None
+    said = capsys.readouterr().out
+    assert f"in {unfinished.path} is not resumed, it is another: model.lr was 0.1, is 0.2; src/train.py. " in said
+    assert is_whole(unfinished.last)
+
+    with unfinished.held():  # somebody works on it: not left over
+        assert changed.resumable() is None
+    assert capsys.readouterr().out == ""
+
+
 def test_a_complete_run_leaves_its_journal_alone(tmp_path: Path) -> None:
-    work = WorkFolder("key", tmp_path)
+    work = WorkFolder("digits", {"seed": "0"}, tmp_path)
     IO.save_checkpoint(checkpoint(0), work.last)
     IO.save_checkpoint(checkpoint(0), work.path / "best.ckpt")
     (work.path / ".last.ckpt.12345").write_bytes(b"what a killed save left behind")

@@ -654,14 +654,18 @@ def test_the_environment_names_commit_lock_packages_and_machine(tmp_path: Path) 
     assert clean["python"] == ".".join(map(str, sys.version_info[:3]))
 
     (tmp_path / "code.py").write_text("x = 2\n")
-    (tmp_path / "new.py").write_text("y = 1\n")
+    (tmp_path / "new.py").write_bytes(b"y = '\xc3\xa4'\r\n")
+    (tmp_path / "large.bin").write_bytes(bytes(provenance.PATCH_FILE_BYTES + 1))
     assert provenance.environment(root=tmp_path)["git.dirty"] == "true"
     patch = provenance.dirty_patch(tmp_path)
-    assert "# untracked: new.py" in patch and "+x = 2" in patch
-    git(tmp_path, "checkout", "-q", "code.py")
+    assert "# left out: large.bin\n" in patch
+    assert git(tmp_path, "status", "--porcelain").split() == ["M", "code.py", "??", "large.bin", "??", "new.py"]
+    again = tmp_path / "again"
+    git(tmp_path, "worktree", "add", "-q", str(again), "HEAD")
     (tmp_path / "dirty.patch").write_text(patch)
-    git(tmp_path, "apply", "dirty.patch")
-    assert (tmp_path / "code.py").read_text() == "x = 2\n"
+    git(again, "apply", str(tmp_path / "dirty.patch"))
+    assert (again / "code.py").read_text() == "x = 2\n"
+    assert (again / "new.py").read_bytes() == b"y = '\xc3\xa4'\r\n"
 
 
 def test_the_environment_is_told_without_git_and_without_importing_torch(tmp_path: Path) -> None:

@@ -248,9 +248,11 @@ class PackedData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         trainer: Trainer = self.trainer  # type: ignore[assignment]
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.is_last_batch and progress.current.completed == trainer.num_training_batches
-        return {"epoch": trainer.current_epoch + done, "consumed": 0 if done else progress.current.completed}
+        # Not `completed`, which Lightning counts after the hooks of a batch's end, where checkpoints are taken.
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        consumed = progress.processed
+        done = consumed == trainer.num_training_batches
+        return {"epoch": trainer.current_epoch + done, "consumed": 0 if done else consumed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.position = (state_dict["epoch"], state_dict["consumed"])

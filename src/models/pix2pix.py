@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config import NonNegative, Optimizer, PositiveInt, Probability, Schedule
 from src.errors import Failure
 from src.models.optimization import build_optimizer, build_schedule
+from src.models.sums import Summing
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -106,7 +106,7 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class Pix2Pix(LightningModule):
+class Pix2Pix(Summing):
     """Trains generator and discriminator in turn, one step each per batch.
 
     The discriminator's loss is halved, which slows it; the generator's is the GAN's plus `l1` times the mean absolute
@@ -126,7 +126,8 @@ class Pix2Pix(LightningModule):
         norm: Literal["batch", "instance"] = "instance",
         dropout: Probability = 0.5,
     ) -> None:
-        super().__init__()
+        # generator's, discriminator's and L1 losses (train), L1 (val), each with its count
+        super().__init__(train=(3, 2), val=(1, 2))
         self.automatic_optimization = False
         self.gradient_clip: float | None = None  # a norm; with manual optimization Lightning does not clip by itself
         self.optimizer_config = optimizer
@@ -136,9 +137,6 @@ class Pix2Pix(LightningModule):
         self.generator = UNet(meta["shape"][-1], width, norm, dropout)
         self.discriminator = PatchGAN(width, norm)
         self.apply(initialise)
-        # generator, discriminator, l1 (train) and l1 (val), each with its count: float64 sums, logged once an epoch
-        self.register_buffer("sums", torch.zeros(4, 2, dtype=torch.float64), persistent=False)
-        self.sums: Tensor
 
     def forward(self, source: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> float [B, 3, S, S] in 0..1."""
@@ -181,7 +179,7 @@ class Pix2Pix(LightningModule):
         for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()
         # In 0..1, as val_l1 is: the networks work on -1..1.
-        self._add(slice(0, 3), torch.stack([loss, against, distance / 2]).detach(), len(source))
+        _add(self.train_sums, torch.stack([loss, against, distance / 2]).detach(), len(source))
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             self.log_dict({"loss_generator": loss, "loss_discriminator": against}, on_step=True, on_epoch=False)
 
@@ -191,31 +189,28 @@ class Pix2Pix(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = batch
-        self._add(slice(3, 4), F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
+        _add(self.val_sums, F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
 
-    def _add(self, row: slice, losses: Tensor, count: int) -> None:
-        self.sums[row, 0] += losses * count
-        self.sums[row, 1] += count
-
-    def _report(self, row: slice, *names: str) -> None:
-        total: Tensor = self.trainer.strategy.reduce(self.sums[row].clone(), reduce_op="sum")
-        self.log_dict({name: loss / max(1, count) for name, (loss, count) in zip(names, total.tolist(), strict=True)})
-        self.sums[row] = 0
+    def _report(self, split: Literal["train", "val"], *names: str) -> None:
+        rows = self.take(split).tolist()
+        self.log_dict({name: loss / max(1, count) for name, (loss, count) in zip(names, rows, strict=True)})
 
     def on_train_epoch_end(self) -> None:
-        self._report(slice(0, 3), "train_generator_loss", "train_discriminator_loss", "train_l1")
+        self._report("train", "train_generator_loss", "train_discriminator_loss", "train_l1")
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def on_validation_epoch_start(self) -> None:
-        self.sums[3] = 0
-
     def on_validation_epoch_end(self) -> None:
-        self._report(slice(3, 4), "val_l1")
+        self._report("val", "val_l1")
 
     def configure_optimizers(self) -> Any:
         optimizers = [build_optimizer([part], self.optimizer_config) for part in (self.generator, self.discriminator)]
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [build_schedule(optimizer, self.schedule_config, steps) for optimizer in optimizers]
+
+
+def _add(sums: Tensor, losses: Tensor, count: int) -> None:
+    sums[:, 0] += losses * count
+    sums[:, 1] += count
 
 
 def scaled(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from src.errors import Failure
 from src.files import sha256_of, write_atomically
 
 WORK = ROOT / "experiments" / ".work"
+LAST, NOTE = "last.ckpt", "run.json"
 CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/config.py")
 
 
@@ -64,7 +66,7 @@ def digests(path: Path) -> Path:
 
 def known_digests(path: Path) -> list[str]:
     """The sha256 that a checkpoint may have: one, or several where a save did not get to its end."""
-    return digests(path).read_text().split() if digests(path).is_file() else []
+    return digests(path).read_text(errors="replace").split() if digests(path).is_file() else []
 
 
 def is_whole(path: Path) -> bool:
@@ -72,27 +74,54 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and sha256_of(path) in known_digests(path)
 
 
-def fingerprint(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """16 hex digits of everything that the bits of a training run depend on, as far as this repository knows it.
+def identity(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that the bits of a training run depend on, as far as this repository knows it, by name.
 
     `config`: the sections that training reads. `data`: the sha256 of each packed split.
     """
-    digest = hashlib.sha256(json.dumps([config, data], sort_keys=True).encode())
+    known = {**flattened(config), **flattened({"data": data})}
     for room in CODE:
-        paths = sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]
-        for path in paths:
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update((ROOT / "requirements.lock").read_bytes())
-    digest.update(str(torch.get_num_threads()).encode())
-    return digest.hexdigest()[:16]
+        for path in sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]:
+            known[path.relative_to(ROOT).as_posix()] = sha256_of(path)
+    known["requirements.lock"] = sha256_of(ROOT / "requirements.lock")
+    known["threads"] = str(torch.get_num_threads())
+    return known
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, with dots in its keys; values as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flattened(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value, sort_keys=True)}
+    return flat
+
+
+def fingerprint(identity: Mapping[str, str]) -> str:
+    """16 hex digits for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What differs between two identities, one phrase each; of files and digests the names alone."""
+    said = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key, "not there"), new.get(key, "not there")
+        if before != now:
+            digest = key.endswith((".py", ".lock", ".sha256"))
+            said.append(key if digest else f"{key} was {before}, is {now}")
+    return said
 
 
 class WorkFolder:
-    """The folder of one unfinished run: its checkpoints, its MLflow journal."""
+    """The folder of one unfinished run of `experiment`: its checkpoints, its MLflow journal."""
 
-    def __init__(self, key: str, root: Path = WORK) -> None:
-        self.path = root / key
-        self.last = self.path / "last.ckpt"
+    def __init__(self, experiment: str, identity: Mapping[str, str], root: Path = WORK) -> None:
+        self.experiment = experiment
+        self.identity = dict(identity)
+        self.key = fingerprint(identity)
+        self.path = root / self.key
+        self.last = self.path / LAST
         self.journal = self.path / "tracking.jsonl"
 
     @contextlib.contextmanager
@@ -113,23 +142,55 @@ class WorkFolder:
             ) from None
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            note = {"experiment": self.experiment, "identity": self.identity}
+            write_atomically(self.path / NOTE, json.dumps(note, indent=1).encode())
             yield self
         finally:
             lock.release()
 
     def resumable(self) -> Path | None:
-        """The checkpoint to go on from, if there is a whole one; a damaged one is said and removed."""
+        """The checkpoint to go on from, if there is a whole one.
+
+        Says so where a damaged one is removed, and where an unfinished run of the experiment is not this very run.
+        """
         if is_whole(self.last):
             return self.last
         if self.last.exists():
             print(f"{self.last} is damaged (its sha256 differs): not resumed, training starts anew", flush=True)
             self.last.unlink()
+        elif other := self._unfinished():
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime((other / LAST).stat().st_mtime))
+            changed = "; ".join(differences(_note(other).get("identity", {}), self.identity))
+            print(
+                f"the unfinished run of {when} in {other} is not resumed, it is another: {changed}. "
+                "Training starts anew; that checkpoint stays until `make clean`",
+                flush=True,
+            )
         return None
+
+    def _unfinished(self) -> Path | None:
+        """The folder of the newest other run of this experiment that nobody works on and that could be resumed."""
+        found = []
+        for folder in self.path.parent.glob("*/"):
+            last = folder / LAST
+            if folder == self.path or _note(folder).get("experiment") != self.experiment or not is_whole(last):
+                continue
+            with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+                found.append((last.stat().st_mtime, folder))
+        return max(found)[1] if found else None
 
     def forget(self) -> None:
         """Removes what only a resume needs: the run is complete. An unsent journal stays."""
-        for path in self.path.glob("*.ckpt*"):
-            path.unlink()
+        for path in (*self.path.glob("*.ckpt*"), self.path / NOTE):
+            path.unlink(missing_ok=True)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    try:
+        note = json.loads((folder / NOTE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _read(path: Path) -> str:

@@ -1,12 +1,15 @@
-"""The same bits again: what is fixed before a run, and the global random state of each batch."""
+"""The same bits again: what is fixed before a run, the global random state of each batch, a digest to compare by."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from src.data.batching import generator
 
@@ -43,3 +46,30 @@ class RandomStatePerBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         key = (self.seed, "batch", trainer.global_rank, trainer.current_epoch, batch_idx)
         torch.manual_seed(generator(*key).initial_seed())
+
+
+def sha256_of_state(state: Any) -> str:
+    """The sha256 of nested mappings and lists of tensors and numbers, such as an optimizer's state.
+
+    Equal losses hide differences that a digest of weights and optimizer state shows.
+    """
+    digest = hashlib.sha256()
+    for part in _parts(state):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(state: Any) -> Iterator[bytes]:
+    if isinstance(state, Tensor):
+        yield f"{state.dtype}{list(state.shape)}".encode()
+        yield state.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield f"{key}:".encode()
+            yield from _parts(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield b","
+            yield from _parts(value)
+    else:
+        yield repr(state).encode()

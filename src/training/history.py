@@ -26,6 +26,8 @@ class History(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._since = 0.0
+        self._epoch_seconds = 0.0  # of the epoch in hand, before an interruption
+        self._validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -39,10 +41,12 @@ class History(Checkpoint):
             self.log_metrics(points, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.seconds += seconds
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith("loss")}
+        seconds = self._elapsed()
+        self.seconds, self._epoch_seconds, self._since = self.seconds + seconds, 0.0, time.perf_counter()
+        # Lightning keeps the last validation's figures over epochs that have none.
+        left_out = "loss" if self._validated else ("loss", "val_")
+        self._validated = False
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith(left_out)}
         row = {"epoch": trainer.current_epoch + 1, **dict(sorted(metrics.items()))}
         self.rows.append(row)
         self.log_metrics(metrics | {"epoch_seconds": seconds}, trainer.current_epoch + 1)
@@ -50,12 +54,20 @@ class History(Checkpoint):
             shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
             print(f"epoch {row['epoch']}/{trainer.max_epochs}  {seconds:.1f} s  {shown}", flush=True)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
+
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "seconds": self.seconds}
+        return {"rows": self.rows, "seconds": self.seconds, "epoch_seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
         self.seconds = state_dict["seconds"]
+        self._epoch_seconds = state_dict["epoch_seconds"]
+
+    def _elapsed(self) -> float:
+        """Seconds of the epoch in hand, interruptions left out."""
+        return self._epoch_seconds + time.perf_counter() - self._since
 
 
 def on_terminal() -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL_TAG = "pipeline.model_sha256"  # by this `join` finds the run that trained a model
+STATE_TAG = "pipeline.optimizer_sha256"
 FAILURE_TAG = "pipeline.failure"
 JOURNAL_TAG = "pipeline.journal"  # finds a run again that was created just before a crash
 HOST_TAG = "pipeline.host"

@@ -6,13 +6,16 @@ imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +27,8 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # A git that hangs (a network file system, a credential prompt) must not hold a training up.
 GIT_TIMEOUT_S = 5.0
+PATCH_FILE_BYTES = 1_000_000
+LEFT_OUT = "# left out: "
 
 
 def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path = ROOT) -> dict[str, str]:
@@ -53,20 +58,31 @@ def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path
 def dirty_patch(root: Path = ROOT) -> str:
     """Return what differs from the commit, as a patch that `git apply` takes; empty when clean or without git.
 
-    Untracked files are named in leading comment lines; their content is not included.
+    Files that git does not know are in it, those over `PATCH_FILE_BYTES` as a leading line "# left out: NAME" alone.
     """
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard") or ""
-    names = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
-    return names + (_git(root, "diff", "--no-ext-diff", "--no-color", "HEAD") or "")
+    index = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "index")
+    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")[:-1]
+    small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
+    notes = "".join(f"{LEFT_OUT}{name}\n" for name in untracked if name not in small)
+    with tempfile.TemporaryDirectory() as folder:
+        # On a copy of the index, where new files can be announced without the repository noticing.
+        copy = Path(folder) / "index"
+        with contextlib.suppress(OSError):
+            shutil.copy((index or "").strip(), copy)
+        if small:
+            _git(root, "add", "--intent-to-add", "--", *small, index=copy)
+        diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=copy)
+    return notes + (diff or "")
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
     """Run git in `root`; None when git is missing, refuses or hangs. Takes no lock, so it disturbs no other git."""
+    own_index = {"GIT_INDEX_FILE": str(index)} if index else {}
     try:
         done = subprocess.run(
             ["git", *arguments],
             cwd=root,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"},
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", **own_index},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_TIMEOUT_S,

@@ -30,11 +30,26 @@ from src.training.journal import (
     records,
     shorten,
 )
-from src.training.mlflow_sender import FAILURE_TAG, MODEL_TAG, Drain, one_line, process_tags, resolve_store
+from src.training.mlflow_sender import FAILURE_TAG, MODEL_TAG, STATE_TAG, Drain, one_line, process_tags, resolve_store
 
-__all__ = ["DEFAULT_STORE", "MODEL_TAG", "Report", "Tracker", "send_unsent"]
+__all__ = [
+    "CONFIG",
+    "DATA_TAG",
+    "DEFAULT_STORE",
+    "MODEL_TAG",
+    "PATCH",
+    "STATE_TAG",
+    "Report",
+    "Tracker",
+    "resolve_store",
+    "send_unsent",
+]
 
 log = logging.getLogger(__name__)
+
+# What a training run carries, and `python -m src.reproduce` reads.
+CONFIG, PATCH = "config.yaml", "dirty.patch"  # artifacts
+DATA_TAG = "pipeline.data_sha256."  # and the split's name
 
 DEFAULT_STORE = f"sqlite:///{ROOT / 'experiments' / 'mlflow.db'}"
 
@@ -249,7 +264,7 @@ class Tracker:
     ) -> None:
         if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
             self.finish("FINISHED")
-        elif isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 143):
+        elif isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143)):
             self.finish("KILLED", KILLED_PATIENCE_S)
         else:
             self.set_tags({FAILURE_TAG: one_line(error)})

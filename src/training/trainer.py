@@ -14,9 +14,10 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from src import config as schema
 from src.hardware import fast_bf16
-from src.training.checkpoints import AtomicCheckpointIO
+from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
+from src.training.interruption import Interruption, WorkingCheckpoint
 
 BEST = "best"
 
@@ -45,7 +46,9 @@ def require_gpus(config: schema.Trainer) -> None:
         )
 
 
-def build_trainer(config: schema.Config, model: pl.LightningModule, history: History, work: Path) -> pl.Trainer:
+def build_trainer(
+    config: schema.Config, model: pl.LightningModule, history: History, work: Path, interruption: Interruption
+) -> pl.Trainer:
     """The trainer for `model`; its checkpoints go to `work`."""
     _silence()
     asked = config.trainer
@@ -65,14 +68,13 @@ def build_trainer(config: schema.Config, model: pl.LightningModule, history: His
                 enable_version_counter=False,
             )
         )
-    # After the best one, of which it keeps the score. A fixed name, replaced at each epoch's end: Lightning's save_last
-    # writes only when a best-of-k does.
-    callbacks.append(ModelCheckpoint(work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
     if asked.early_stopping:
         stop = asked.early_stopping
         callbacks.append(
             EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta)
         )
+    # After all whose state it keeps.
+    callbacks.append(WorkingCheckpoint(work / LAST, asked.checkpoint_seconds, interruption))
     if on_terminal():
         callbacks.append(progress_bar())
     limits: dict[str, Any] = {
@@ -131,5 +133,6 @@ def _silence() -> None:
         r".*Trying to infer the `batch_size`.*",
         r".*AccumulateGrad node.s stream.*",
         r".*sync_dist=True.*",  # the modules reduce their own sums
+        r".*dataloader is not resumable.*",  # PackedData hands back the epoch and the batches consumed
     ):
         warnings.filterwarnings("ignore", message=notice)

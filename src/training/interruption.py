@@ -1,0 +1,140 @@
+"""Interruption costs nothing: checkpoints within an epoch, and signals that end a run in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from src.errors import Failure
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a preemption's, Ctrl-C's
+SHARE = 0.02  # of the time at most goes into saving within an epoch
+ASK_EVERY = 10  # batches, where several processes must agree whether to save
+GO_ON, SAVE, END = range(3)
+
+
+class Interruption:
+    """The signal that asked this process to end, if one did.
+
+    The first SIGTERM or Ctrl-C is noted, and training ends after the batch in hand, with a checkpoint. The second one
+    ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[Interruption]:
+        """Notes the signals from here on; before and after they do what they did."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Takes the signals over, also from Lightning, which ends with 0, and DVC would record half a training."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    @property
+    def exit_code(self) -> int:
+        """What shells expect of a process that a signal ended: 143 after SIGTERM, 130 after Ctrl-C."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)
+        # os.write: a print could fall into the middle of another print and raise
+        os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
+
+
+class WorkingCheckpoint(Checkpoint):
+    """Saves `path` every `seconds` and at each epoch's end, and ends the run on a signal, once it is saved.
+
+    `seconds` are stretched where saving takes long, so that it costs no more than `SHARE` of the time; 0 saves after
+    every batch. What has become NaN is never saved.
+
+    Raises:
+        Failure: the training loss is no number any more.
+        SystemExit: a signal asked for it; 143 or 130.
+    """
+
+    def __init__(self, path: Path, seconds: float, interruption: Interruption) -> None:
+        self.path = path
+        self.seconds = seconds
+        self.interruption = interruption
+        self._next = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruption.listen()  # again: Lightning has just put its own handlers in
+        self._next = time.monotonic() + self.seconds
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
+            refuse_nan(trainer, pl_module)
+        if trainer.is_last_batch:  # validation is next, then the epoch's end saves
+            return
+        wanted = self._wanted(trainer, batch_idx)
+        if wanted >= SAVE:
+            self._save(trainer, pl_module)
+        if wanted == END:
+            raise SystemExit(self.interruption.exit_code)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, pl_module)
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not last and self._agreed(trainer, END if self.interruption.signal else GO_ON) == END:
+            raise SystemExit(self.interruption.exit_code)
+
+    def _wanted(self, trainer: Trainer, batch_idx: int) -> int:
+        if trainer.world_size > 1 and self.seconds and batch_idx % ASK_EVERY:
+            return GO_ON
+        mine = END if self.interruption.signal else SAVE if time.monotonic() >= self._next else GO_ON
+        return self._agreed(trainer, mine)
+
+    @staticmethod
+    def _agreed(trainer: Trainer, mine: int) -> int:
+        """The most that any process wants: they save together or not at all."""
+        if trainer.world_size == 1:
+            return mine
+        most = torch.tensor(mine, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return int(most)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_nan(trainer, pl_module)
+        begun = time.monotonic()
+        trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizers' state
+        now = time.monotonic()
+        self._next = now + (max(self.seconds, (now - begun) / SHARE) if self.seconds else 0.0)
+
+
+def refuse_nan(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises Failure when a loss of this epoch has a NaN or an infinity in it."""
+    losses = [value for key, value in trainer.callback_metrics.items() if "loss" in key]
+    sums = getattr(pl_module, "train_sums", None)
+    if sums is not None:
+        losses.append(sums)
+    if all(bool(value.isfinite().all()) for value in losses):
+        return
+    raise Failure(
+        f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: "
+        "lower model.optimizer.lr, or set trainer.gradient_clip. The checkpoint of the last good step stays; "
+        "the same configuration would go on to the same NaN"
+    )
