@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-fast bench lint format ui lock clean
+.PHONY: help setup repro test test-fast bench verify lint format ui lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-fast: setup  ## the tests that neither train nor start servers
 
 bench: setup  ## speed and memory against their targets, about five minutes; see python -m benchmarks --help
 	python -m benchmarks
+
+verify: setup  ## reproducibility, claim by claim, a quarter of an hour; see python -m src.verify --help
+	python -m src.verify --pipeline
 
 lint: setup  ## ruff and mypy
 	ruff check
