@@ -15,6 +15,7 @@ import functools
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,18 +70,19 @@ class Experiment:
         self.name = name
         self.folder = folder
         self.luck = luck
+        # One folder for all runs: the model card names the folder that its commands are for.
+        self.place = f"hydra.run.dir=experiments/verified/{name}"
 
     def claims(self) -> Iterator[Claim]:
         """Runs and compares; a claim as soon as it is decided."""
-        first = self.run()
-        bits = self.bits(first)
-        outputs = self.outputs(first)
-
+        folder = self.run()
+        bits, outputs = self.bits(folder), self.outputs(folder)
         same = functools.partial(compared, self.name)
-        second = self.run()
+        shutil.rmtree(folder)
+        self.run()
         weights = f"weights {bits['weights'][:8]}, optimizer {bits['optimizer'][:8]}"
-        yield same("trained twice from scratch", self.bits(second), bits, weights)
-        again = self.outputs(second)
+        yield same("trained twice from scratch", self.bits(folder), bits, weights)
+        again = self.outputs(folder)
         yield same("all that DVC hashes, twice", again, outputs, f"{len(outputs)} files of train, evaluate, export")
         for text, interrupted in (
             (f"SIGKILL in mid-epoch, {KILLS} times", self.killed_anywhere),
@@ -99,7 +101,7 @@ class Experiment:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "src.train", f"+experiment={self.name}", *STEPS, *words],
+            [sys.executable, "-m", "src.train", f"+experiment={self.name}", *STEPS, self.place, *words],
             cwd=self.folder,
             env=environment(self.folder),
             stdout=subprocess.PIPE,
@@ -133,7 +135,8 @@ class Experiment:
         self.await_line(process, r"^epoch 1/")
         process.kill()
         process.communicate()
-        return self.run(), f"stood at {self.where()}"
+        place = self.where()
+        return self.run(), f"stood at {place}"
 
     def told_to_end(self) -> tuple[Path, str]:
         codes = []

@@ -302,7 +302,7 @@ def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
     assert sha256(clone, output_of(done.stdout)) == first
 
 
-# Compiled, the gradient of a maximum is looked for where an unrounded value equals the rounded one: 0 / 0. Known, not mended.
+# Compiled, a maximum's gradient goes where an unrounded value equals the rounded one: 0 / 0. Known, not mended yet.
 NAN_WHEN_COMPILED = pytest.mark.xfail(strict=True, reason="torch.compile on a CPU in bf16: NaN from amax's gradient")
 
 
