@@ -82,13 +82,14 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
 class Loops:
     """One experiment's training loops over the same model, each returning seconds per step.
 
-    Every turn trains on the first batches of epoch 0, so the same work is timed each time. `trainer.fit` runs with all
-    that `src.train` gives it, but for validation, which is no part of a step, and for MLflow, which is told of every
-    50th.
+    Every turn trains on the first batches of epoch 0, so the same work is timed each time, on images at their full
+    size, as the stock loop takes them. `trainer.fit` runs with all that `src.train` gives it, but for validation, which
+    is no part of a step, and for MLflow, which is told of every 50th.
     """
 
     def __init__(self, config: Config, work: Path) -> None:
-        self.config = config
+        loader = config.loader.model_copy(update={"low_resolution": None})
+        self.config = config = config.model_copy(update={"data": config.data.model_copy(update={"loader": loader})})
         self.work = work
         self.device = device_of(config.trainer)
         self.meta = packed.read_meta(config.processed)

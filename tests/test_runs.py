@@ -302,16 +302,12 @@ def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
     assert sha256(clone, output_of(done.stdout)) == first
 
 
-# Compiled, a maximum's gradient goes where an unrounded value equals the rounded one: 0 / 0. Known, not mended yet.
-NAN_WHEN_COMPILED = pytest.mark.xfail(strict=True, reason="torch.compile on a CPU in bf16: NaN from amax's gradient")
-
-
 @pytest.mark.parametrize(
     "override",
     [
         "trainer.early_stopping={patience: 1}",
         "trainer.gradient_clip=0.5",
-        pytest.param("trainer.compile=true", marks=NAN_WHEN_COMPILED),
+        "trainer.compile=true",
     ],
 )
 def test_options_of_the_trainer_train(override: str, clone: Path, run: Run) -> None:

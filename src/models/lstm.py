@@ -111,7 +111,7 @@ class MaskedPooling(nn.Module):
         if "mean" in self.kind:
             pooled.append((x * inside).sum(1) / lengths[:, None].to(x.dtype))
         if "max" in self.kind:
-            pooled.append(x.masked_fill(~inside, float("-inf")).amax(1))
+            pooled.append(x.masked_fill(~inside, float("-inf")).max(1).values)  # see FastResNet on amax
         return torch.cat(pooled, dim=1)
 
 
