@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-fast bench verify lint format ui lock clean
+.PHONY: help setup repro test test-fast faults bench verify lint audit format ui lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ repro: setup  ## the whole pipeline on the sample profile: download, preprocess,
 	@dvc metrics show
 
 # The pipeline's trainings want both cores for themselves.
-test: setup  ## all tests; last, the real pipeline in a clean clone
-	python -m pytest -m "not pipeline" -n 2 --dist loadfile
+test: setup  ## all tests but those faults that take minutes; last, the real pipeline in a clean clone
+	python -m pytest -m "not pipeline and not long" -n 2 --dist loadfile
 	python -m pytest -m pipeline
 test-fast: setup  ## the tests that neither train nor start servers
 	python -m pytest -m "not slow and not pipeline"
+
+faults: setup  ## the whole fault matrix of docs/reliability.md, also what takes minutes
+	python -m pytest -m faults
 
 bench: setup  ## speed and memory against their targets, about five minutes; see python -m benchmarks --help
 	python -m benchmarks
@@ -51,12 +54,17 @@ lint: setup  ## ruff and mypy
 	ruff format --check
 	mypy
 
+# Asks a service for what is known by now, so it needs the network. pip-audit in an environment of its own: uv audits uv.lock only.
+audit: setup  ## the locked packages against the known vulnerabilities
+	uvx pip-audit==2.10.1 --strict --disable-pip --require-hashes -r requirements.lock
+
 format: setup  ## what ruff mends by itself
 	ruff check --fix
 	ruff format
 
+UI_PORT ?= 5000
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000, for this machine alone
-	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/experiments/mlflow.db}"
+	mlflow ui --host 127.0.0.1 --port $(UI_PORT) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/experiments/mlflow.db}"
 
 lock: setup  ## pins anew what pyproject.toml allows, into requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --no-header pyproject.toml -o requirements.lock

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from src.dvc_stage import end_with_dvc, put_back_outputs
-from src.errors import Failure
+from src.errors import NO_ROOM, Failure
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -390,8 +390,11 @@ def parameters_of(target: str) -> dict[str, tuple[Any, Any]]:
     fields: dict[str, Any] = {}
     if isinstance(node, ast.FunctionDef):
         for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-            annotation = eval(ast.unparse(argument.annotation), vars(sys.modules[__name__]))  # type: ignore[arg-type]
-            fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
+            try:
+                annotation = eval(ast.unparse(argument.annotation), vars(sys.modules[__name__]))  # type: ignore[arg-type]
+                fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
+            except (NameError, ValueError):  # a type or default outside the vocabulary
+                raise ValueError(f"is nothing to configure: no configuration can give its {argument.arg!r}") from None
     return fields
 
 
@@ -469,9 +472,10 @@ def as_assignments(overrides: list[str]) -> list[str]:
     after it; `debug=null` drops it.
     """
     meant: list[str] = []
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for override in overrides:
         found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
-        if found and (CONF / found[1]).is_dir():  # a choice in a group
+        if found and found[1] in groups:
             meant.append(f"~{found[1]}" if found[2] == "null" else override)
         elif found and found[2].startswith("{"):
             meant += [f"++{found[1]}=null", f"++{override}"]
@@ -493,7 +497,12 @@ def compose(overrides: list[str]) -> Config:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return check(hydra.compose("config", as_assignments(overrides)))
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        OSError,
+    ) as error:  # OSError: a long key as a file
         raise ConfigError(explain_hydra(error)) from None
 
 
@@ -541,16 +550,27 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
             except ConfigError as error:
                 sys.exit(_refusal(str(error)))
             except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
-                print(f"{stage.__name__} failed: {error}", file=sys.stderr)
+                line = " ".join(str(error).splitlines())  # the name of a file may hold a line break
+                print(f"{stage.__name__} failed: {line}", file=sys.stderr)
+                sys.exit(1)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                what = f"{stage.__name__} failed: no room to write {error.filename or 'its outputs'} ({error.strerror})"
+                print(f"{what}: free some space and run the same command again", file=sys.stderr)
                 sys.exit(1)
 
         run.__module__ = "__main__"  # so that Hydra takes a relative `-cp` as relative to src/
         end_with_dvc()
+        _guard_hydra()
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             put_back_outputs()
             sys.exit(_refusal(explain_hydra(error)))
+        except ConfigError as error:  # the guard's
+            put_back_outputs()
+            sys.exit(_refusal(str(error)))
         except BaseException as error:
             if not isinstance(error, SystemExit) or error.code:
                 put_back_outputs()
@@ -559,6 +579,50 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
             raise
 
     return command
+
+
+def _guard_hydra() -> None:
+    """Has Hydra's own section of a configuration checked before Hydra acts on it.
+
+    Hydra instantiates its callbacks, configures logging by class names and sets environment variables before the schema
+    sees anything: a configuration from elsewhere could run whatever is installed. Hydra has no hook for this.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    load = ConfigLoaderImpl.load_configuration
+
+    def guarded(*args: Any, **options: Any) -> DictConfig:
+        composed = load(*args, **options)
+        _refuse_foreign_code(OmegaConf.to_container(composed.hydra, resolve=False))
+        return composed
+
+    ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
+
+
+def _refuse_foreign_code(section: Any) -> None:
+    """Raises ConfigError where the section `hydra` names code that is not Hydra's."""
+    import hydra
+
+    for path, target in _targets(section, "hydra"):
+        if not target.startswith(("hydra._internal.core_plugins.", "hydra_plugins.")):
+            raise ConfigError(f"{path}: {target!r} is not allowed: only Hydra's own plugins are instantiated there")
+    if section["job"]["env_set"]:  # git and the stages' processes would heed them
+        raise ConfigError("hydra.job.env_set: is not allowed: set environment variables in the shell")
+    for key in ("hydra_logging", "job_logging"):
+        own = Path(hydra.__file__).parent.glob(f"conf/hydra/{key}/*.yaml")
+        if not any(section[key] == yaml.safe_load(path.read_text()) for path in own):
+            raise ConfigError(f"hydra.{key}: is not allowed: choose one of Hydra's own, as in hydra/{key}=default")
+
+
+def _targets(section: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every `_target_` in a section, with its path."""
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            here = f"{path}.{key}"
+            yield from [(here, str(value))] if key == "_target_" else _targets(value, here)
+    elif isinstance(section, list):
+        for place, value in enumerate(section):
+            yield from _targets(value, f"{path}.{place}")
 
 
 def _remove_run_folder() -> None:

@@ -62,6 +62,7 @@ def put_back_outputs() -> None:
         with Repo() as repo:
             for out in repo.stage.load_one(path or None, name).outs:
                 out.use_cache = True  # metrics are git's, but the run cache holds them as well
-                out.checkout(force=True, allow_missing=True)
+                with contextlib.suppress(FileNotFoundError):  # it was cleaned out
+                    out.checkout(force=True, allow_missing=True)
     except Exception as error:  # whatever happens here, it is the stage's failure that is to be told
         print(f"the last good outputs could not be put back ({error}): `dvc checkout` does it", file=sys.stderr)

@@ -1,5 +1,11 @@
 """What a user is told in one line instead of a traceback."""
 
+from __future__ import annotations
+
+import errno
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what a full disk, a quota and a limit answer
+
 
 class Failure(Exception):
     """A failure that one line explains: what was wrong, where, and the remedy. Commands print it and exit with 1."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from src.config import Config, main
+from src.files import sha256_of
 
 
 def export(config: Config) -> None:
@@ -52,9 +53,8 @@ def export(config: Config) -> None:
             model, inputs, examples, building / "model.onnx", config.export.tolerance
         )
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-        (building / "signature.json").write_text(
-            json.dumps(signature(config, meta), indent=1, ensure_ascii=False) + "\n"
-        )
+        called = signature(config, meta) | {"sha256": sha256_of(building / "model.onnx")}
+        (building / "signature.json").write_text(json.dumps(called, indent=1, ensure_ascii=False) + "\n")
         text = card.model_card(_card(config, meta, note, difference, building))
         (building / "README.md").write_text(text)
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +83,6 @@ def signature(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], difference: float, folder: Any) -> Any:
-    from src.files import sha256_of
     from src.reporting.card import Card
 
     evaluated = config.folder / "metrics.json"

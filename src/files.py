@@ -14,7 +14,11 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file so that a reader, or a crash, sees the old bytes or the new, never half of them."""
+    """Replaces a file so that a reader, or a crash, sees the old bytes or the new, never half of them.
+
+    Raises:
+        OSError: it can't be written, for want of room perhaps; it names the file, and what was there stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -22,5 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not tell
+        raise
     finally:
         temporary.unlink(missing_ok=True)

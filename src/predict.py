@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from src.errors import Failure
+from src.files import sha256_of
 
 
 class Predictor:
     """An exported model: its graph and its signature.json.
 
     Raises:
-        Failure: the folder holds no exported model.
+        Failure: the folder holds no exported model, or a damaged one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,13 +36,17 @@ class Predictor:
         options.log_severity_level = 3
         try:
             self.signature: dict[str, Any] = json.loads((folder / "signature.json").read_text())
+            # ONNX Runtime takes a flipped bit as it is.
+            if sha256_of(folder / "model.onnx") != self.signature["sha256"]:
+                raise ValueError("model.onnx is damaged: its sha256 is not the one in signature.json")
             self.session = onnxruntime.InferenceSession(
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's have no base class of their own
             why = " ".join(str(error).split())
             raise Failure(
-                f"{folder} holds no exported model ({why}): name an export/ folder, e.g. experiments/NAME/export"
+                f"{folder} holds no exported model that is whole ({why}): name an export/ folder, "
+                "e.g. experiments/NAME/export, or export again"
             ) from None
 
     def image(self, path: Path) -> np.ndarray:

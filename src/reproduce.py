@@ -3,14 +3,15 @@
     python -m src.reproduce RUN_ID
 
 The run's commit is checked out in a scratch worktree, with what was not committed then as a patch on it; the run is
-trained there from its own configuration, and evaluated if it was. Nothing here is changed. Exit codes: 0 the same to
-the bit, 1 not the same, 2 refused.
+trained there from its own configuration, then evaluated and exported if it was. Nothing here is changed. Exit codes:
+0 the same to the bit, 1 not the same, 2 refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,13 +23,14 @@ import yaml
 from src.config import ROOT, write_resolved
 from src.errors import Failure
 from src.files import sha256_of
+from src.training.mlflow_sender import QUIET_AND_BOUNDED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 OUTPUT = "experiments/reproduced"
-CLOCK = "_seconds"  # metrics whose names end so are of the clock
+CLOCK = re.compile("_seconds$|_ms_")  # metrics of such names are of the clock
 MACHINE = ("cpu", "cpu.isa", "torch", "torchvision", "pytorch-lightning", "python", "cuda")
 
 
@@ -60,8 +62,9 @@ def reproduce(run_id: str) -> bool:
         (folder / processed).symlink_to(ROOT / processed)
         trainer = config["trainer"] | {"threads": int(run.data.tags["threads"])}  # the bits depend on it
         write_resolved(folder / OUTPUT / CONFIG, config | {"output": OUTPUT, "trainer": trainer})
-        evaluated = any(name.startswith("test_") for name in run.data.metrics)
-        for stage in ("train", "evaluate") if evaluated else ("train",):
+        done = {"evaluate": "test_", "export": "onnx_"}  # by the metrics that a stage leaves
+        stages = [stage for stage, prefix in done.items() if any(name.startswith(prefix) for name in run.data.metrics)]
+        for stage in ("train", *stages):
             command = [sys.executable, "-m", f"src.{stage}", "-cp", f"../{OUTPUT}", "-cn", "config"]
             if subprocess.run(command, cwd=folder, env=environment(folder)).returncode:
                 raise Failure(f"{stage} failed, see above")
@@ -113,7 +116,10 @@ def _refuse(run: Run, config: Any, patch: str) -> None:
                     f"data: {path.relative_to(ROOT)} is not there: dvc pull, or dvc repro, or the run's command"
                 )
             elif (found := sha256_of(path)) != recorded:
-                reasons.append(f"data: {path.relative_to(ROOT)} had sha256 {recorded[:12]}, has {found[:12]}")
+                reasons.append(
+                    f"data: {path.relative_to(ROOT)} had sha256 {recorded[:12]}, has {found[:12]}: "
+                    f"dvc checkout, or delete {folder.relative_to(ROOT)} and run dvc repro or the run's command"
+                )
     if reasons:
         raise Failure("\n  ".join([f"{run.info.run_id} can't be made again here:", *reasons]))
 
@@ -138,7 +144,7 @@ def _facts(client: MlflowClient, run: Run) -> dict[str, Any]:
         if tag in run.data.tags
     }
     for name in sorted(run.data.metrics):
-        if not name.endswith(CLOCK):
+        if not CLOCK.search(name):
             points = client.get_metric_history(run.info.run_id, name)
             facts[name] = [value for _, value in sorted({(point.step, repr(point.value)) for point in points})]
     return facts
@@ -172,7 +178,8 @@ def main() -> None:
         prog="python -m src.reproduce", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("run_id", help="of an MLflow run, as its page shows it")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in QUIET_AND_BOUNDED.items():
+        os.environ.setdefault(name, value)
     try:
         sys.exit(0 if reproduce(parser.parse_args().run_id) else 1)
     except Failure as error:

@@ -32,7 +32,7 @@ def train(config: Config) -> None:
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
-        Failure: the data can't be prepared, or the same run is under way.
+        Failure: the data can't be prepared; the same run is under way, or another one into the same folder.
     """
     from src.training import startup
 
@@ -63,7 +63,7 @@ def train(config: Config) -> None:
     from src.training.provenance import dirty_patch, environment
     from src.training.tracking import CONFIG, DATA_TAG, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
-    with work.held():
+    with work.held(), checkpoints.held(config.folder / ".held", f"another run into {config.output}"):
         threads, device = torch.get_num_threads(), config.trainer.accelerator
         tags = environment(device=device, threads=threads) | {
             "pipeline.profile": config.profile.name,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import random
 import re
 import shutil
@@ -93,7 +94,10 @@ class Experiment:
             yield same(text, self.bits(folder), bits, detail)
         yield Claim(self.name, "0 and 2 loader workers", None, "no workers: batches are made in the process")
         yield same("one process, and DDP with one", self.bits(self.run("trainer.strategy=ddp")), bits)
-        yield same("DDP with two, twice", self.bits(self.run(*TWO)), self.bits(self.run(*TWO)))
+        pair = self.bits(self.run(*TWO))
+        yield same("DDP with two, twice", self.bits(self.run(*TWO)), pair)
+        folder, detail = self.killed_anywhere(*TWO)
+        yield same(f"DDP with two, SIGKILL {KILLS} times", self.bits(folder), pair, detail)
 
     def run(self, *words: str) -> Path:
         """A run to its end; its folder."""
@@ -107,6 +111,7 @@ class Experiment:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # killed with all its processes
         )
 
     def finish(self, process: subprocess.Popen[str]) -> Path:
@@ -116,18 +121,18 @@ class Experiment:
             raise Failure(f"a run of {self.name} ended with {process.returncode}:\n{said[-2000:]}")
         return self.folder / found[1]
 
-    def killed_anywhere(self) -> tuple[Path, str]:
+    def killed_anywhere(self, *words: str) -> tuple[Path, str]:
         """SIGKILL after a random number of the first epochs' checkpoints, again and again."""
         places = []
         for _ in range(KILLS):
-            process = self.start()
+            process = self.start(*words)
             for _ in range(self.luck.randint(1, 4)):
                 self.await_checkpoint(process)
             time.sleep(self.luck.uniform(0, 0.05))
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             places.append(self.where())
-        return self.run(), f"stood at {', '.join(places)}"
+        return self.run(*words), f"stood at {', '.join(places)}"
 
     def killed_at_an_epochs_end(self) -> tuple[Path, str]:
         """SIGKILL as soon as the epoch's line is printed: its checkpoint is written right after."""

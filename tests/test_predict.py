@@ -20,6 +20,7 @@ from src import predict
 from src.config import Loader
 from src.data.batching import TextBatches
 from src.data.imdb import tokenizer_settings
+from src.files import sha256_of
 from src.predict import Predictor
 from tests.tiny_data import plain_png
 
@@ -41,7 +42,7 @@ def write_model(
     onnx.checker.check_model(model)
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")
-    known = {"name": "tiny", "profile": "full", "max_tokens": None}
+    known = {"name": "tiny", "profile": "full", "max_tokens": None, "sha256": sha256_of(folder / "model.onnx")}
     (folder / "signature.json").write_text(json.dumps(known | signature))
     return folder
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 from src.data.sources import SourceError, disk_errors, is_html, is_junk
 
 _CHUNK = 1 << 16  # bytes of a tar's padding read at a time
+_MAX_RATIO, _HARMLESS = 100, 256 << 20  # content to archive; so many bytes may come of however small an archive
 _MAX_TAR_HEADER = 1 << 20  # tarfile reads a header's long name or pax record into memory in one go
 _ANEW = "delete it and fetch it anew, or give data.archive=PATH of a sound copy"
 # What the parsers raise on damaged bytes; RuntimeError is zipfile's, and covers the recursion of nested tar headers.
@@ -48,6 +49,7 @@ def read_archive(
 
     Args:
         max_bytes: bytes that all members together may declare; each counts at least 512, so names are bounded too.
+            More than a hundred times the archive's size is refused as well, for whoever reads it holds it in memory.
         max_member_bytes: bytes that one member may declare, since its content is held in memory.
 
     Raises:
@@ -56,6 +58,7 @@ def read_archive(
     """
     if not path.is_file():
         raise SourceError(f"no archive at {path}: fetch it, or give data.archive=PATH")
+    max_bytes = min(max_bytes, max(_HARMLESS, _MAX_RATIO * path.stat().st_size))
     gate = _Gate(path, max_bytes, max_member_bytes)
     with disk_errors(path), path.open("rb") as file:
         head = file.read(6)

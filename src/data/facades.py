@@ -62,6 +62,10 @@ class PairedImages:
                     f"{archive}: no {split}/*.jpg in it; pairs belong into train/, test/ and, if there is one, val/"
                 )
         if not found["val"]:
+            if len(found["train"]) < 2:
+                raise SourceError(
+                    f"{archive}: train/ has one pair and there is no val/: val takes one, so give another"
+                )
             order = np.random.default_rng(self.split_seed).permutation(len(found["train"]))
             held = set(order[: max(1, round(self.val_fraction * len(order)))].tolist())
             found["val"] = [pair for i, pair in enumerate(found["train"]) if i in held]

@@ -14,6 +14,7 @@ from src.data.packed import SPLITS, Packed, pack_images
 from src.data.sources import SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # of those suffixes; Pillow hands others to programs it finds
 
 
 class ImageFolders:
@@ -47,6 +48,8 @@ class ImageFolders:
                     "see README, 'Your own data'"
                 )
         classes = sorted({label for label, _ in found["train"]})
+        if odd := [label for label in classes if not label.isprintable()]:
+            raise SourceError(f"{archive}: train/ has the class {odd[0]!r}: rename it, a name must be printable UTF-8")
         for split in ("val", "test"):
             if strange := sorted({label for label, _ in found[split]} - set(classes)):
                 raise SourceError(
@@ -79,7 +82,7 @@ def decode(content: bytes, name: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(content), formats=FORMATS).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SourceError(f"{name} is no image that can be read ({error}): remove or replace it") from None
 

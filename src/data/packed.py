@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.errors import Failure
-from src.files import sha256_of
+from src.files import sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
+META = {"splits", "config", "source"}  # what every meta.json holds
 Arrays = dict[str, np.ndarray]
 
 
@@ -46,14 +47,20 @@ def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Ma
     """Writes the splits and `meta.json` into `folder`; returns the meta.
 
     `config` is what made them: a reader compares it with what it was told to read. The bytes depend on nothing else.
-    """
-    from safetensors.numpy import save_file
 
+    Raises:
+        PackedError: a split has no example.
+    """
+    from safetensors.numpy import save
+
+    for split, arrays in packed.splits.items():
+        if not examples(arrays):
+            raise PackedError(f"{source['origin']}: {split} has no example: val is drawn from classes of two or more")
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, arrays in packed.splits.items():
         path = folder / f"{split}.safetensors"
-        save_file({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}, path)
+        write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}))
         files[split] = {"sha256": sha256_of(path), "examples": examples(arrays)}
     meta = packed.meta | {"splits": files, "config": dict(config), "source": dict(source)}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -64,14 +71,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """The `meta.json` of a packed data set.
 
     Raises:
-        PackedError: it is missing or no JSON.
+        PackedError: it is missing, or is not what `write` writes.
     """
     path = folder / "meta.json"
     try:
-        return json.loads(path.read_text())
+        meta: dict[str, Any] = json.loads(path.read_text())
+        if not (meta.keys() >= META and all(isinstance(facts["sha256"], str) for facts in meta["splits"].values())):
+            raise ValueError("something is missing in it")
+        return meta
     except FileNotFoundError:
         raise PackedError(f"{path} is missing: run `dvc repro` to prepare the data") from None
-    except ValueError as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:  # text, or another structure
         raise PackedError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
 
 
@@ -84,8 +94,8 @@ def read_split(folder: Path, split: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     path = folder / f"{split}.safetensors"
-    expected = read_meta(folder)["splits"][split]["sha256"]
-    if not path.is_file():
+    expected = read_meta(folder)["splits"].get(split, {}).get("sha256")
+    if not (path.is_file() and expected):
         raise PackedError(f"{path} is missing: run `dvc repro` (or `dvc pull`) to prepare the data")
     found = sha256_of(path)
     try:
@@ -94,7 +104,9 @@ def read_split(folder: Path, split: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise PackedError(f"{path} is damaged ({error}): delete {folder} and run `dvc repro`") from None
+        raise PackedError(
+            f"{path} is damaged ({error}): delete {folder} and run `dvc repro`, or the `python -m src.train` again"
+        ) from None
 
 
 def examples(arrays: Mapping[str, Any]) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from src.errors import Failure
+from src.errors import NO_ROOM, Failure
 from src.files import sha256_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 16  # the most that one read from the network asks for
 _MAX_REDIRECTS = 10
 _MAX_WAIT = 60.0  # seconds: the longest pause between attempts, whatever Retry-After asks for
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BY_HAND = "fetch the file by hand and give data.archive=PATH"
 
 
@@ -517,7 +516,7 @@ def disk_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise SourceError(
                 f"no room to write {place} ({why}): free some space and run again, or {_BY_HAND} on a larger disk"
             ) from error

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule
 
 from src.config import Build
 from src.errors import Failure
-from src.files import sha256_of
+from src.files import sha256_of, write_atomically
 
 NAME = "model.safetensors"
 NOTE = "model.json"
@@ -19,10 +19,11 @@ NOTE = "model.json"
 
 def save(model: LightningModule, folder: Path, **facts: Any) -> str:
     """Writes the weights, fp32, and `model.json` with their sha256 and `facts`; returns the sha256."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialized
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, folder / NAME)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(folder / NAME, serialized(tensors))
     sha256 = sha256_of(folder / NAME)
     parameters = sum(p.numel() for p in model.parameters())
     note = {"sha256": sha256, "parameters": parameters} | facts

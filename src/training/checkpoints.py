@@ -52,7 +52,13 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:  # its digest is right, yet no save of ours wrote it
+            raise Failure(
+                f"{path} is no training's state ({type(error).__name__}; nothing in it was run): "
+                f"delete {Path(path).parent} and train again"
+            ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         for name in (Path(path), digests(Path(path))):
@@ -113,6 +119,27 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return said
 
 
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder against other processes; its file `holder` tells them by whom.
+
+    Raises:
+        Failure: another process holds it: `what` is under way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / "holder"
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Failure(f"{what} is under way already, by {_read(holder)}: wait for it, or stop it ({folder})") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
 class WorkFolder:
     """The folder of one unfinished run of `experiment`: its checkpoints, its MLflow journal."""
 
@@ -131,22 +158,10 @@ class WorkFolder:
         Raises:
             Failure: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        holder = self.path / "holder"
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise Failure(
-                f"this very run is under way already, by {_read(holder)}: wait for it, or stop it ({self.path})"
-            ) from None
-        try:
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with held(self.path, "this very run"):
             note = {"experiment": self.experiment, "identity": self.identity}
             write_atomically(self.path / NOTE, json.dumps(note, indent=1).encode())
             yield self
-        finally:
-            lock.release()
 
     def resumable(self) -> Path | None:
         """The checkpoint to go on from, if there is a whole one.

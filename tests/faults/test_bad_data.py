@@ -1,0 +1,231 @@
+"""A user's own data with something wrong in it: refused with the file's name, or trained on where that is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.test_datasets import RED, colours, pairs, reviews
+from tests.tiny_data import cifar_members, cifar_records, plain_png
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+
+BIRDS = """
+_target_: src.data.image_folder.ImageFolders
+name: birds
+size: 16
+loader: {batch_size: 50}
+"""
+Files = dict[str, bytes | None]  # what is put into a sound folder; None takes a file out of it
+
+SOUND: dict[str, dict[str, bytes]] = {
+    "cifar10": cifar_members("mine"),
+    "birds": colours("train", red=6, blue=6) | colours("test", red=2, blue=2),
+    "imdb": {name.replace("aclImdb", "mine"): content for name, content in reviews().items()},
+    "facades": {name.replace("facades", "mine"): content for name, content in pairs(train=3, val=1, test=2).items()},
+}
+EXPERIMENTS = {
+    "cifar10": "cifar10_resnet",
+    "birds": "cifar10_resnet",
+    "imdb": "imdb_lstm",
+    "facades": "facades_pix2pix",
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(clone: Path) -> Iterator[None]:
+    """Nothing of the full profile stays."""
+    yield
+    for kind in ("raw", "processed"):
+        shutil.rmtree(clone / "data" / kind / "full", ignore_errors=True)
+
+
+def words_for(data: str, changes: Files, folder: Path) -> list[str]:
+    """Writes the data into `folder`; what a user adds to a command for it."""
+    files: Files = {**SOUND[data], **changes}
+    for name, content in files.items():
+        path = folder / name
+        if content is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    words = [f"+experiment={EXPERIMENTS[data]}", "profile=full", f"data.archive={folder}/mine"]
+    if data == "birds":
+        (folder / "conf" / "data").mkdir(parents=True)
+        (folder / "conf" / "data" / "birds.yaml").write_text(BIRDS)
+        words = ["--config-dir", str(folder / "conf"), *words, "data=birds"]
+    if data == "facades":
+        words += ["data.size=64", "data.palette=null"]
+    return words
+
+
+def png_that_says(width: int, height: int) -> bytes:
+    """A PNG file that claims to be so large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+REFUSED: dict[str, tuple[str, Files, str]] = {
+    "image-cut": ("birds", {"mine/train/red/a.png": plain_png(RED, (64, 64))[:60]}, "train/red/a.png is no image"),
+    "image-empty": ("birds", {"mine/train/red/a.png": b""}, "mine/train/red/a.png is no image that can be read"),
+    "image-text": ("birds", {"mine/test/red/a.jpg": b"hello"}, "mine/test/red/a.jpg is no image that can be read"),
+    "image-program": ("birds", {"mine/test/red/a.png": POSTSCRIPT}, "mine/test/red/a.png is no image"),
+    "image-gigapixels": (
+        "birds",
+        {"mine/train/red/a.png": png_that_says(60_000, 60_000)},
+        "mine/train/red/a.png is no image that can be read (Image size (3600000000 pixels) exceeds limit",
+    ),
+    "image-name-of-two-lines": ("birds", {"mine/test/red/a\nb.png": b"hello"}, "mine/test/red/a b.png is no image"),
+    "image-name-not-utf8": ("birds", {"mine/test/red/\udcff.png": b"hello"}, "\\udcff.png is no image"),
+    "class-name-not-utf8": (
+        "birds",
+        {"mine/train/\udcff/a.png": plain_png(RED)},
+        r"train/ has the class '\udcff': rename it, a name must be printable UTF-8",
+    ),
+    "images-of-one-class": (
+        "birds",
+        {name: None for name in SOUND["birds"] if "blue" in name},
+        "train/ has only the class 'red'; a classifier needs two",
+    ),
+    "images-of-a-class-only-in-test": (
+        "birds",
+        {"mine/test/green/a.png": plain_png(RED)},
+        "test/ has the class 'green' that train/ lacks",
+    ),
+    "images-without-test": (
+        "birds",
+        {name: None for name in SOUND["birds"] if "/test/" in name},
+        "no test/<class>/*.png in it",
+    ),
+    "one-image-a-class": (
+        "birds",
+        {name: None for name in SOUND["birds"] if "/train/" in name and not name.endswith("/0.png")},
+        "mine: val has no example: val is drawn from classes of two or more",
+    ),
+    "review-empty": ("imdb", {"mine/train/pos/odd.txt": b""}, "mine/train/pos/odd.txt is empty: remove it"),
+    "review-blank": ("imdb", {"mine/test/neg/odd.txt": b" \n\t"}, "mine/test/neg/odd.txt is empty: remove it"),
+    "review-latin1": (
+        "imdb",
+        {"mine/train/neg/odd.txt": "café".encode("latin-1")},
+        "mine/train/neg/odd.txt is not UTF-8 (byte 3): convert or remove it",
+    ),
+    "review-utf16": (
+        "imdb",
+        {"mine/train/neg/odd.txt": "café".encode("utf-16")},
+        "mine/train/neg/odd.txt is not UTF-8 (byte 0): convert or remove it",
+    ),
+    "reviews-of-one-class": (
+        "imdb",
+        {name: None for name in SOUND["imdb"] if "train/neg" in name},
+        "no train/neg/*.txt in it; reviews belong into {train,test}/{pos,neg}/",
+    ),
+    "tests-of-one-class": (
+        "imdb",
+        {name: None for name in SOUND["imdb"] if "test/pos" in name},
+        "no test/pos/*.txt in it",
+    ),
+    "pair-of-the-wrong-size": (
+        "facades",
+        {"mine/test/1.png": plain_png(RED, (30, 16))},
+        "mine/test/1.png is 30x16: a pair is two squares side by side, twice as wide as high",
+    ),
+    "pair-empty": ("facades", {"mine/train/2.png": b""}, "mine/train/2.png is no image that can be read"),
+    "pair-alone": (
+        "facades",
+        {"mine/train/2.png": None, "mine/train/3.png": None, "mine/val/1.png": None},
+        "train/ has one pair and there is no val/",
+    ),
+    "records-cut": (
+        "cifar10",
+        {"mine/data_batch_2.bin": cifar_records([0, 1])[:-1]},
+        "data_batch_2.bin has 6145 bytes, no whole number of 3073-byte records",
+    ),
+    "records-empty": ("cifar10", {"mine/test_batch.bin": b""}, "test_batch.bin has 0 bytes"),
+    "records-with-a-strange-label": (
+        "cifar10",
+        {"mine/test_batch.bin": cifar_records([0, 2])},
+        "test_batch.bin holds the label 2, but there are 2 classes",
+    ),
+    "records-of-the-python-version": (
+        "cifar10",
+        {"mine/batches.meta.txt": None, "mine/batches.meta": b"\x80\x02}q\x01."},
+        "no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one",
+    ),
+    "no-file": ("cifar10", dict.fromkeys(SOUND["cifar10"]) | {"mine/.DS_Store": b"x"}, "holds no file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_data_that_cannot_be_right_is_refused_by_the_file_at_fault(
+    name: str, clone: Path, run: Run, tmp_path: Path
+) -> None:
+    data, changes, told = REFUSED[name]
+    words = words_for(data, changes, tmp_path)
+    done = run("python", "-m", "src.download", *words, check=False)
+    if not done.returncode:  # a folder is read there, files are looked into by preprocess
+        done = run("python", "-m", "src.preprocess", *words, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"(download|preprocess) failed: ", line)
+    assert told in line
+    assert not list(clone.glob("data/processed/full/*/*"))
+
+
+def test_a_training_on_bad_data_is_refused_by_the_file_at_fault(run: Run, tmp_path: Path) -> None:
+    data, changes, told = REFUSED["review-latin1"]
+    done = run("python", "-m", "src.train", *words_for(data, changes, tmp_path), check=False)
+    assert done.returncode == 1
+    preprocess, train = done.stderr.splitlines()
+    assert preprocess.startswith("preprocess failed: ") and told in preprocess
+    assert train == "train failed: the data of imdb could not be prepared: preprocess failed, see above"
+
+
+TRAINED: dict[str, tuple[str, Files, tuple[str, ...]]] = {
+    # 10 images for a batch of 50; 2 held out, and 2 to test on, both of one class, for batches of 500
+    "images-fewer-than-a-batch": (
+        "birds",
+        {name: None for name in SOUND["birds"] if "/test/blue" in name},
+        ("model.network.width=8",),
+    ),
+    # 19 reviews for a batch of 64; one of them has no word in it
+    "reviews-without-a-word": (
+        "imdb",
+        {"mine/train/pos/odd.txt": b"<br /><br />", "mine/test/neg/odd.txt": b"<br>"},
+        ("model.hidden=8", "model.embedding=8"),
+    ),
+    # 4 pairs of several sizes for a batch of 16
+    "pairs-of-several-sizes": (
+        "facades",
+        {"mine/train/4.png": plain_png(RED, (80, 40))},
+        ("model.width=4", "data.loader.batch_size=16"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_odd_data_that_is_right_is_trained_and_evaluated_on(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
+    data, changes, small = TRAINED[name]
+    words = words_for(data, changes, tmp_path)
+    done = run("python", "-m", "src.train", *words, *small, "trainer.max_epochs=2", "trainer.threads=1")
+    found = re.search(r"trained in [\d.]+ s: (\S+)/train", done.stdout)
+    assert found, done.stdout
+    folder = clone / found[1]
+    run("python", "-m", "src.evaluate", "-cp", f"../{found[1]}", "-cn", "config")
+    losses = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(losses) == 2 and not re.search(r"\b(nan|inf)\b", " ".join(losses))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))

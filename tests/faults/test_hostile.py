@@ -1,0 +1,345 @@
+"""Archives, checkpoints and configurations made to do harm, given to the real commands: refused, said, not executed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from src.config import compose, write_resolved
+from tests.conftest import Run, commands_environment
+from tests.test_archives import tar_bytes, tar_member, zip_bytes, zip_member
+from tests.test_runs import LONG, SMALL, start, wait_for
+from tests.tiny_data import cifar_members
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+
+CIFAR = ("+experiment=cifar10_resnet", "profile=full")
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """What hostile content would make, somewhere outside of the repository."""
+    return tmp_path / "outside" / "canary"
+
+
+def status(clone: Path) -> str:
+    return subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
+
+
+def tar(*members: Any) -> bytes:
+    """A sound archive in the official layout, with more members at its end."""
+    return tar_bytes(*cifar_members().items(), *members)
+
+
+def zipped(*members: Any) -> bytes:
+    return zip_bytes(*cifar_members().items(), *members)
+
+
+def climbing(path: Path) -> str:
+    return "../" * 30 + str(path)[1:]
+
+
+def link(path: Path) -> tuple[Any, ...]:
+    """A link to the folder outside, and a file to be written through it."""
+    return tar_member("top/link", type=tarfile.SYMTYPE, linkname=str(path.parent)), ("top/link/canary", b"x")
+
+
+ARCHIVES: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "tar-climbs": (lambda path: tar((climbing(path), b"x")), "has a name that leads out of the archive"),
+    "tar-absolute": (lambda path: tar((str(path), b"x")), "has a name that leads out of the archive"),
+    "tar-symlink": (lambda path: tar(*link(path)), "'top/link' is a symbolic link"),
+    "tar-hard-link": (
+        lambda path: tar(tar_member("top/link", type=tarfile.LNKTYPE, linkname="/etc/passwd")),
+        "'top/link' is a hard link",
+    ),
+    "tar-device": (
+        lambda path: tar(tar_member("top/zero", type=tarfile.CHRTYPE, devmajor=1, devminor=5)),
+        "'top/zero' is a device",
+    ),
+    "tar-fifo": (lambda path: tar(tar_member("top/pipe", type=tarfile.FIFOTYPE)), "'top/pipe' is a device, fifo"),
+    "zip-climbs": (lambda path: zipped((climbing(path), b"x")), "has a name that leads out of the archive"),
+    "zip-absolute": (lambda path: zipped((str(path), b"x")), "has a name that leads out of the archive"),
+    "zip-backslash": (lambda path: zipped(("..\\..\\canary", b"x")), "has a name that leads out of the archive"),
+    "zip-symlink": (
+        lambda path: zipped((zip_member("top/link", stat.S_IFLNK | 0o777), str(path.parent).encode())),
+        "'top/link' is a symbolic link",
+    ),
+    "zip-device": (
+        lambda path: zipped((zip_member("top/zero", stat.S_IFCHR | 0o666), b"")),
+        "'top/zero' is a device",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(clone: Path) -> Iterator[None]:
+    """Nothing of the full profile stays."""
+    yield
+    for kind in ("raw", "processed"):
+        shutil.rmtree(clone / "data" / kind / "full", ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_hostile_archive_is_refused_by_its_member_and_nothing_of_it_reaches_the_disk(
+    name: str, canary: Path, clone: Path, run: Run, tmp_path: Path
+) -> None:
+    build, told = ARCHIVES[name]
+    canary.parent.mkdir()
+    archive = tmp_path / "mine"
+    archive.write_bytes(build(canary))
+    run("python", "-m", "src.download", *CIFAR, f"data.archive={archive}")
+    done = run("python", "-m", "src.preprocess", *CIFAR, f"data.archive={archive}", check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"preprocess failed: {clone}/data/raw/full/cifar10/cifar-10-binary.tar.gz: member '")
+    assert f"{told}" in line and line.endswith("do not trust this archive, get it from another source")
+    assert list(canary.parent.iterdir()) == []
+    assert not list(clone.glob("data/processed/full/*/*"))
+    assert status(clone) == ""
+
+
+def test_a_training_on_a_hostile_archive_is_refused(canary: Path, clone: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.tar").write_bytes(tar((climbing(canary), b"x")))
+    done = run("python", "-m", "src.train", *CIFAR, f"data.archive={tmp_path}/mine.tar", check=False)
+    assert done.returncode == 1
+    preprocess, train = done.stderr.splitlines()
+    assert "leads out of the archive" in preprocess
+    assert train == "train failed: the data of cifar10 could not be prepared: preprocess failed, see above"
+    assert not canary.parent.exists()
+
+
+def tar_bomb() -> bytes:
+    """3 MB of gzip that hold 3 GB of zeros in 30 members. One stretch of zeros is packed once and repeated."""
+    zeros = gzip.compress(bytes(100 * MEBIBYTE), 9)
+    members = [
+        gzip.compress(tar_member(f"cifar/data_batch_{i}.bin", size=100 * MEBIBYTE).tobuf()) + zeros for i in range(30)
+    ]
+    return b"".join(members) + gzip.compress(bytes(1024))
+
+
+def zip_bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(4):
+            archive.writestr(f"cifar/data_batch_{i}.bin", bytes(100 * MEBIBYTE))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (tar_bomb, "'cifar/data_batch_2.bin' brings the content to more than the"),
+        (zip_bomb, "'cifar/data_batch_2.bin' brings the content to more than the"),
+        (lambda: tar_member("cifar/data_batch_1.bin", size=1 << 40).tobuf(), "declares 1,099,511,627,776 bytes"),
+    ],
+    ids=["tar", "zip", "declared"],
+)
+def test_a_bomb_is_refused_before_it_fills_the_memory(
+    build: Callable[[], bytes], told: str, clone: Path, run: Run, tmp_path: Path
+) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.write_bytes(build())
+    assert bomb.stat().st_size < 4e6
+    run("python", "-m", "src.download", *CIFAR, f"data.archive={bomb}")
+    done = subprocess.run(
+        [sys.executable, "-m", "src.preprocess", *CIFAR, f"data.archive={bomb}"],
+        cwd=clone,
+        env=commands_environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("preprocess failed: ") and told in line
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class Harm:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def pickled(path: Path, harm: Harm) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": harm}, protocol=2))
+
+
+def saved(path: Path, harm: Harm) -> None:
+    import torch
+
+    torch.save({"state_dict": harm}, path)
+
+
+@pytest.fixture(scope="module")
+def unfinished(clone: Path) -> Path:
+    """The checkpoint of a run that was killed after its second epoch."""
+    before = set(clone.glob("experiments/.work/*/last.ckpt"))
+    process = start(clone, "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91")
+    wait_for(process, r"^epoch 3/12")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (path,) = set(clone.glob("experiments/.work/*/last.ckpt")) - before
+    return path
+
+
+@pytest.mark.parametrize("write", [pickled, saved], ids=["pickle", "torch"])
+def test_a_hostile_checkpoint_is_not_executed_and_training_is_refused(
+    write: Callable[[Path, Harm], None], unfinished: Path, canary: Path, run: Run
+) -> None:
+    canary.parent.mkdir()
+    write(unfinished, Harm(canary))
+    load(unfinished)
+    canary.rmdir()  # it was there: an unwary reader is harmed
+    digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
+    unfinished.with_name("last.ckpt.sha256").write_text(digest)  # as if the run had saved it
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91", check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"train failed: {unfinished} is no training's state (UnpicklingError; nothing in it was run)"
+    )
+    assert line.endswith(f"delete {unfinished.parent} and train again")
+    assert not canary.exists()
+
+
+def test_a_checkpoint_that_was_exchanged_is_not_even_read_and_training_starts_anew(
+    unfinished: Path, canary: Path, run: Run
+) -> None:
+    canary.parent.mkdir()
+    pickled(unfinished, Harm(canary))
+    unfinished.with_name("last.ckpt.sha256").write_text("0" * 64)
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91")
+    assert f"{unfinished} is damaged (its sha256 differs): not resumed, training starts anew" in done.stdout
+    assert "epoch 1/12" in done.stdout
+    assert not canary.exists()
+    assert not unfinished.exists()
+
+
+def load(path: Path) -> None:
+    """What must never be done."""
+    import torch
+
+    with contextlib.suppress(RuntimeError):  # a plain pickle is no torch file, which is found out too late
+        torch.load(path, weights_only=False)
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+EVIL = "evil_module.Payload"
+
+
+@pytest.fixture
+def evil(canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> Path:
+    """A module that can be imported, and makes the canary when it is."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    canary.parent.mkdir()
+    (modules / "evil_module.py").write_text(
+        f"from pathlib import Path\nPath({str(canary)!r}).touch()\nclass Payload: pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    run("python", "-c", "import evil_module")
+    canary.unlink()  # raises, had it not been there
+    return canary
+
+
+def refused(done: subprocess.CompletedProcess[str], canary: Path, told: str) -> None:
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert all(line.startswith("configuration refused: ") for line in done.stderr.splitlines())
+    assert told in done.stderr
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "told"),
+    [
+        ("train", f"model._target_={EVIL}", f"model._target_: {EVIL!r} is not allowed: only src.data.* and"),
+        ("train", f"data._target_={EVIL}", f"data._target_: {EVIL!r} is not allowed"),
+        ("train", f"model.network={{_target_: {EVIL}}}", f"model.network._target_: {EVIL!r} is not allowed"),
+        ("train", f"model.optimizer._target_={EVIL}", "model.optimizer._target_: unknown key"),
+        ("train", f"+callback._target_={EVIL}", "callback: unknown key"),
+        ("download", f"data._target_={EVIL}", f"data._target_: {EVIL!r} is not allowed"),
+        ("train", "model._target_=os.system", "model._target_: 'os.system' is not allowed"),
+        # Hydra's own section, which Hydra acts on before anybody else sees it.
+        ("train", f"+hydra.callbacks.x._target_={EVIL}", f"hydra.callbacks.x._target_: {EVIL!r} is not allowed"),
+        ("train", f"hydra.sweeper._target_={EVIL}", f"hydra.sweeper._target_: {EVIL!r} is not allowed"),
+        ("train", f"hydra.job_logging.handlers.console.class={EVIL}", "hydra.job_logging: is not allowed"),
+        ("train", "+hydra.job.env_set.GIT_CONFIG_COUNT=1", "hydra.job.env_set: is not allowed"),
+    ],
+)
+def test_a_hostile_target_on_the_command_line_is_refused_before_it_is_imported(
+    stage: str, override: str, told: str, evil: Path, clone: Path, run: Run
+) -> None:
+    def made() -> list[Path]:
+        return sorted(clone.glob("experiments/runs/*/*"))
+
+    before = made()
+    done = run("python", "-m", f"src.{stage}", "+experiment=cifar10_resnet", override, check=False)
+    refused(done, evil, told)
+    assert made() == before
+
+
+@pytest.mark.parametrize("stage", ["download", "preprocess", "train", "evaluate", "export"])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (["data", "_target_"], f"data._target_: {EVIL!r} is not allowed"),
+        (["hydra", "callbacks", "x", "_target_"], f"hydra.callbacks.x._target_: {EVIL!r} is not allowed"),
+    ],
+    ids=["data", "hydra"],
+)
+def test_a_hostile_target_in_a_file_is_refused_by_every_stage(
+    place: list[str], told: str, stage: str, evil: Path, run: Run, tmp_path: Path
+) -> None:
+    content = compose(["experiment=cifar10_resnet", f"output={tmp_path}/out"]).plain()
+    content["hydra"] = {"run": {"dir": "."}, "output_subdir": None}  # as in every resolved file
+    section = content
+    for key in place[:-1]:
+        section = section.setdefault(key, {})
+    section[place[-1]] = EVIL
+    write_resolved(tmp_path / "config.yaml", content)
+    refused(run("python", "-m", f"src.{stage}", "-cp", str(tmp_path), "-cn", "config", check=False), evil, told)
+
+
+def test_a_hostile_target_in_params_yaml_is_refused_by_compose(evil: Path, clone: Path, run: Run) -> None:
+    path = clone / "params.yaml"
+    sound = path.read_text()
+    params = yaml.safe_load(sound)
+    params["experiments"]["imdb_lstm"]["overrides"]["model"]["_target_"] = EVIL
+    path.write_text(yaml.safe_dump(params))
+    try:
+        done = run("python", "-m", "src.compose", "experiment", "imdb_lstm", check=False)
+    finally:
+        path.write_text(sound)
+    refused(done, evil, f"model._target_: {EVIL!r} is not allowed")
+    assert status(clone) == ""

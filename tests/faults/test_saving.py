@@ -1,0 +1,293 @@
+"""Files that are not written to their end, or are no longer what was written: what a user is told, and what helps."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from src.files import sha256_of
+from tests.faults.commands import (
+    Damage,
+    clone_of,
+    copy,
+    digests,
+    flip_a_bit,
+    output_of,
+    refusal,
+    run,
+    started,
+    truncate,
+    wait_for_checkpoint,
+    wait_until,
+)
+from tests.loopback import Host
+from tests.tiny_data import cifar_members, write_tar
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+
+# A narrow network with a wide vocabulary: quick to train, with checkpoints of 20 MB, which take a while to be written.
+SMALL = (
+    "model.hidden=8",
+    "model.embedding=64",
+    "data.loader.batch_size=20",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=10",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "trainer.threads=1",
+    "trainer.checkpoint_seconds=0",
+    "export.latency_seconds=0.05",
+)
+TRAIN = ("python", "-m", "src.train", "+experiment=imdb_lstm", *SMALL)
+DATA = Path("data/processed/sample/imdb")  # where it is prepared here, and where DVC has it
+RAW = Path("data/raw/sample/imdb")
+REVIEW = "A film that I would see again."
+
+damages = pytest.mark.parametrize(
+    "damage", [pytest.param(truncate, marks=pytest.mark.long), flip_a_bit], ids=["truncated", "with a flipped bit"]
+)
+
+
+@pytest.fixture(scope="module")
+def original(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with prepared data and one whole run, trained and exported."""
+    folder = clone_of(clone, tmp_path_factory.mktemp("saving") / "original")
+    for stage in ("download", "preprocess"):
+        run(folder, "python", "-m", f"src.{stage}", "+experiment=imdb_lstm")
+    output = output_of(run(folder, *TRAIN).stdout)
+    run(folder, *on("export", output))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(original: Path) -> str:
+    """The whole run's folder."""
+    (note,) = original.glob("experiments/runs/imdb_lstm/*/train/model.json")
+    return note.parents[1].relative_to(original).as_posix()
+
+
+@pytest.fixture
+def repository(original: Path, tmp_path: Path) -> Path:
+    """A copy for one test."""
+    return copy(original, tmp_path / "repository")
+
+
+def on(stage: str, output: str) -> tuple[str, ...]:
+    """A stage on a run's folder."""
+    return "python", "-m", f"src.{stage}", "-cp", f"../{output}", "-cn", "config"
+
+
+def interrupted(repository: Path, *words: str) -> Path:
+    """Ends a training with SIGTERM after its first checkpoint; where that is."""
+    with started(repository, *TRAIN, *words) as process:
+        checkpoint = wait_for_checkpoint(repository, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    return checkpoint
+
+
+def assert_same_run(repository: Path, said: str, output: str) -> None:
+    """The run that a training tells of has the same files, to the bit, as the original one."""
+    assert digests(repository / output_of(said) / "train") == digests(repository / output / "train")
+
+
+# --- killed while it saves --------------------------------------------------------------------------------------------
+
+
+def test_a_kill_in_the_middle_of_a_save_costs_no_checkpoint_though_tmpdir_is_on_another_file_system(
+    repository: Path, output: str
+) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == repository.stat().st_dev:
+        pytest.skip("there is one file system only")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as tmpdir:
+        for _ in range(3):
+            with started(repository, *TRAIN, TMPDIR=tmpdir) as process:
+                checkpoint = wait_for_checkpoint(repository, process)
+                half = checkpoint.with_name(f".{checkpoint.name}.{process.pid}")
+                wait_until(half.exists, process)
+                process.kill()
+            assert half.exists()  # the kill came in time
+            assert sha256_of(checkpoint) in checkpoint.with_name("last.ckpt.sha256").read_text().split()
+        done = run(repository, *TRAIN, TMPDIR=tmpdir)
+        assert "goes on with the run that was interrupted" in done.stdout
+        assert_same_run(repository, done.stdout, output)
+        assert not [path for path in checkpoint.parent.iterdir() if ".ckpt" in path.name]
+        assert not [path for path in Path(tmpdir).rglob("*") if path.is_file()]
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_a_training_and_leaves_the_last_checkpoint_to_go_on_from(
+    repository: Path, output: str
+) -> None:
+    checkpoint = interrupted(repository)
+    before = sha256_of(checkpoint)
+    told = refusal(run(repository, *TRAIN, check=False, room=8_000_000), "train")
+    assert f"no room to write {checkpoint} " in told
+    assert "free some space and run the same command again" in told
+    assert sha256_of(checkpoint) == before
+    assert not list(checkpoint.parent.glob(".last*"))
+    done = run(repository, *TRAIN)
+    assert "goes on with the run that was interrupted" in done.stdout
+    assert_same_run(repository, done.stdout, output)
+
+
+def test_a_full_disk_ends_a_download_which_goes_on_from_what_has_arrived(repository: Path, tmp_path: Path) -> None:
+    archive, room = write_tar(tmp_path / "c.tar", cifar_members()), 50_000
+    with Host() as host:
+        url = host.serve("/c.tar", archive.read_bytes())
+        given = ("profile=full", f"data.archive={url}", f"data.sha256={sha256_of(archive)}")
+        words = ("python", "-m", "src.download", "+experiment=cifar10_resnet", *given)
+        told = refusal(run(repository, *words, check=False, room=room, NO_PROXY="127.0.0.1"), "download")
+        assert "no room to write " in told
+        assert "free some space and run again" in told
+        raw = repository / "data" / "raw" / "full" / "cifar10"
+        assert not list(raw.iterdir())
+        (part,) = (repository / "data" / ".partial").glob("*.partial")
+        assert part.stat().st_size == room
+        run(repository, *words, NO_PROXY="127.0.0.1")
+        assert host.requests[-1].headers["Range"] == f"bytes={room}-"
+    assert sha256_of(raw / "cifar-10-binary.tar.gz") == sha256_of(archive)
+
+
+def test_a_full_disk_ends_packing_and_no_half_split_takes_a_whole_ones_name(repository: Path) -> None:
+    words = ("python", "-m", "src.preprocess", "+experiment=imdb_lstm")
+    wanted = digests(repository / DATA)
+    shutil.rmtree(repository / DATA)
+    told = refusal(run(repository, *words, check=False, room=1_000_000), "preprocess")
+    assert f"no room to write {repository / DATA / 'train.safetensors'} " in told
+    assert "free some space and run the same command again" in told
+    assert digests(repository / DATA) == {}
+    run(repository, *words)
+    assert digests(repository / DATA) == wanted
+
+
+# --- files that are no longer what was written ------------------------------------------------------------------------
+
+
+@damages
+def test_a_damaged_checkpoint_is_not_resumed_and_training_starts_anew(
+    damage: Damage, repository: Path, output: str
+) -> None:
+    checkpoint = interrupted(repository)
+    damage(checkpoint)
+    done = run(repository, *TRAIN)
+    assert f"{checkpoint} is damaged (its sha256 differs): not resumed, training starts anew" in done.stdout
+    assert "goes on" not in done.stdout
+    assert_same_run(repository, done.stdout, output)
+
+
+@pytest.mark.long
+def test_the_damaged_checkpoint_of_the_best_epoch_is_refused_where_it_is_the_one_to_keep(repository: Path) -> None:
+    # At this rate nothing is learnt: no epoch is better than the first.
+    words = ("trainer.keep=best", "model.optimizer.lr=1e-30", "trainer.max_epochs=4")
+    with started(repository, *TRAIN, *words) as process:
+        last = wait_for_checkpoint(repository, process)
+        best = last.with_name("best.ckpt")
+        wait_until(best.exists, process)
+        wait_for_checkpoint(repository, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    flip_a_bit(best)
+    told = refusal(run(repository, *TRAIN, *words, check=False), "train")
+    assert f"{best} is damaged (its sha256 differs): delete {best.parent} and train again" in told
+    shutil.rmtree(best.parent)
+    assert "goes on" not in run(repository, *TRAIN, *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "stage"),
+    [
+        pytest.param(truncate, "evaluate", marks=pytest.mark.long),
+        (flip_a_bit, "evaluate"),
+        pytest.param(flip_a_bit, "export", marks=pytest.mark.long),
+    ],
+    ids=["truncated, evaluate", "with a flipped bit, evaluate", "with a flipped bit, export"],
+)
+def test_damaged_weights_are_refused_until_they_are_trained_again(
+    damage: Damage, stage: str, repository: Path, output: str
+) -> None:
+    weights = repository / output / "train" / "model.safetensors"
+    sound = sha256_of(weights)
+    exported = digests(repository / output / "export")
+    damage(weights)
+    told = refusal(run(repository, *on(stage, output), check=False), stage)
+    assert f"{weights} is damaged (sha256 {sha256_of(weights)[:12]}…, {sound[:12]}… was written)" in told
+    assert "delete it and train again" in told
+    assert not (repository / output / "metrics.json").exists()
+    assert digests(repository / output / "export") == exported
+    again = output_of(run(repository, *TRAIN).stdout)
+    assert sha256_of(repository / again / "train" / "model.safetensors") == sound
+    run(repository, *on(stage, again))
+
+
+@damages
+def test_a_damaged_onnx_model_is_refused_until_it_is_exported_again(
+    damage: Damage, repository: Path, output: str
+) -> None:
+    words = ("python", "-m", "src.predict", f"{output}/export", REVIEW)
+    answer = run(repository, *words).stdout
+    graph = repository / output / "export" / "model.onnx"
+    sound = sha256_of(graph)
+    damage(graph)
+    told = refusal(run(repository, *words, check=False), "predict")
+    assert f"{output}/export holds no exported model that is whole" in told
+    assert "model.onnx is damaged" in told
+    assert "export again" in told
+    run(repository, *on("export", output))
+    assert sha256_of(graph) == sound
+    assert run(repository, *words).stdout == answer
+
+
+@damages
+def test_a_damaged_packed_split_is_refused_until_it_is_packed_again(
+    damage: Damage, repository: Path, output: str
+) -> None:
+    split = repository / DATA / "train.safetensors"
+    damage(split)
+    told = refusal(run(repository, *TRAIN, check=False), "train")
+    assert f"{split} is damaged (sha256 {sha256_of(split)[:12]}…, " in told
+    assert f"delete {repository / DATA} and run `dvc repro`, or the `python -m src.train` again" in told
+    shutil.rmtree(repository / DATA)
+    assert_same_run(repository, run(repository, *TRAIN).stdout, output)
+
+
+@damages
+def test_an_archive_that_was_damaged_after_its_download_is_refused_until_it_is_fetched_again(
+    damage: Damage, repository: Path
+) -> None:
+    archive = repository / RAW / "aclImdb_v1.tar.gz"
+    wanted = digests(repository / DATA)
+    damage(archive)
+    words = ("python", "-m", "src.preprocess", "+experiment=imdb_lstm")
+    told = refusal(run(repository, *words, check=False), "preprocess")
+    assert f"{archive} is missing or damaged: delete {repository / RAW} and run `dvc repro`" in told
+    assert digests(repository / DATA) == wanted  # as it was
+    shutil.rmtree(repository / RAW)
+    shutil.rmtree(repository / DATA)
+    run(repository, "python", "-m", "src.download", "+experiment=imdb_lstm")
+    run(repository, *words)
+    assert digests(repository / DATA) == wanted
+
+
+@damages
+def test_an_archive_of_the_users_that_is_damaged_is_refused_until_a_sound_one_is_named(
+    damage: Damage, repository: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "mine.tar.gz"
+    shutil.copyfile(repository / RAW / "aclImdb_v1.tar.gz", archive)
+    damage(archive)
+    words = (*TRAIN, "profile=full", f"data.archive={archive}", "trainer.max_epochs=1")
+    done = run(repository, *words, check=False)
+    assert "aclImdb_v1.tar.gz is truncated, damaged or no archive (" in refusal(done, "preprocess")
+    assert "data.archive=PATH of a sound copy" in done.stderr
+    assert "the data of imdb could not be prepared: preprocess failed, see above" in refusal(done, "train")
+    assert not list(repository.glob("data/direct/*/processed/full/imdb/*"))
+    shutil.copyfile(repository / RAW / "aclImdb_v1.tar.gz", archive)
+    assert output_of(run(repository, *words).stdout)

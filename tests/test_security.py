@@ -1,0 +1,110 @@
+"""What the code must not do: unpickle, load YAML with constructors, listen to other machines."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, commands_environment
+
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def names(node: ast.AST) -> str:
+    """A dotted name as it stands in the source; empty for any other expression."""
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+def unsafe(tree: ast.AST) -> Iterator[str]:
+    """What in a module could run code out of data."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (f"imports {alias.name}" for alias in node.names if alias.name.split(".")[0] in UNPICKLING)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNPICKLING:
+            yield f"imports {node.module}"
+        elif isinstance(node, ast.Call):
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            match names(node.func):
+                case "torch.load" if given.get("weights_only") != "True":
+                    yield "torch.load without weights_only=True"
+                case "np.load" | "numpy.load" if given.get("allow_pickle", "False") != "False":
+                    yield "numpy.load with allow_pickle"
+                case "yaml.load" | "yaml.load_all" | "yaml.unsafe_load" | "yaml.full_load":
+                    yield "a YAML loader other than safe_load"
+            if given.get("shell", "False") != "False":
+                yield "a command through a shell"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[path.relative_to(ROOT).as_posix() for path in SOURCES])
+def test_no_module_runs_code_out_of_data(path: Path) -> None:
+    assert list(unsafe(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch; torch.load('a')",
+        "torch.load('a', weights_only=False)",
+        "np.load('a', allow_pickle=True)",
+        "yaml.load('a', yaml.Loader)",
+        "subprocess.run('a', shell=True)",
+    ],
+)
+def test_what_would_be_unsafe_is_found(source: str) -> None:
+    assert list(unsafe(ast.parse(source)))
+
+
+@pytest.mark.slow
+def test_make_ui_listens_to_this_machine_alone(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = commands_environment() | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    # -o: the environment is there already, it need not be made.
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            ["make", "-o", "setup", "ui", f"UI_PORT={port}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for_page(f"http://127.0.0.1:{port}/health", tmp_path / "log")
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        listening = [c.laddr for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert port in {address.port for address in listening}
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for_page(address: str, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=2) as answer:
+                assert answer.status == 200
+                return
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)

@@ -1,0 +1,125 @@
+"""Comparing digests claim by claim, and the scratch worktree that runs are made again in."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from src.errors import Failure
+from src.scratch import environment, git, worktree
+from src.training.provenance import dirty_patch
+from src.verify import Claim, compared
+
+BITS = {"weights": "1234", "optimizer": "5678"}
+
+
+def test_the_same_digests_hold_with_the_detail_that_was_given() -> None:
+    assert compared("lstm", "twice", dict(BITS), BITS, "weights 1234") == Claim("lstm", "twice", True, "weights 1234")
+
+
+@pytest.mark.parametrize(
+    ("found", "differing"),
+    [
+        (BITS | {"weights": "0000"}, "weights"),
+        (BITS | {"weights": "0000", "optimizer": "0000"}, "optimizer, weights"),
+        ({"weights": "1234"}, "optimizer"),
+        (BITS | {"model.onnx": "9"}, "model.onnx"),
+    ],
+    ids=["another digest", "two others", "one missing", "one too many"],
+)
+def test_digests_that_differ_break_a_claim_and_are_named(found: dict[str, str], differing: str) -> None:
+    claim = compared("lstm", "twice", found, BITS, "weights 1234")
+    assert (claim.holds, claim.detail) == (False, f"differs: {differing}")
+
+
+# --- scratch worktrees ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one commit, which takes this one's place."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "kept.txt").write_text("kept\n")
+    (folder / "changed.txt").write_text("before\n")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+    for words in (["init", "--quiet"], ["add", "."], [*identity, "commit", "--quiet", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    monkeypatch.setitem(cast(dict[str, Any], git.__kwdefaults__), "cwd", folder)
+    return folder
+
+
+def worktrees(repository: Path) -> list[str]:
+    """Those that git knows of, the repository itself aside."""
+    return git("worktree", "list", "--porcelain", cwd=repository).split("worktree ")[2:]
+
+
+def test_a_worktree_is_the_commit_without_what_was_not_committed(repository: Path) -> None:
+    (repository / "changed.txt").write_text("after\n")
+    (repository / "new.txt").write_text("new\n")
+    with worktree("HEAD", "") as folder:
+        assert {path.name: path.read_text() for path in folder.glob("*.txt")} == {
+            "kept.txt": "kept\n",
+            "changed.txt": "before\n",
+        }
+    assert not folder.exists()
+    assert worktrees(repository) == []
+
+
+def test_a_patch_brings_back_what_was_not_committed_new_files_included(repository: Path) -> None:
+    (repository / "changed.txt").write_text("after\n")
+    (repository / "kept.txt").unlink()
+    (repository / "new").mkdir()
+    (repository / "new" / "picture.bin").write_bytes(bytes(range(256)))
+    with worktree("HEAD", dirty_patch(repository)) as folder:
+        assert (folder / "changed.txt").read_text() == "after\n"
+        assert (folder / "new" / "picture.bin").read_bytes() == bytes(range(256))
+        assert not (folder / "kept.txt").exists()
+        (folder / "kept.txt").write_text("of the worktree\n")
+    assert not (repository / "kept.txt").exists()  # nothing of it reaches the repository
+
+
+def test_a_file_too_large_to_be_recorded_is_left_out_and_the_rest_is_there(repository: Path) -> None:
+    (repository / "large.bin").write_bytes(bytes(2_000_000))
+    with worktree("HEAD", dirty_patch(repository)) as folder:
+        assert not (folder / "large.bin").exists()
+        assert (folder / "kept.txt").exists()
+
+
+def test_a_failure_inside_leaves_no_worktree(repository: Path) -> None:
+    with pytest.raises(ZeroDivisionError), worktree("HEAD", "") as folder:
+        1 / 0  # noqa: B018
+    assert not folder.exists()
+    assert worktrees(repository) == []
+
+
+def test_a_commit_that_is_not_here_is_refused_in_one_line(repository: Path) -> None:
+    with (
+        pytest.raises(Failure, match=r"^git worktree failed: .*no-such-commit") as caught,
+        worktree("no-such-commit", ""),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert worktrees(repository) == []
+
+
+def test_a_patch_that_does_not_fit_is_refused_and_leaves_no_worktree(repository: Path) -> None:
+    (repository / "changed.txt").write_text("after\n")
+    patch = dirty_patch(repository).replace("-before", "-something else")
+    with pytest.raises(Failure, match=r"^git apply failed: .*changed\.txt"), worktree("HEAD", patch):
+        pass
+    assert worktrees(repository) == []
+
+
+def test_a_command_in_a_worktree_has_its_own_mlflow_store_and_no_dvc_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train@imdb_lstm")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    given = environment(tmp_path)
+    assert given["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/experiments/mlflow.db"
+    assert "DVC_STAGE" not in given
+    assert "PATH" in given
