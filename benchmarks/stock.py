@@ -92,7 +92,7 @@ def cifar10(config: Config, meta: Mapping[str, Any], split: Split, device: torch
         num_workers=WORKERS,
         pin_memory=device.type == "cuda",
     )
-    network = cast(Any, config.model).network(channels=meta["shape"][0], classes=len(meta["classes"]))
+    network = cast(Any, config.model).network(shape=meta["shape"], classes=len(meta["classes"]))
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,

@@ -19,19 +19,18 @@ def evaluate(config: Config) -> None:
 
     startup.import_lightning()
 
-    import torch
-
     from src.data import packed
     from src.data.batching import batches
-    from src.hardware import fast_bf16
     from src.models import weights
     from src.reporting import classification, tables, translation
     from src.training import determinism
     from src.training.tracking import Tracker
 
+    evaluations = {
+        "classification": classification.evaluate,
+        "translation": translation.evaluate,
+    }
     determinism.fix(config.seed, config.trainer.threads)
-    # All on the CPU, wherever the model was trained; so it is this CPU's bf16 that may pay for the judge.
-    bf16 = config.trainer.precision != "32" and fast_bf16(torch.device("cpu"))
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
     test = batches(config.processed, "test", config.loader, train=False)
@@ -42,23 +41,7 @@ def evaluate(config: Config) -> None:
     with Tracker.join(
         journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
     ) as tracker:
-        limit = config.trainer.limit_test_batches
-        if meta["kind"] == "pairs":
-            pictures = translation.generated(model, test, limit)
-            metrics = translation.report(*pictures, config.evaluation, folder, label=config.label, sample=config.sample)
-            pairs: list[dict[str, str]] = []
-            if meta["palette"]:
-                train = packed.read_split(config.processed, "train")
-                scores, pairs = translation.label_recovery(
-                    train, *pictures, config.evaluation, seed=config.seed, bf16=bf16
-                )
-                metrics |= scores
-        else:
-            found = classification.probabilities(model, test, limit)
-            metrics, pairs = classification.report(
-                *found, test.split, meta, config.evaluation, folder, label=config.label, sample=config.sample
-            )
-
+        metrics, pairs = evaluations[model.task](model, test, config, meta, folder)
         tables.write_csv(config.folder / "confusion.csv", pairs)
         tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
 

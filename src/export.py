@@ -41,8 +41,9 @@ def export(config: Config) -> None:
     with Tracker.join(
         journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
     ) as tracker:
-        inputs = onnx_export.INPUTS[meta["kind"]]
-        examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
+        inputs, examples = onnx_export.given_to(
+            model, meta["kind"], batches(config.processed, "val", config.loader, train=False)
+        )
 
         folder = config.folder / "export"
         building = config.folder / ".export"  # replaces the last good export only when it is whole
@@ -53,9 +54,9 @@ def export(config: Config) -> None:
             model, inputs, examples, building / "model.onnx", config.export.tolerance
         )
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-        called = signature(config, meta) | {"sha256": sha256_of(building / "model.onnx")}
+        called = signature(config, meta, model) | {"sha256": sha256_of(building / "model.onnx")}
         (building / "signature.json").write_text(json.dumps(called, indent=1, ensure_ascii=False) + "\n")
-        text = card.model_card(_card(config, meta, note, difference, building))
+        text = card.model_card(_card(config, meta, model, note, difference, building))
         (building / "README.md").write_text(text)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -76,18 +77,31 @@ def export(config: Config) -> None:
         )
 
 
-def signature(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What calling the model needs beside the graph: kind, classes, sizes; for texts tokenizer and vocabulary."""
+def signature(config: Config, meta: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """What calling the model needs beside the graph.
+
+    Task, kind of data, classes, sizes; for texts tokenizer and vocabulary.
+    """
     known = {key: meta[key] for key in ("kind", "classes", "shape", "tokenizer", "vocabulary") if key in meta}
-    return {"name": config.name, "profile": config.profile.name, "max_tokens": config.loader.max_tokens} | known
+    if model.task == "generation":
+        known |= {"latent": model.latent}
+    about = {"name": config.name, "profile": config.profile.name, "task": model.task}
+    return about | {"max_tokens": config.loader.max_tokens} | known
 
 
-def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], difference: float, folder: Any) -> Any:
+def _card(
+    config: Config, meta: Mapping[str, Any], model: Any, note: Mapping[str, Any], difference: float, folder: Any
+) -> Any:
     from src.reporting.card import Card
 
     evaluated = config.folder / "metrics.json"
     metrics = json.loads(evaluated.read_text()) if evaluated.exists() else {}
-    tasks = {"images": "image-classification", "text": "text-classification", "pairs": "image-to-image"}
+    hub = {  # the hub's names
+        "classification": "text-classification" if meta["kind"] == "text" else "image-classification",
+        "translation": "image-to-image",
+        "reconstruction": "image-to-image",
+        "generation": "unconditional-image-generation",
+    }
     limits = [
         f"Answers differ from PyTorch's by at most {difference:.0e} on real inputs of several sizes.",
         f"Trained on {meta['source']['origin']} data alone: it knows no other kind of input.",
@@ -95,7 +109,7 @@ def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], diff
     return Card(
         title=config.name,
         summary=config.description,
-        task=tasks[meta["kind"]],  # type: ignore[arg-type]
+        task=hub[model.task],  # type: ignore[arg-type]
         dataset=config.data.name,
         profile=config.profile.name,
         counts={split: facts["examples"] for split, facts in meta["splits"].items()},
@@ -106,7 +120,8 @@ def _card(config: Config, meta: Mapping[str, Any], note: Mapping[str, Any], diff
         epochs=note["epochs"],
         metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
         folder=f"{config.output}/export",
-        image_size=tuple(meta["shape"][1:]) if "shape" in meta else (0, 0),
+        image_shape=tuple(meta.get("shape", (0, 0, 0))),
+        latent=getattr(model, "latent", 0),
         classes=meta.get("classes", []),
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         limits=limits,

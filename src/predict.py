@@ -4,6 +4,7 @@ python -m src.predict experiments/cifar10_resnet/export photo.png
 python -m src.predict experiments/imdb_lstm/export "A film that I would see again."
 python -m src.predict experiments/imdb_lstm/export review.txt
 python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
+python -m src.predict experiments/mnist_gan/export --count 64 --seed 7 --output digits.png
 """
 
 from __future__ import annotations
@@ -82,8 +83,12 @@ class Predictor:
             found = found[: (limit + 1) // 2] + found[len(found) - limit // 2 :]
         return np.array([found], np.int64), np.array([len(found)], np.int64)
 
+    def latents(self, count: int, seed: int) -> np.ndarray:
+        """What a generator draws images from: float32 [count, latent], the same for the same seed."""
+        return np.random.default_rng(seed).standard_normal((count, self.signature["latent"]), np.float32)
+
     def run(self, *inputs: np.ndarray) -> np.ndarray:
-        """The model's answer: probabilities [B, classes], or pictures float [B, 3, S, S] in 0..1."""
+        """The model's answer: probabilities [B, classes], or pictures float [B, C, H, W] in 0..1."""
         names = [given.name for given in self.session.get_inputs()]
         return self.session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
@@ -96,8 +101,10 @@ def tokenize(text: str, settings: Mapping[str, Any]) -> list[str]:
     return text.split()
 
 
-def predict(folder: Path, given: str, output: Path | None, top: int) -> None:
+def predict(folder: Path, given: str | None, output: Path | None, *, top: int, count: int, seed: int) -> None:
     """Prints classes with their probabilities, or writes the picture.
+
+    A generator takes no input: it draws `count` images from `seed`, which are written as one picture.
 
     Raises:
         Failure: the model or the input can't be read.
@@ -109,6 +116,16 @@ def predict(folder: Path, given: str, output: Path | None, top: int) -> None:
             "note: this model was trained on the sample profile; it shows that the pipeline works, no more",
             file=sys.stderr,
         )
+    if signature["task"] == "generation":
+        if given is not None:
+            raise Failure(f"{given}: {signature['name']} takes no input, it draws images: give --count and --seed")
+        if count < 1:
+            raise Failure(f"--count {count}: at least one image must be asked for")
+        drawn = tiled(predictor.run(predictor.latents(count, seed)))
+        write_picture(drawn, output or Path(f"{signature['name']}-{seed}.png"))
+        return
+    if given is None:
+        raise Failure(f"no input: {signature['name']} wants {'a text' if signature['kind'] == 'text' else 'an image'}")
     path = Path(given)
     is_file = len(given) < 250 and path.is_file()  # the system refuses to look for longer names
     is_text = signature["kind"] == "text"
@@ -118,21 +135,39 @@ def predict(folder: Path, given: str, output: Path | None, top: int) -> None:
         answer = predictor.run(*predictor.tokens(path.read_text(errors="replace") if is_file else given))[0]
     else:
         answer = predictor.run(predictor.image(path))[0]
-    if signature["kind"] == "pairs":
-        from PIL import Image
-
-        target = output or path.with_name(f"{path.stem}-{signature['name']}.png")
-        picture = Image.fromarray((answer.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8))
-        try:
-            picture.save(target)
-        except (OSError, ValueError) as error:
-            raise Failure(
-                f"{target} can't be written ({error}): give --output NAME.png in a folder that is there"
-            ) from None
-        print(target)
+    if signature["task"] != "classification":
+        write_picture(answer, output or path.with_name(f"{path.stem}-{signature['name']}.png"))
         return
     for place in np.argsort(-answer, kind="stable")[:top]:
         print(f"{answer[place]:7.2%}  {signature['classes'][place]}")
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """Images [N, C, H, W] side by side as one, about as many across as down; missing ones are black."""
+    count, channels, height, width = images.shape
+    across = int(np.ceil(np.sqrt(count)))
+    down = -(-count // across)
+    full = np.concatenate([images, np.zeros((across * down - count, channels, height, width), images.dtype)])
+    rows = full.reshape(down, across, channels, height, width).transpose(2, 0, 3, 1, 4)
+    return rows.reshape(channels, down * height, across * width)
+
+
+def write_picture(picture: np.ndarray, target: Path) -> None:
+    """Writes a picture, float [C, H, W] in 0..1, and prints where.
+
+    Raises:
+        Failure: it can't be written there.
+    """
+    from PIL import Image
+
+    pixels = (picture.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
+    try:
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(target)
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"{target} can't be written ({error}): give --output NAME.png in a folder that is there"
+        ) from None
+    print(target)
 
 
 def main() -> None:
@@ -141,12 +176,21 @@ def main() -> None:
         prog="python -m src.predict", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="an export/ folder")
-    parser.add_argument("input", help="an image file, a text, or a text file")
+    parser.add_argument("input", nargs="?", help="an image file, a text, or a text file; none for a generator")
     parser.add_argument("--output", type=Path, help="where a picture is written (default: beside the input)")
     parser.add_argument("--top", type=int, default=5, help="how many classes are shown (default: 5)")
+    parser.add_argument("--count", type=int, default=16, help="how many images a generator draws (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="what they are drawn from (default: 0)")
     arguments = parser.parse_args()
     try:
-        predict(arguments.folder, arguments.input, arguments.output, arguments.top)
+        predict(
+            arguments.folder,
+            arguments.input,
+            arguments.output,
+            top=arguments.top,
+            count=arguments.count,
+            seed=arguments.seed,
+        )
     except Failure as error:
         print(f"predict failed: {error}", file=sys.stderr)
         sys.exit(1)

@@ -29,7 +29,7 @@ def image_classifier(classes: int = 5, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return ImageClassifier(
         {"shape": [3, 32, 32], "classes": [str(c) for c in range(classes)], "mean": [0.5] * 3, "std": [0.2] * 3},
-        network=lambda channels, classes: FastResNet(channels, classes, width=8),  # type: ignore[arg-type]
+        network=lambda shape, classes: FastResNet(shape, classes, width=8),  # type: ignore[arg-type]
         optimizer=SGD(name="sgd", lr=0.1),
         schedule=Constant(name="constant"),
     )

@@ -58,7 +58,7 @@ def image_model(folder: Path, **signature: Any) -> Path:
     given = [helper.make_tensor_value_info("images", T.UINT8, ["batch", 3, 8, 8])]
     output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3])
     constants = [constant("axes", [2, 3]), constant("scale", 0.02)]
-    known = {"kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
+    known = {"task": "classification", "kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
     return write_model(folder, nodes, given, output, constants, **known | signature)
 
 
@@ -84,7 +84,8 @@ def text_model(folder: Path, **signature: Any) -> Path:
     ]
     output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 2])
     constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
-    known = {"kind": "text", "classes": ["neg", "pos"], "vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
+    known: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
+    known |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
     return write_model(folder, nodes, given, output, constants, **known | signature)
 
 
@@ -98,7 +99,14 @@ def pairs_model(folder: Path, **signature: Any) -> Path:
     given = [helper.make_tensor_value_info("input", T.UINT8, ["batch", 3, 8, 8])]
     output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3, 8, 8])
     constants = [constant("white", 255.0), constant("one", 1.0)]
-    return write_model(folder, nodes, given, output, constants, **{"kind": "pairs", "shape": [3, 8, 8]} | signature)
+    return write_model(
+        folder,
+        nodes,
+        given,
+        output,
+        constants,
+        **{"task": "translation", "kind": "pairs", "shape": [3, 8, 8]} | signature,
+    )
 
 
 Call = Callable[..., tuple[int, str, str]]

@@ -14,7 +14,8 @@ from src.models.classifier import ImageClassifier
 from src.models.resnet import Convolution, FastResNet, resnet18
 
 CLASSES = 10
-META = {"shape": [3, 32, 32], "classes": list("0123456789"), "mean": [0.2, 0.4, 0.6], "std": [0.1, 0.2, 0.4]}
+SHAPE = [3, 32, 32]
+META = {"shape": SHAPE, "classes": list("0123456789"), "mean": [0.2, 0.4, 0.6], "std": [0.1, 0.2, 0.4]}
 
 
 def parameters(network: nn.Module) -> int:
@@ -35,7 +36,7 @@ def photos(count: int = 64) -> Tensor:
 
 
 def test_resnet18_with_the_cifar_stem_has_the_known_parameters_and_keeps_the_picture_large_at_first() -> None:
-    network = resnet18(3, CLASSES).eval()
+    network = resnet18(SHAPE, CLASSES).eval()
     assert parameters(network) == 11_173_962
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, CLASSES)
     stem = network.get_submodule("conv1")
@@ -43,7 +44,7 @@ def test_resnet18_with_the_cifar_stem_has_the_known_parameters_and_keeps_the_pic
 
 
 def test_resnet18_takes_other_channels_and_classes() -> None:
-    assert resnet18(1, 7).eval()(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+    assert resnet18([1, 28, 28], 7).eval()(torch.randn(2, 1, 28, 28)).shape == (2, 7)
 
 
 def test_fast_resnet_has_the_parameters_of_its_parts() -> None:
@@ -52,17 +53,17 @@ def test_fast_resnet_has_the_parameters_of_its_parts() -> None:
 
     whitening = 24 * (3 * 2 * 2) + 24  # twelve patch directions, each with either sign; one bias each
     total = whitening + block(24, 64) + block(64, 256) + block(256, 512) + 512 * CLASSES
-    assert parameters(FastResNet(3, CLASSES, width=64)) == total == 4_335_672
+    assert parameters(FastResNet(SHAPE, CLASSES, width=64)) == total == 4_335_672
 
 
 def test_fast_resnet_maps_pictures_of_nine_pixels_and_more_to_logits() -> None:
-    network = FastResNet(3, CLASSES, width=8).eval()
+    network = FastResNet(SHAPE, CLASSES, width=8).eval()
     for size in (9, 28, 32):
         assert network(torch.randn(2, 3, size, size)).shape == (2, CLASSES)
 
 
 def test_fast_resnet_trains_neither_the_whitening_filters_nor_the_scales_of_its_norms() -> None:
-    network = FastResNet(3, CLASSES, width=8)
+    network = FastResNet(SHAPE, CLASSES, width=8)
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert len(norms) == 6
@@ -71,13 +72,13 @@ def test_fast_resnet_trains_neither_the_whitening_filters_nor_the_scales_of_its_
 
 
 def test_a_convolution_passes_its_inputs_at_the_start() -> None:
-    block = FastResNet(3, CLASSES, width=8).blocks[1]
+    block = FastResNet(SHAPE, CLASSES, width=8).blocks[1]
     x = torch.randn(1, 8, 6, 6)
     torch.testing.assert_close(block.enter(x)[:, :8], x)  # type: ignore[operator]
 
 
 def test_fitted_whitening_decorrelates_patches_and_comes_in_pairs_of_either_sign() -> None:
-    network = FastResNet(3, CLASSES, width=8)
+    network = FastResNet(SHAPE, CLASSES, width=8)
     images = photos().float() / 64 - 1
     network.fit_whitening(images)
     filters = network.whiten.weight
@@ -94,7 +95,7 @@ def test_fitted_whitening_decorrelates_patches_and_comes_in_pairs_of_either_sign
 
 
 def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_above_it_as_ones() -> None:
-    model = classifier(lambda channels, classes: nn.Flatten())
+    model = classifier(lambda shape, classes: nn.Flatten())
     mean = torch.tensor([51, 102, 153], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 32, 32)
     above = torch.tensor([51 + 25.5, 102 + 51, 153 + 102]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
     torch.testing.assert_close(model(mean), torch.zeros(2, 3072), atol=1e-6, rtol=0)
@@ -102,20 +103,20 @@ def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_abo
 
 
 def test_a_classifier_fits_the_whitening_on_normalised_images_and_leaves_other_networks_alone() -> None:
-    model = classifier(lambda channels, classes: FastResNet(channels, classes, width=8))
+    model = classifier(lambda shape, classes: FastResNet(shape, classes, width=8))
     model.prepare(photos())
-    alone = FastResNet(3, CLASSES, width=8)
+    alone = FastResNet(SHAPE, CLASSES, width=8)
     alone.fit_whitening((photos() - model.mean) / model.std)
     assert torch.equal(model.network.get_parameter("whiten.weight"), alone.whiten.weight)
 
-    plain = classifier(lambda channels, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
+    plain = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     before = plain.network.get_parameter("1.weight").clone()
     plain.prepare(photos())
     assert torch.equal(plain.network.get_parameter("1.weight"), before)
 
 
 def test_answers_are_probabilities() -> None:
-    answer = classifier(lambda channels, classes: FastResNet(channels, classes, width=8)).answer(photos(4))
+    answer = classifier(lambda shape, classes: FastResNet(shape, classes, width=8)).answer(photos(4))
     assert answer.shape == (4, CLASSES)
     torch.testing.assert_close(answer.sum(1), torch.ones(4))
     assert answer.min() >= 0
@@ -123,7 +124,7 @@ def test_answers_are_probabilities() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_cross_entropy_and_its_sums_count_what_was_right(smoothing: float) -> None:
-    model = classifier(lambda channels, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
+    model = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     images, labels = photos(8), torch.arange(8)
     sums = torch.zeros(3, dtype=torch.float64)
     loss = model.loss((images, labels), sums, smoothing)

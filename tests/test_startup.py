@@ -24,7 +24,7 @@ json.dump({
     "after_start": after_start,
     "lightning": "pytorch_lightning" in sys.modules,
     "similarity": float(similarity),
-    "resnet": list(resnet18(3, 10)(torch.zeros(2, 3, 32, 32)).shape),
+    "resnet": list(resnet18([3, 32, 32], 10)(torch.zeros(2, 3, 32, 32)).shape),
 }, sys.stdout)
 """
 

@@ -17,6 +17,8 @@ from src.models.sums import Summing
 class Classifier(Summing):
     """Cross-entropy training of `self.network`; the last element of a batch is the labels, int64 [B]."""
 
+    task = "classification"
+
     def __init__(self, *, optimizer: Optimizer, schedule: Schedule, label_smoothing: Probability = 0.0) -> None:
         super().__init__(train=(3,), val=(3,))  # loss sum, correct, count
         self.optimizer_config = optimizer
@@ -82,7 +84,7 @@ class ImageClassifier(Classifier):
         self.register_buffer("std", torch.tensor(meta["std"]).mul(255).view(1, channels, 1, 1))
         self.mean: Tensor
         self.std: Tensor
-        self.network: nn.Module = network(channels=channels, classes=len(meta["classes"]))
+        self.network: nn.Module = network(shape=meta["shape"], classes=len(meta["classes"]))
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> logits [B, classes]."""

@@ -32,6 +32,7 @@ class Inputs:
 
 IMAGE = Inputs(("image",), ({0: "batch"},))
 TEXT = Inputs(("tokens", "lengths"), ({0: "batch", 1: "time"}, {0: "batch"}))
+LATENT = Inputs(("latent",), ({0: "batch"},))
 INPUTS = {"images": IMAGE, "pairs": IMAGE, "text": TEXT}
 
 
@@ -56,6 +57,13 @@ def real_inputs(batches: Any) -> list[tuple[Tensor, ...]]:
     every = max(1, len(batches) // 3)
     chosen = [batch for number, batch in enumerate(batches) if number % every == 0][:3]
     return [tuple(batch[:-1]) for batch in chosen]
+
+
+def given_to(model: Any, kind: str, batches: Any) -> tuple[Inputs, list[tuple[Tensor, ...]]]:
+    """What a model takes, and examples of it: off data of `kind`, or drawn where the model is a generator."""
+    if model.task == "generation":
+        return LATENT, [(model.draw_latents(32, seed),) for seed in range(3)]
+    return INPUTS[kind], real_inputs(batches)
 
 
 def write(model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...]], path: Path, *, opset: int) -> None:

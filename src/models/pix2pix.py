@@ -114,6 +114,8 @@ class Pix2Pix(Summing):
     2017).
     """
 
+    task = "translation"
+
     def __init__(
         self,
         meta: Mapping[str, Any],

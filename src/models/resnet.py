@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from torch.nn import functional as F
 from src.config import PositiveInt
 
 
-def resnet18(channels: int, classes: int) -> nn.Module:
+def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
     """ResNet-18 (He et al., 2016) with the CIFAR stem: a 3x3 convolution of stride 1, no pooling before the blocks.
 
-    Maps float [B, C, H, W] to logits [B, classes]; 11.17 million parameters for three channels and ten classes.
+    Maps float [B, *shape], shape (C, H, W), to logits [B, classes]; 11.17 million parameters for three channels and ten
+    classes.
     """
     from torchvision.models import resnet18 as torchvision_resnet18
 
     network = torchvision_resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     # He initialisation with fan_out is torchvision's own; the stem that replaces theirs gets the same.
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -121,17 +123,17 @@ class FastResNet(nn.Module):
 
     A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two
     convolutions each with a shortcut over the second, pooling, a linear layer whose output is scaled down. An image of
-    32x32 takes 0.33 GFLOP at width 64, 0.50 at 80; ResNet-18 takes 1.11. Maps float [B, C, H, W], H and W at least 9,
-    to logits [B, classes].
+    32x32 takes 0.33 GFLOP at width 64, 0.50 at 80; ResNet-18 takes 1.11. Maps float [B, *shape], shape (C, H, W) with
+    H and W at least 9, to logits [B, classes].
     """
 
     WHITENING_EPSILON = 5e-4  # keeps directions of next to no variance from being blown up (airbench's value)
     OUTPUT_SCALE = 1 / 9  # airbench's: keeps early logits small under a high rate
 
-    def __init__(self, channels: int, classes: int, *, width: PositiveInt = 64) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: PositiveInt = 64) -> None:
         super().__init__()
-        patch = channels * 2 * 2
-        self.whiten = nn.Conv2d(channels, 2 * patch, kernel_size=2, bias=True)
+        patch = shape[0] * 2 * 2
+        self.whiten = nn.Conv2d(shape[0], 2 * patch, kernel_size=2, bias=True)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         self.blocks = nn.Sequential(_Block(2 * patch, width), _Block(width, 4 * width), _Block(4 * width, 8 * width))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
+
+Task = Literal["classification", "translation", "reconstruction", "generation"]
 
 
 class Summing(LightningModule):
@@ -14,7 +16,11 @@ class Summing(LightningModule):
 
     They are read once an epoch: a `self.log` at each step costs 200 us. Those of training are part of a checkpoint,
     each process's own, so that a run which goes on in mid-epoch reports the whole of it.
+
+    `task` says what the model does, whatever its data: by it the stages choose how to evaluate, export and call it.
     """
+
+    task: ClassVar[Task]
 
     def __init__(self, train: tuple[int, ...], val: tuple[int, ...]) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule
 from src.config import Build
 from src.errors import Failure
 from src.files import sha256_of, write_atomically
+from src.models.sums import Summing
 
 NAME = "model.safetensors"
 NOTE = "model.json"
@@ -45,7 +46,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def load(model: Build, meta: Mapping[str, Any], folder: Path) -> LightningModule:
+def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Summing:
     """Builds the configured model and gives it the weights of `folder`, ready for evaluation.
 
     Raises:
@@ -60,7 +61,7 @@ def load(model: Build, meta: Mapping[str, Any], folder: Path) -> LightningModule
         raise Failure(
             f"{path} is damaged (sha256 {found[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
         )
-    built: LightningModule = model(meta)
+    built: Summing = model(meta)
     try:
         built.load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -14,7 +14,7 @@ import yaml
 from src.reporting.plots import SAMPLE_NOTE
 from src.reporting.tables import markdown
 
-Task = Literal["image-classification", "text-classification", "image-to-image"]
+Task = Literal["image-classification", "text-classification", "image-to-image", "unconditional-image-generation"]
 
 READ_IMAGE = """\
 import numpy as np
@@ -22,8 +22,11 @@ import onnxruntime
 from PIL import Image
 
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
-photo = Image.open("input.png").convert("RGB").resize(({width}, {height}))
-image = np.asarray(photo).transpose(2, 0, 1)[None]  # uint8 [1, 3, {height}, {width}]
+photo = Image.open("input.png").convert("{mode}").resize(({width}, {height}))
+image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
+"""
+WRITE_IMAGE = """\
+Image.fromarray((255 * output[0]).round().astype(np.uint8).transpose(1, 2, 0).squeeze()).save("output.png")
 """
 SNIPPETS: dict[Task, str] = {
     "image-classification": READ_IMAGE
@@ -43,9 +46,19 @@ print({names}[scores[0].argmax()])
 """,
     "image-to-image": READ_IMAGE
     + """\
-output = session.run(None, {{"image": image}})[0]  # float32 [1, 3, {height}, {width}] in 0..1
-Image.fromarray((255 * output[0]).round().astype(np.uint8).transpose(1, 2, 0)).save("output.png")
-""",
+output = session.run(None, {{"image": image}})[0]  # float32 [1, {channels}, {height}, {width}] in 0..1
+"""
+    + WRITE_IMAGE,
+    "unconditional-image-generation": """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+latent = np.random.default_rng(0).standard_normal((16, {latent}), np.float32)
+output = session.run(None, {{"latent": latent}})[0]  # float32 [16, {channels}, {height}, {width}] in 0..1
+"""
+    + WRITE_IMAGE,
 }
 
 
@@ -66,10 +79,11 @@ class Card:
     epochs: int
     metrics: Mapping[str, float]  # on the test split
     folder: str  # relative to the repository; holds model.onnx
-    image_size: tuple[int, int]  # height and width in pixels; (0, 0) for texts
-    classes: Sequence[str]  # in the order of the scores; empty for image-to-image
+    image_shape: tuple[int, int, int]  # channels, height, width; zeros for texts
+    classes: Sequence[str]  # in the order of the scores; empty where there are none
     files: Mapping[str, str]  # name -> sha256
     limits: Sequence[str]  # a sentence each
+    latent: int = 0  # numbers that a generator draws an image from
 
 
 def model_card(card: Card) -> str:
@@ -108,10 +122,20 @@ def _training(card: Card) -> str:
 
 
 def _calling(card: Card) -> str:
-    height, width = card.image_size
-    given = '"A text in quotation marks."' if card.task == "text-classification" else "input.png"
+    channels, height, width = card.image_shape
+    given = {
+        "text-classification": '"A text in quotation marks."',
+        "unconditional-image-generation": "--count 16 --seed 0",
+    }.get(card.task, "input.png")
     code = SNIPPETS[card.task].format(
-        folder=card.folder, height=height, width=width, classes=len(card.classes), names=list(card.classes)
+        folder=card.folder,
+        mode="RGB" if channels == 3 else "L",
+        channels=channels,
+        height=height,
+        width=width,
+        latent=card.latent,
+        classes=len(card.classes),
+        names=list(card.classes),
     )
     return (
         f"```sh\npython -m src.predict {card.folder} {given}\n```\n\n"

@@ -11,9 +11,17 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional import classification as metrics
 
-from src.config import Evaluation
+from src.config import Config, Evaluation
 from src.data.batching import Batches
 from src.reporting import plots, tables
+
+
+def evaluate(
+    model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """The figures of a classifier on the test split, and (actual, predicted) of each example; see `report`."""
+    found = probabilities(model, test, config.trainer.limit_test_batches)
+    return report(*found, test.split, meta, config.evaluation, folder, label=config.label, sample=config.sample)
 
 
 def probabilities(

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional import image as metrics
 
-from src.config import Evaluation
+from src.config import Config, Evaluation
+from src.data import packed
 from src.data.batching import Batches
 from src.data.facade_palette import FACADE_PALETTE
+from src.hardware import fast_bf16
 from src.models.segmenter import segmentation_scores, train_segmenter
 from src.reporting import plots, tables
 from src.reporting.classification import limited
 
 GRID = 8  # pixels a side whose label, actual and read back, goes into the confusion plot
+
+
+def evaluate(
+    model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """The figures of the test split's pictures, and (actual, read back) labels where the input is a label map."""
+    pictures = generated(model, test, config.trainer.limit_test_batches)
+    metrics = report(*pictures, config.evaluation, folder, label=config.label, sample=config.sample)
+    if not meta["palette"]:
+        return metrics, []
+    train = packed.read_split(config.processed, "train")
+    # Judged on the CPU, wherever the model was trained; so it is this CPU's bf16 that may pay.
+    bf16 = config.trainer.precision != "32" and fast_bf16(torch.device("cpu"))
+    scores, pairs = label_recovery(train, *pictures, config.evaluation, seed=config.seed, bf16=bf16)
+    return metrics | scores, pairs
 
 
 def generated(model: nn.Module, batches: Batches, limit: int | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
