@@ -25,6 +25,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from src.dvc_stage import end_with_dvc, put_back_outputs
 from src.errors import NO_ROOM, Failure
@@ -53,6 +54,19 @@ Limit = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _refuse_step(given: Any) -> Any:
+    """A step's derivative is zero wherever it has one: no gradient passes it, and what is before it never learns."""
+    if given == "step":
+        raise PydanticCustomError(
+            "no_gradient",
+            "its derivative is zero, so nothing before it would learn; sigmoid is its smooth form, relu learns faster",
+        )
+    return given
+
+
+Activation = Annotated[Literal["relu", "tanh", "sigmoid", "leaky_relu", "gelu"], BeforeValidator(_refuse_step)]
+
+
 class Section(pydantic.BaseModel):
     """A part of the configuration: strict types, no unknown keys."""
 
@@ -66,7 +80,8 @@ class SGD(Section):
     lr: Positive
     momentum: Probability = 0.9
     nesterov: bool = True
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0  # L2
+    l1: NonNegative = 0.0  # times the sum of the weights' magnitudes, biases left out
     # Biases of norms and of frozen layers learn this many times faster (airbench: 64).
     norm_bias_lr_factor: Positive = 1.0
 
@@ -79,6 +94,13 @@ class Muon(Section):
     momentum: Probability = 0.6
     rest: SGD
 
+    @pydantic.field_validator("rest")
+    @classmethod
+    def _without_l1(cls, rest: SGD) -> SGD:
+        if rest.l1:
+            raise PydanticCustomError("l1", "Muon keeps each filter's norm, so an l1 has nothing to shrink; use sgd")
+        return rest
+
 
 class Adam(Section):
     """Adam (Kingma and Ba, 2015); weight decay is L2."""
@@ -88,6 +110,7 @@ class Adam(Section):
     beta1: Probability = 0.9
     beta2: Probability = 0.999
     weight_decay: NonNegative = 0.0
+    l1: NonNegative = 0.0  # as SGD's
 
 
 class AdamW(Section):
@@ -98,6 +121,7 @@ class AdamW(Section):
     beta1: Probability = 0.9
     beta2: Probability = 0.999
     weight_decay: NonNegative = 0.01
+    l1: NonNegative = 0.0  # as SGD's
 
 
 class Constant(Section):
@@ -190,6 +214,7 @@ class Loader(Section):
         "none"  # alternating: random at first, then every second epoch mirrored
     )
     crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # images: turned by up to so many degrees, either way
     low_resolution: LowResolution | None = None  # images
     enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
     max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
@@ -197,9 +222,10 @@ class Loader(Section):
 
 
 class Official(Section):
-    """Where the official archive lies."""
+    """Where the official data lies: an archive, or a folder of files."""
 
-    urls: Annotated[list[str], Field(min_length=1)]  # mirrors, in order
+    urls: Annotated[list[str], Field(min_length=1)]  # mirrors, in order: of the archive, or of the folder
+    files: dict[str, Sha256] | None = None  # of the folder, by name; null: an archive
     sha256: Sha256 | None = None  # null: no published checksum is known; the one that was met is recorded
 
 
@@ -260,6 +286,7 @@ class Evaluation(Section):
     examples: PositiveInt = 6
     segmenter_epochs: PositiveInt = 12
     segmenter_width: PositiveInt = 16
+    judge_steps: PositiveInt = 1000  # of a generator's judge, batches of 128
 
 
 class Export(Section):

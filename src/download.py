@@ -7,9 +7,10 @@ python -m src.download +experiment=cifar10_resnet profile=full data.archive=~/Do
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-from src.config import ROOT, ConfigError, DataConfig, main
+from src.config import ROOT, ConfigError, DataConfig, Official, main
 from src.data.sources import adopt, fetch
 from src.files import sha256_of
 
@@ -37,7 +38,7 @@ def download(config: DataConfig) -> None:
         origin, sha256 = Path(data.archive).name, adopt(data.archive, archive, sha256=data.sha256, partial_dir=partial)
     elif data.official:
         origin = data.official.urls[0]
-        sha256 = fetch(data.official.urls, archive, sha256=data.official.sha256, partial_dir=partial)
+        sha256 = fetch_official(data.official, archive, partial)
     else:
         raise ConfigError(
             f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
@@ -45,6 +46,23 @@ def download(config: DataConfig) -> None:
     source = {"origin": origin, "archive": archive.name, "bytes": archive.stat().st_size, "sha256": sha256}
     (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
     print(f"{data.name}: {archive.name}, {source['bytes'] / 1e6:.1f} MB from {origin}, sha256 {sha256}", flush=True)
+
+
+def fetch_official(official: Official, archive: Path, partial: Path) -> str:
+    """The official archive at `archive`, and its sha256; files of a folder become one, as a folder of the user's does.
+
+    Raises:
+        SourceError: a file can't be had, or is not what its checksum says.
+    """
+    if not official.files:
+        return fetch(official.urls, archive, sha256=official.sha256, partial_dir=partial)
+    folder = partial / archive.stem
+    for name, sha256 in official.files.items():
+        mirrors = [f"{url.rstrip('/')}/{name}" for url in official.urls]
+        fetch(mirrors, folder / name, sha256=sha256, partial_dir=partial)
+    made = adopt(str(folder), archive, sha256=official.sha256, partial_dir=partial)
+    shutil.rmtree(folder)
+    return made
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Random numbers come from the generator that is given.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,6 +48,19 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     """Indices beyond the edge, mirrored at it (the edge itself is not repeated)."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def rotate(images: Tensor, degrees: float, random: torch.Generator) -> Tensor:
+    """Images turned about their middle by angles drawn from -degrees..degrees; what comes in at the corners is black.
+
+    uint8 [B, C, H, W] -> uint8 [B, C, H, W], in pixels between others interpolated.
+    """
+    angles = (2 * torch.rand(len(images), generator=random) - 1) * math.radians(degrees)
+    cos, sin = angles.cos(), angles.sin()
+    ratio = images.shape[2] / images.shape[3]  # the grid counts either side as -1..1
+    turn = torch.stack([cos, -sin * ratio, 0 * cos, sin / ratio, cos, 0 * cos], 1).view(-1, 2, 3)
+    grid = F.affine_grid(turn.to(images.device, non_blocking=True), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
 
 
 def shrink(images: Tensor, size: int) -> Tensor:

@@ -122,6 +122,8 @@ class ImageBatches(Batches):
             mirrored = mirrored.to(images.device, non_blocking=True)
         random = generator(self.seed, "crop", self.epoch, index)
         made = augmentation.crop_and_flip(images, there, self.loader.crop_padding, mirrored, random)
+        if self.loader.rotation:
+            made = augmentation.rotate(made, self.loader.rotation, generator(self.seed, "rotation", self.epoch, index))
         low = self.loader.low_resolution
         if low and self.epoch < round(low.until * self.epochs):
             made = augmentation.shrink(made, low.size)

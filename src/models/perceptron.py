@@ -1,0 +1,37 @@
+"""The feed-forward network (multilayer perceptron): every pixel to every hidden unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from src.config import Activation, PositiveInt, Probability
+from src.models.layers import activated
+
+
+class Perceptron(nn.Module):
+    """x -> W2 a(W1 x + b1) + b2, with as many hidden layers as `hidden` has widths; an empty list is a linear model.
+
+    Maps float [B, *shape] to logits [B, classes]. Dropout follows each activation.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        *,
+        hidden: list[PositiveInt],
+        activation: Activation = "relu",
+        dropout: Probability = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [math.prod(shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip(widths, hidden, strict=False):
+            layers += [nn.Linear(inputs, outputs), activated(activation), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)

@@ -1,0 +1,158 @@
+"""MNIST's format: read whatever it lies in, refused where it is damaged, drawn for the sample, fetched by file."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src import download as download_module
+from src.config import ConfigError, compose
+from src.data.mnist import DIGITS, Mnist, read_idx
+from src.data.sources import SourceError
+from src.download import download
+from src.files import sha256_of
+from src.preprocess import preprocess
+from tests.loopback import Host
+from tests.tiny_data import write_tar
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def members(folder: str = "mnist", classes: int = 3, zipped: bool = True) -> dict[str, bytes]:
+    """30 + 6 pictures of 4x5 pixels; a picture's first pixel is its label."""
+    made = {}
+    for part, count in (("train", 30), ("t10k", 6)):
+        labels = (np.arange(count) % classes).astype(np.uint8)
+        images = np.random.default_rng(count).integers(0, 256, (count, 4, 5), np.uint8)
+        images[:, 0, 0] = labels
+        for what, values in (("images-idx3", images), ("labels-idx1", labels)):
+            name = f"{folder}/{part}-{what}-ubyte"
+            made[name + ".gz" * zipped] = gzip.compress(idx(values)) if zipped else idx(values)
+    return made
+
+
+def mnist(classes: int = 3) -> Mnist:
+    return Mnist(classes=[str(number) for number in range(classes)], val_fraction=0.1)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_images_and_labels_belong_together_zipped_or_not(zipped: bool, tmp_path: Path) -> None:
+    made = mnist().pack(write_tar(tmp_path / "m.tar", members(zipped=zipped)))
+    assert made.meta["shape"] == [1, 4, 5]
+    assert {split: len(arrays["labels"]) for split, arrays in made.splits.items()} == {"train": 27, "val": 3, "test": 6}
+    for arrays in made.splits.values():
+        assert arrays["images"][:, 0, 0, 0].tolist() == arrays["labels"].tolist()
+
+
+def test_a_folder_of_the_users_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "ROOT", tmp_path)
+    for name, content in members("mine", classes=10).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    fashion = ["experiment=mnist_cnn", "data=fashion_mnist", "profile=full", "output=out"]
+    config = compose([*fashion, f"data_folder={tmp_path / 'data'}", f"data.archive={tmp_path / 'mine'}"])
+    download(config)
+    preprocess(config)
+    assert (config.processed / "test.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda files: files.pop("mnist/t10k-labels-idx1-ubyte.gz"), "no t10k-labels in it"),
+        (
+            lambda files: files.update({"mnist/train-labels-idx1-ubyte.gz": gzip.compress(idx(np.zeros(7, np.uint8)))}),
+            "do not fit",
+        ),
+        (
+            lambda files: files.update(
+                {"mnist/t10k-labels-idx1-ubyte.gz": gzip.compress(idx(np.full(6, 3, np.uint8)))}
+            ),
+            "holds the label 3, but data.classes names 3 classes",
+        ),
+    ],
+)
+def test_an_archive_that_is_not_whole_is_refused(damage: object, told: str, tmp_path: Path) -> None:
+    files = members()
+    damage(files)  # type: ignore[operator]
+    archive = write_tar(tmp_path / "m.tar", files)
+    with pytest.raises(SourceError) as error:
+        mnist().pack(archive)
+    assert told in str(error.value)
+    assert str(archive) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\x08",
+        idx(np.zeros((2, 3), np.uint8))[:-1],
+        b"\0\0\x0d\x01" + bytes(8),  # floats
+        gzip.compress(idx(np.zeros((20, 30), np.uint8)))[:-9],
+        gzip.compress(b"<html>"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_and_named(content: bytes) -> None:
+    with pytest.raises(SourceError, match=r"a\.tar: images is no IDX file"):
+        read_idx(content, "a.tar: images")
+
+
+def test_the_sample_holds_real_digits_of_mnists_size_and_is_the_same_again(tmp_path: Path) -> None:
+    dataset = Mnist(classes=DIGITS)
+    dataset.draw_sample(tmp_path / "one.tar")
+    dataset.draw_sample(tmp_path / "two.tar")
+    assert sha256_of(tmp_path / "one.tar") == sha256_of(tmp_path / "two.tar")
+    made = dataset.pack(tmp_path / "one.tar")
+    assert made.meta["shape"] == [1, 28, 28]
+    assert len(made.splits["test"]["labels"]) == 360
+    assert np.bincount(made.splits["train"]["labels"]).min() > 100
+    # Digits can be told apart: the nearest training image is mostly of the same class.
+    train, test = (made.splits[split]["images"].reshape(-1, 784).astype(np.float32) for split in ("train", "test"))
+    distances = (test**2).sum(1)[:, None] - 2 * test @ train.T + (train**2).sum(1)
+    nearest = made.splits["train"]["labels"][distances.argmin(1)]
+    assert (nearest == made.splits["test"]["labels"]).mean() > 0.9
+
+
+def test_clothes_have_no_sample(tmp_path: Path) -> None:
+    config = compose(["experiment=mnist_cnn", "data=fashion_mnist", "output=out", f"data_folder={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"shows digits, not T-shirt/top, .*; add profile=full"):
+        download(config)
+
+
+@pytest.fixture
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(download_module, "ROOT", tmp_path)  # partial downloads lie there
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return ["experiment=mnist_cnn", "profile=full", "output=out", f"data_folder={tmp_path / 'data'}"]
+
+
+def test_official_files_are_fetched_one_by_one_and_become_one_archive(official: list[str], tmp_path: Path) -> None:
+    files = {name.rpartition("/")[2]: content for name, content in members(classes=10).items()}
+    with Host() as host:
+        sums = {}
+        for name, content in files.items():
+            host.serve(f"/there/{name}", content)
+            (tmp_path / name).write_bytes(content)
+            sums[name] = sha256_of(tmp_path / name)
+        listed = ", ".join(f"{name}: {digest}" for name, digest in sums.items())
+        config = compose(
+            [*official, f"data.official={{urls: [{host.url}/gone, {host.url}/there/], files: {{{listed}}}}}"]
+        )
+        download(config)
+        preprocess(config)
+        assert (config.processed / "train.safetensors").is_file()
+        assert [path.name for path in (tmp_path / "data" / ".partial").iterdir() if path.is_dir()] == []
+
+        wrong = listed.replace(sums["t10k-labels-idx1-ubyte.gz"], "0" * 64)
+        config = compose([*official, f"data.official={{urls: [{host.url}/there], files: {{{wrong}}}}}"])
+        (config.raw / "mnist.tar").unlink()
+        with pytest.raises(SourceError, match="t10k-labels"):
+            download(config)
+        assert not (config.raw / "mnist.tar").exists()
