@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.timing import StepClock
 from src.config import Config
 from src.data.packed import PADDING
-from src.models.pix2pix import PatchGAN, UNet, initialise
+from src.models.adversarial import initialise
+from src.models.pix2pix import PatchGAN, UNet
 
 Split = dict[str, Tensor]
 WORKERS = 2  # for pictures, whose decoding and cropping costs time

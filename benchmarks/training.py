@@ -26,7 +26,8 @@ from benchmarks.timing import Measure, StepClock, paired
 from src.config import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
-from src.models.pix2pix import Pix2Pix, scaled
+from src.models.adversarial import scaled
+from src.models.pix2pix import Pix2Pix
 from src.training import determinism, startup
 from src.training.history import History
 from src.training.interruption import Interruption

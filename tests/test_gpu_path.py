@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from src.config import Config, ConfigError, Loader, compose
 from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
+from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier
-from src.models.pix2pix import scaled
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from src.config import Adam, Linear, Loader, compose
 from src.data.batching import PairBatches
 from src.errors import Failure
+from src.models.adversarial import scaled
 from src.models.optimization import rate_factor
-from src.models.pix2pix import PatchGAN, Pix2Pix, UNet, scaled
+from src.models.pix2pix import PatchGAN, Pix2Pix, UNet
 
 SIZE = 32
 

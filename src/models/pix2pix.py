@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from src.config import NonNegative, Optimizer, PositiveInt, Probability, Schedule
 from src.errors import Failure
-from src.models.optimization import build_optimizer, build_schedule
-from src.models.sums import Summing
+from src.models.adversarial import Adversarial, add, initialise, scaled
+
+SHOWN = 4  # pictures that are drawn after each validation
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -94,27 +95,16 @@ class PatchGAN(nn.Module):
         return self.layers(torch.cat([source, picture], dim=1))
 
 
-def initialise(module: nn.Module) -> None:
-    """The paper's N(0, 0.02) for convolutions, N(1, 0.02) for the norms' scales."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-class Pix2Pix(Summing):
+class Pix2Pix(Adversarial):
     """Trains generator and discriminator in turn, one step each per batch.
 
     The discriminator's loss is halved, which slows it; the generator's is the GAN's plus `l1` times the mean absolute
-    error. `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al.,
-    2017).
+    error.
     """
 
     task = "translation"
+    generator: UNet
+    discriminator: PatchGAN
 
     def __init__(
         self,
@@ -129,12 +119,7 @@ class Pix2Pix(Summing):
         dropout: Probability = 0.5,
     ) -> None:
         # generator's, discriminator's and L1 losses (train), L1 (val), each with its count
-        super().__init__(train=(3, 2), val=(1, 2))
-        self.automatic_optimization = False
-        self.gradient_clip: float | None = None  # a norm; with manual optimization Lightning does not clip by itself
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
-        self.gan = gan
+        super().__init__(optimizer=optimizer, schedule=schedule, gan=gan, train=(3, 2), val=(1, 2))
         self.l1 = l1
         self.generator = UNet(meta["shape"][-1], width, norm, dropout)
         self.discriminator = PatchGAN(width, norm)
@@ -148,73 +133,40 @@ class Pix2Pix(Summing):
         """The picture, fp32 [B, 3, S, S] in 0..1."""
         return self(source).float()
 
-    def judged(self, logits: Tensor, real: bool) -> Tensor:
-        """How far the judgement is from `real`."""
-        wanted = torch.full_like(logits, float(real))
-        loss = F.binary_cross_entropy_with_logits if self.gan == "vanilla" else F.mse_loss
-        return loss(logits.float(), wanted.float())
+    def showcase(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Inputs, pictures and targets, uint8 [K, 3, S, S] each."""
+        source, target = (side[:SHOWN] for side in batch)
+        return {"input": source, "output": self.answer(source).mul(255).round().to(torch.uint8), "target": target}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = (scaled(side, cast(torch.dtype, self.dtype)) for side in batch)
         for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         drawn = self.generator(source)
 
-        self.toggle_optimizer(for_discriminator)
-        seen_real = self.judged(self.discriminator(source, target), True)
-        seen_drawn = self.judged(self.discriminator(source, drawn.detach()), False)
-        against = (seen_real + seen_drawn) / 2
-        for_discriminator.zero_grad()
-        self.manual_backward(against)
-        self._clip(for_discriminator)
-        for_discriminator.step()
-        self.untoggle_optimizer(for_discriminator)
+        with self.learning(for_discriminator):
+            seen_real = self.judged(self.discriminator(source, target), True)
+            seen_drawn = self.judged(self.discriminator(source, drawn.detach()), False)
+            against = (seen_real + seen_drawn) / 2
+            self.descend(for_discriminator, against)
 
-        self.toggle_optimizer(for_generator)
-        distance = F.l1_loss(drawn.float(), target.float())
-        loss = self.judged(self.discriminator(source, drawn), True) + self.l1 * distance
-        for_generator.zero_grad()
-        self.manual_backward(loss)
-        self._clip(for_generator)
-        for_generator.step()
-        self.untoggle_optimizer(for_generator)
+        with self.learning(for_generator):
+            distance = F.l1_loss(drawn.float(), target.float())
+            loss = self.judged(self.discriminator(source, drawn), True) + self.l1 * distance
+            self.descend(for_generator, loss)
 
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()
+        self.step_schedules()
         # In 0..1, as val_l1 is: the networks work on -1..1.
-        _add(self.train_sums, torch.stack([loss, against, distance / 2]).detach(), len(source))
+        add(self.train_sums, torch.stack([loss, against, distance / 2]).detach(), len(source))
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             self.log_dict({"loss_generator": loss, "loss_discriminator": against}, on_step=True, on_epoch=False)
 
-    def _clip(self, optimizer: Any) -> None:
-        if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = batch
-        _add(self.val_sums, F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
-
-    def _report(self, split: Literal["train", "val"], *names: str) -> None:
-        rows = self.take(split).tolist()
-        self.log_dict({name: loss / max(1, count) for name, (loss, count) in zip(names, rows, strict=True)})
+        add(self.val_sums, F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
 
     def on_train_epoch_end(self) -> None:
-        self._report("train", "train_generator_loss", "train_discriminator_loss", "train_l1")
+        self.report("train", "train_generator_loss", "train_discriminator_loss", "train_l1")
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_epoch_end(self) -> None:
-        self._report("val", "val_l1")
-
-    def configure_optimizers(self) -> Any:
-        optimizers = [build_optimizer([part], self.optimizer_config) for part in (self.generator, self.discriminator)]
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [build_schedule(optimizer, self.schedule_config, steps) for optimizer in optimizers]
-
-
-def _add(sums: Tensor, losses: Tensor, count: int) -> None:
-    sums[:, 0] += losses * count
-    sums[:, 1] += count
-
-
-def scaled(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 0..255 -> -1..1."""
-    return images.to(dtype) / 127.5 - 1
+        self.report("val", "val_l1")
