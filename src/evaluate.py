@@ -22,13 +22,15 @@ def evaluate(config: Config) -> None:
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
-    from src.reporting import classification, tables, translation
+    from src.reporting import classification, generation, reconstruction, tables, translation
     from src.training import determinism
     from src.training.tracking import Tracker
 
     evaluations = {
         "classification": classification.evaluate,
         "translation": translation.evaluate,
+        "reconstruction": reconstruction.evaluate,
+        "generation": generation.evaluate,
     }
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)

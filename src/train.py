@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,8 +24,14 @@ from src.config import ROOT, Config, DataConfig, main, plain, write_resolved
 from src.errors import Failure
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from src.training.checkpoints import WorkFolder
-    from src.training.history import History, LogMetrics
+    from src.training.history import History
+    from src.training.progress import Show
+    from src.training.tracking import Tracker
+
+PROGRESS = "progress"  # what a model draws on its way; in the run's folder, not DVC's
 
 
 def train(config: Config) -> None:
@@ -57,11 +64,11 @@ def train(config: Config) -> None:
     work = checkpoints.WorkFolder(config.name, identity)
     # Another process of the same run: the first one reports and writes. Lightning sets the attribute on import.
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        _fit(config, meta, work, _unheard)
+        _fit(config, meta, work)
         return
 
     from src.training.provenance import dirty_patch, environment
-    from src.training.tracking import CONFIG, DATA_TAG, MODEL_TAG, PATCH, STATE_TAG, Tracker
+    from src.training.tracking import CONFIG, DATA_TAG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
     with work.held(), checkpoints.held(config.folder / ".held", f"another run into {config.output}"):
         threads, device = torch.get_num_threads(), config.trainer.accelerator
@@ -83,7 +90,10 @@ def train(config: Config) -> None:
             tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
             if patch := dirty_patch():
                 tracker.log_text(patch, PATCH)
-            model, history, state = _fit(config, meta, work, tracker.log_metrics)
+            model, history, state = _fit(config, meta, work, tracker)
+            if remark := _remark(model, history):
+                tracker.set_tags({DESCRIPTION: f"{note}\n\n{remark}"})
+                print(remark, flush=True)
             tracker.set_tags({MODEL_TAG: _write(config, model, history, state), STATE_TAG: state})
             tracker.log_metrics({"train_seconds": history.seconds}, step=0)
             tracker.log_artifact(config.folder / "train" / "curves.png", "plots")
@@ -94,8 +104,15 @@ def train(config: Config) -> None:
         work.forget()
 
 
-def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: LogMetrics) -> tuple[Any, History, str]:
-    """Trains from the start, or from where the work folder's checkpoint stands.
+def _remark(model: Any, history: History) -> str | None:
+    """What the run's summary must not leave out, such as a generator's collapse."""
+    return model.remark(history.rows) if hasattr(model, "remark") else None
+
+
+def _fit(
+    config: Config, meta: dict[str, Any], work: WorkFolder, tracker: Tracker | None = None
+) -> tuple[Any, History, str]:
+    """Trains from the start, or from where the work folder's checkpoint stands; says nothing without a tracker.
 
     Returns the model, its history, and the sha256 of the optimizers' last state.
     """
@@ -110,16 +127,19 @@ def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: Lo
     from src.training.interruption import Interruption
     from src.training.trainer import BEST, adapt, build_trainer
 
-    history = History(log_metrics, lines=not on_terminal() and log_metrics is not _unheard)
+    history = History(tracker.log_metrics if tracker else _unheard, lines=not on_terminal() and tracker is not None)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
     interruption = Interruption()
-    trainer = build_trainer(config, model, history, work.path, interruption)
+    show = _drawing(config, tracker) if tracker else None
+    trainer = build_trainer(config, model, history, work.path, interruption, show)
     checkpoint = work.resumable()
     if checkpoint:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
     elif hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
+    if not checkpoint:
+        shutil.rmtree(config.folder / PROGRESS, ignore_errors=True)
     adapt(model, config.trainer)
     with interruption.heeded():
         try:
@@ -135,6 +155,26 @@ def _fit(config: Config, meta: dict[str, Any], work: WorkFolder, log_metrics: Lo
             raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
         model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
     return model, history, state
+
+
+def _drawing(config: Config, tracker: Tracker) -> Show:
+    """Draws what a model makes into `progress/`, a picture for each validation, and adds it to the run in MLflow."""
+    from src.reporting import plots
+
+    def show(columns: Mapping[str, Tensor], epoch: int) -> None:
+        folder = config.folder / PROGRESS
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"epoch_{epoch:03}.png"
+        tiles = {name: given.permute(0, 2, 3, 1).cpu().numpy() for name, given in columns.items()}
+        title: dict[str, Any] = {"label": f"{config.label} · epoch {epoch}", "sample": config.sample}
+        if len(tiles) == 1:
+            (images,) = tiles.values()
+            plots.samples(images, path, **title)
+        else:
+            plots.image_grid(tiles, path, **title)
+        tracker.log_artifact(path, PROGRESS)
+
+    return show
 
 
 def _unheard(metrics: Mapping[str, float], step: int) -> None:

@@ -68,6 +68,8 @@ def test_every_experiment_composes_in_every_profile_and_is_named_as_its_file(nam
         ("debug=profile", "trainer.profiler", "simple"),
         ("model=resnet18", "model.network._target_", "src.models.resnet.resnet18"),
         ("model=fast_resnet", "model.network._target_", "src.models.resnet.FastResNet"),
+        ("model=autoencoder_dense", "model.network._target_", "src.models.autoencoder.DenseCoder"),
+        ("data=fashion_mnist", "data.name", "fashion_mnist"),
     ],
 )
 def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> None:
@@ -80,6 +82,7 @@ def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> 
 def test_every_option_of_every_group_is_tried_here() -> None:
     """A new file in conf/ must be composed by a test: name it above, or use it in an experiment."""
     tried = {"cpu", "gpu", "ddp", "fast", "overfit", "profile", "resnet18", "fast_resnet", *EXPERIMENTS, *PROFILES}
+    tried |= {"fashion_mnist", "autoencoder_dense"}
     for name in EXPERIMENTS:
         for default in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["defaults"]:
             if isinstance(default, dict):  # else another experiment, which is tried as well

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from src.compose import compose_experiment
 from src.config import ROOT, compose
 
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+# The experiments that DVC runs by default, and those that a reader adds by removing a "#".
+PARAMS = yaml.safe_load(re.sub(r"(?m)^#(  \w+: \{)", r"\1", (ROOT / "params.yaml").read_text()))
+DEFAULT = ["cifar10_resnet", "imdb_lstm", "facades_pix2pix"]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -85,6 +89,18 @@ def test_rooms_never_use_stages_and_data_and_models_know_nothing_of_each_other()
                 assert not {p for p in used if p.parent.name in ("training", "reporting")}, path
     for path in (ROOT / "src" / "models").glob("*.py"):
         assert not {p for p in imports(f"src.models.{path.stem}") if p.parent.name == "data"}, path
+
+
+def test_the_classic_networks_are_offered_but_not_run_by_default() -> None:
+    default = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert list(default["experiments"]) == DEFAULT
+    files = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    assert set(PARAMS["experiments"]) == files - {"facades_pix2pix_128"}
+
+
+@pytest.mark.parametrize("name", list(PARAMS["experiments"]))
+def test_compose_accepts_every_experiment_that_params_offers(name: str) -> None:
+    assert compose_experiment(PARAMS, name).name == name
 
 
 def test_every_experiment_of_params_has_a_file_and_a_data_set_that_is_listed() -> None:

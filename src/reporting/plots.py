@@ -261,7 +261,7 @@ def mistakes(images: np.ndarray, captions: Sequence[str], path: Path, *, label: 
 
 
 def image_grid(columns: Mapping[str, np.ndarray], path: Path, *, label: str, sample: bool) -> None:
-    """Examples side by side: a column for each key, e.g. input, output, target; uint8 [K, H, W, 3] each.
+    """Examples side by side: a column for each key, e.g. input, output, target; uint8 [K, H, W, C] each.
 
     A row is one example; from five examples on, a row holds two. ValueError if the columns differ in shape.
     """
@@ -278,6 +278,35 @@ def image_grid(columns: Mapping[str, np.ndarray], path: Path, *, label: str, sam
     _draw_grid(images, captions, path, headline, len(columns) * blocks, gaps, label=label, sample=sample)
 
 
+def samples(images: np.ndarray, path: Path, *, label: str, sample: bool) -> None:
+    """Drawn images close together in a square: uint8 [K, H, W, C], C of 1 or 3."""
+    count, height, width, channels = images.shape
+    across = math.ceil(math.sqrt(count))
+    down = math.ceil(count / across)
+    full = np.zeros((across * down, height, width, channels), np.uint8)
+    full[:count] = images
+    mosaic = full.reshape(down, across, height, width, channels).transpose(0, 2, 1, 3, 4)
+    mosaic = mosaic.reshape(down * height, across * width, channels)
+    _draw_grid(mosaic[None], [""], path, f"{count} drawn images", 1, (), label=label, sample=sample, largest=WIDTH)
+
+
+def latent_plane(
+    points: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path, *, label: str, sample: bool
+) -> None:
+    """Where images lie in a plane of the latent space: float [N, 2], int [N] classes, a colour for each."""
+    from matplotlib import colormaps
+
+    headline = f"{len(points):,} images in the latent space's plane of most variance"
+    with _picture(path, headline, 5.6, label=label, sample=sample) as figure:
+        axes = figure.subplots()
+        colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+        for number, name in enumerate(classes):
+            x, y = points[labels == number].T
+            axes.scatter(x, y, s=9, alpha=0.7, linewidths=0, color=colours(number % colours.N), label=name)
+        axes.set(xlabel="first principal component", ylabel="second")
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+
+
 def _draw_grid(
     images: np.ndarray,
     captions: Sequence[str],
@@ -288,11 +317,15 @@ def _draw_grid(
     *,
     label: str,
     sample: bool,
+    largest: float = 2.6,
 ) -> None:
-    """Tiles in rows of `across`, a caption above each; `gaps` are the columns with more room to their left."""
+    """Tiles, each at most `largest` inches wide, `across` in a row, a caption above each.
+
+    `gaps` are the columns with more room to their left.
+    """
     down = math.ceil(len(images) / across)
     space, wide, line = 0.07, 0.2, 0.15  # inches: between tiles, at a gap, for a line of a caption
-    tile = min((WIDTH - 2 * MARGIN - (across - 1) * space - len(gaps) * wide) / across, 2.6)
+    tile = min((WIDTH - 2 * MARGIN - (across - 1) * space - len(gaps) * wide) / across, largest)
     tall = tile * images.shape[1] / images.shape[2]
     rows = [captions[start : start + across] for start in range(0, len(images), across)]
     room = [space + line * max((text.count("\n") + 1 if text else 0) for text in row) for row in rows]

@@ -36,6 +36,7 @@ __all__ = [
     "CONFIG",
     "DATA_TAG",
     "DEFAULT_STORE",
+    "DESCRIPTION",
     "MODEL_TAG",
     "PATCH",
     "STATE_TAG",
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 # What a training run carries, and `python -m src.reproduce` reads.
 CONFIG, PATCH = "config.yaml", "dirty.patch"  # artifacts
 DATA_TAG = "pipeline.data_sha256."  # and the split's name
+DESCRIPTION = "mlflow.note.content"  # what MLflow shows above a run
 
 DEFAULT_STORE = f"sqlite:///{ROOT / 'experiments' / 'mlflow.db'}"
 
@@ -108,7 +110,7 @@ class Tracker:
         `store` is a MLflow tracking URI; without it MLFLOW_TRACKING_URI, without that the SQLite database under
         `experiments/`. With `sender=False` the run is only journaled. Raises OSError when `journal` cannot be created.
         """
-        tags = {**tags, **({"mlflow.note.content": description} if description else {})}
+        tags = {**tags, **({DESCRIPTION: description} if description else {})}
         tracker = cls._begin(journal, experiment, name, tags, store)
         tracker.log_params(params)
         return tracker._started(sender)

@@ -18,6 +18,7 @@ from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
 from src.training.interruption import Interruption, WorkingCheckpoint
+from src.training.progress import Progress, Show
 
 BEST = "best"
 
@@ -47,9 +48,14 @@ def require_gpus(config: schema.Trainer) -> None:
 
 
 def build_trainer(
-    config: schema.Config, model: pl.LightningModule, history: History, work: Path, interruption: Interruption
+    config: schema.Config,
+    model: pl.LightningModule,
+    history: History,
+    work: Path,
+    interruption: Interruption,
+    show: Show | None = None,
 ) -> pl.Trainer:
-    """The trainer for `model`; its checkpoints go to `work`."""
+    """The trainer for `model`; its checkpoints go to `work`, what it draws to `show`."""
     _silence()
     asked = config.trainer
     gpu = device_of(asked).type == "cuda"
@@ -73,6 +79,8 @@ def build_trainer(
         callbacks.append(
             EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta)
         )
+    if show is not None and hasattr(model, "showcase"):
+        callbacks.append(Progress(show))
     # After all whose state it keeps.
     callbacks.append(WorkingCheckpoint(work / LAST, asked.checkpoint_seconds, interruption))
     if on_terminal():

@@ -1,0 +1,55 @@
+"""How near a set of drawn images is to a set of real ones: in quality, in variety."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLLAPSED = 0.25  # the diversity below which a generator is said to draw the same again and again
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """The Frechet distance of the Gaussians fitted to two sets of features, [N, D] and [M, D] (Heusel et al., 2017).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) with means m and covariances C, in double precision. N and M at least 2.
+    """
+    first, second = first.double(), second.double()
+    apart = (first.mean(0) - second.mean(0)).square().sum()
+    one, other = first.T.cov(), second.T.cov()
+    values, vectors = torch.linalg.eigh(one)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    # (C1 C2)^1/2 has the trace of (C1^1/2 C2 C1^1/2)^1/2, which is symmetric.
+    shared = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
+    return max(0.0, float(apart + one.trace() + other.trace() - 2 * shared))
+
+
+def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al., 2019) of features [N, D] and [M, D], each in 0..1.
+
+    A set's manifold is the union of balls around its points, each as large as the distance to the point's third-nearest
+    neighbour. Precision is the share of drawn points in the real manifold, recall that of real ones in the drawn.
+    """
+    return _inside(drawn, real, neighbours), _inside(real, drawn, neighbours)
+
+
+def _inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
+    """The share of points that lie in a ball of the manifold."""
+    nearest = (
+        torch.cdist(manifold, manifold).topk(neighbours + 1, largest=False).values
+    )  # the first is the point itself
+    return float((torch.cdist(points, manifold) <= nearest[:, -1]).any(1).double().mean())
+
+
+def diversity(real: Tensor, drawn: Tensor) -> float:
+    """How far a drawn image is from the most similar other one, beside what that is among real ones.
+
+    Medians over distances in pixels, [N, ...] and [M, ...], N and M at least 2: 1 for as much variety as there is,
+    0 where all are the same. Few images again and again have little, however much these few differ.
+    """
+    far, near = (_to_nearest(images.float().flatten(1)).median() for images in (real, drawn))
+    return float(near / far.clamp_min(1e-12))
+
+
+def _to_nearest(points: Tensor) -> Tensor:
+    distances = torch.cdist(points, points)
+    return distances.fill_diagonal_(torch.inf).amin(1)

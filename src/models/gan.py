@@ -1,0 +1,227 @@
+"""Generative adversarial networks (Goodfellow et al., 2014): dense ones, and convolutional ones after DCGAN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.config import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
+from src.errors import Failure
+from src.models.adversarial import Adversarial, add, initialise, scaled
+from src.models.fidelity import COLLAPSED, diversity, frechet_distance
+from src.models.layers import activated
+
+SHOWN = 64  # images that are drawn after each validation, from the same latent numbers each time
+COARSE = 7  # pixels a side at which validation compares drawn images with real ones
+
+
+class DenseGenerator(nn.Module):
+    """Dense layers with leaky ReLUs from latent numbers to pixels: float [B, latent] -> [B, *shape] in -1..1."""
+
+    def __init__(self, latent: int, shape: Sequence[int], *, hidden: list[PositiveInt]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip([latent, *hidden], hidden, strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), activated("leaky_relu")]
+        last = nn.Linear([latent, *hidden][-1], math.prod(shape))
+        self.layers = nn.Sequential(*layers, last, nn.Tanh(), nn.Unflatten(1, tuple(shape)))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layers(latent)
+
+
+class DenseDiscriminator(nn.Module):
+    """Dense layers with leaky ReLUs from pixels to a judgement: float [B, *shape] -> logits [B, 1]."""
+
+    def __init__(self, shape: Sequence[int], *, hidden: list[PositiveInt], dropout: Probability = 0.0) -> None:
+        super().__init__()
+        sizes = [math.prod(shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip(sizes, hidden, strict=False):
+            layers += [nn.Linear(inputs, outputs), activated("leaky_relu"), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class ConvGenerator(nn.Module):
+    """Two transposed convolutions from a quarter of the size (Radford et al., 2016).
+
+    float [B, latent] -> [B, *shape] in -1..1, shape (C, H, W). `width` is that of the last hidden layer.
+
+    Raises:
+        Failure: height and width are no multiples of four.
+    """
+
+    def __init__(self, latent: int, shape: Sequence[int], *, width: PositiveInt = 64) -> None:
+        super().__init__()
+        channels, height, across = shape
+        if height % 4 or across % 4:
+            raise Failure(f"the convolutional GAN draws images whose sides are multiples of 4, not {height}x{across}")
+        small = (2 * width, height // 4, across // 4)
+        self.layers = nn.Sequential(
+            nn.Linear(latent, math.prod(small), bias=False),
+            nn.Unflatten(1, small),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),
+            nn.Tanh(),
+        )
+        self.apply(initialise)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layers(latent)
+
+
+class ConvDiscriminator(nn.Module):
+    """Two convolutions of stride 2 with leaky ReLUs, and a dense layer: float [B, *shape] -> logits [B, 1].
+
+    Without norms, so that each image is judged alone, as the gradient penalty wants it.
+    """
+
+    def __init__(self, shape: Sequence[int], *, width: PositiveInt = 64, dropout: Probability = 0.0) -> None:
+        super().__init__()
+        channels, height, across = shape
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
+            activated("leaky_relu"),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            activated("leaky_relu"),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(2 * width * (height // 4) * (across // 4), 1),
+        )
+        self.apply(initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class GAN(Adversarial):
+    """A generator that learns to draw what a discriminator takes for real.
+
+    `loss=vanilla` is cross-entropy, `lsgan` least squares, `wgan_gp` the Wasserstein distance with the penalty
+    (|grad D(x)| - 1)^2 times `penalty` between real and drawn images (Gulrajani et al., 2017). The generator learns at
+    each `critic_steps`-th batch. `label_smoothing` is one-sided: real images are to be judged 1 minus so much.
+
+    After each epoch drawn images are compared with those of the validation split: `val_frechet` is the Frechet distance
+    of their pixels at 7x7, `val_diversity` how unlike each other they are.
+    """
+
+    task = "generation"
+
+    def __init__(
+        self,
+        meta: Mapping[str, Any],
+        *,
+        generator: Build,
+        discriminator: Build,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        latent: PositiveInt = 64,
+        loss: Literal["vanilla", "lsgan", "wgan_gp"] = "vanilla",
+        label_smoothing: Probability = 0.0,
+        penalty: NonNegative = 10.0,
+        critic_steps: PositiveInt = 1,
+    ) -> None:
+        # losses of generator and discriminator, mean judgements of real and drawn images; diversity and distance
+        super().__init__(optimizer=optimizer, schedule=schedule, gan=loss, train=(4, 2), val=(2, 2))
+        self.latent = latent
+        self.label_smoothing = label_smoothing
+        self.penalty = penalty
+        self.critic_steps = critic_steps
+        self.generator: nn.Module = generator(latent=latent, shape=meta["shape"])
+        self.discriminator: nn.Module = discriminator(shape=meta["shape"])
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """float [B, latent] -> float [B, C, H, W] in 0..1."""
+        return (self.generator(latent) + 1) / 2
+
+    def answer(self, latent: Tensor) -> Tensor:
+        """The images, fp32 [B, C, H, W] in 0..1."""
+        return self(latent).float()
+
+    def draw_latents(self, count: int, seed: int) -> Tensor:
+        """What images are drawn from: fp32 [count, latent], the same for the same seed, wherever the model is."""
+        drawn = torch.randn(count, self.latent, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(self.device)
+
+    def showcase(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The same latent numbers' images, uint8 [64, C, H, W]."""
+        return {"drawn": self.answer(self.draw_latents(SHOWN, 0)).mul(255).round().to(torch.uint8)}
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        real = scaled(batch[0], torch.float32)
+        for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
+        drawn = self.generator(torch.randn(len(real), self.latent, device=real.device))
+
+        with self.learning(for_discriminator):
+            seen_real, seen_drawn = self.discriminator(real).float(), self.discriminator(drawn.detach()).float()
+            if self.gan == "wgan_gp":
+                against = seen_drawn.mean() - seen_real.mean()
+                against = against + self.penalty * self.steepness(real, drawn.detach().float())
+            else:
+                smoothing = self.label_smoothing
+                against = (self.judged(seen_real, True, smoothing) + self.judged(seen_drawn, False)) / 2
+            self.descend(for_discriminator, against)
+        losses = {"loss_discriminator": against}
+        add(self.train_sums[1:], torch.stack([against, seen_real.mean(), seen_drawn.mean()]).detach(), len(real))
+
+        if batch_idx % self.critic_steps == 0:
+            with self.learning(for_generator):
+                seen = self.discriminator(drawn).float()
+                loss = -seen.mean() if self.gan == "wgan_gp" else self.judged(seen, True)
+                self.descend(for_generator, loss)
+            losses["loss_generator"] = loss
+            add(self.train_sums[:1], loss.detach()[None], len(real))
+
+        self.step_schedules()
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
+            self.log_dict(losses, on_step=True, on_epoch=False)
+
+    def steepness(self, real: Tensor, drawn: Tensor) -> Tensor:
+        """How far the critic's slope is from 1 on the way from drawn to real images: the mean of (|grad| - 1)^2."""
+        share = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+        between = (share * real + (1 - share) * drawn).requires_grad_()
+        with torch.autocast(real.device.type, enabled=False):  # a gradient's gradient wants all its digits
+            judged = self.discriminator(between)
+        (slope,) = torch.autograd.grad(judged.sum(), between, create_graph=True)
+        return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        real = batch[0].float() / 255
+        drawn = self.answer(self.draw_latents(len(real), batch_idx))
+        distance = frechet_distance(*(F.adaptive_avg_pool2d(images, COARSE).flatten(1) for images in (real, drawn)))
+        add(self.val_sums, self.val_sums.new_tensor([diversity(real, drawn), distance]), len(real))
+
+    def on_train_epoch_end(self) -> None:
+        names = ("generator_loss", "discriminator_loss", "real_judgement", "drawn_judgement")
+        means = self.report("train", *(f"train_{name}" for name in names))
+        if self.gan == "wgan_gp":  # the critic's estimate of the Wasserstein distance
+            self.log("train_wasserstein", means["train_real_judgement"] - means["train_drawn_judgement"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_end(self) -> None:
+        self.report("val", "val_diversity", "val_frechet")
+
+    @staticmethod
+    def remark(history: Sequence[Mapping[str, float]]) -> str | None:
+        """A sentence for the run's summary if what it draws became all alike, from its epochs' metrics."""
+        alike = [row for row in history if row.get("val_diversity", 1.0) < COLLAPSED]
+        if not alike:
+            return None
+        again = "" if history[-1] in alike else ", and recovered"
+        least = min(row["val_diversity"] for row in alike)
+        return (
+            f"The generator collapsed in epoch {alike[0]['epoch']:.0f}{again}: its images' diversity fell to "
+            f"{least:.2f} of the real ones'."
+        )

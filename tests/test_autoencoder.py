@@ -1,0 +1,120 @@
+"""Autoencoders: what passes through them, what is reported of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.config import Adam, Constant, compose
+from src.data import packed
+from src.data.batching import ImageBatches
+from src.errors import Failure
+from src.models import onnx_export
+from src.models.autoencoder import Autoencoder, ConvCoder, DenseCoder, psnr
+from src.reporting import reconstruction
+
+SHAPE = [1, 8, 8]
+CODERS: dict[str, Any] = {
+    "dense": lambda shape: DenseCoder(shape, hidden=[20], latent=5, dropout=0.5),
+    "conv": lambda shape: ConvCoder(shape, widths=[4, 6], latent=5),
+}
+
+
+def autoencoder(kind: str) -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(
+        {"shape": SHAPE},
+        network=CODERS[kind],
+        optimizer=Adam(name="adam", lr=0.01),
+        schedule=Constant(name="constant"),
+    ).eval()
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_an_image_passes_through_as_many_numbers_as_asked_for(kind: str) -> None:
+    model, given = autoencoder(kind), images(3)
+    assert model.encode(given).shape == (3, 5)
+    answer = model.answer(given)
+    assert answer.shape == given.shape
+    assert 0 <= float(answer.detach().min()) <= float(answer.detach().max()) <= 1
+    torch.testing.assert_close(model.network.decode(model.encode(given)), answer)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_it_is_exported(kind: str, tmp_path: Path) -> None:
+    model = autoencoder(kind)
+    inputs, examples = onnx_export.given_to(model, "images", [(images(4), torch.zeros(4))])
+    assert inputs is onnx_export.IMAGE
+    onnx_export.write(model, inputs, examples, tmp_path / "m.onnx", opset=18)
+    assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
+
+
+def test_the_loss_is_the_mean_squared_error_of_pixels_in_0_to_1_and_is_summed_by_images() -> None:
+    model, given = autoencoder("conv"), images(6)
+    sums = torch.zeros(3, dtype=torch.float64)
+    loss = model.loss((given, torch.zeros(6)), sums)
+    error = (model.answer(given) - given / 255).square()
+    torch.testing.assert_close(loss, error.mean())
+    assert float(sums[0]) == pytest.approx(6 * float(error.mean()), rel=1e-5)
+    assert float(sums[2]) == 6
+
+
+def test_psnr_is_in_decibels_and_bounded() -> None:
+    assert psnr(torch.tensor([1.0, 0.01, 0.0])).tolist() == pytest.approx([0.0, 20.0, 100.0])
+
+
+def test_an_image_that_cannot_be_halved_so_often_is_refused() -> None:
+    with pytest.raises(Failure, match="3 halvings do not divide 28x28; give fewer"):
+        ConvCoder([1, 28, 28], widths=[4, 4, 4])
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_linear_error_is_that_of_the_best_projection() -> None:
+    """Images made of three patterns: three numbers are enough, two are not, and the error is the least eigenvalue."""
+    random = torch.Generator().manual_seed(0)
+    patterns = torch.randint(0, 40, (3, 16), generator=random)
+    weights = torch.randint(0, 3, (500, 3), generator=random)
+    given = (weights @ patterns).to(torch.uint8).view(-1, 1, 4, 4)
+    assert reconstruction.linear_error(given, given, 3) == pytest.approx(0, abs=1e-12)
+    values = torch.linalg.eigvalsh((given.flatten(1).double() / 255).T.cov(correction=0))
+    assert reconstruction.linear_error(given, given, 2) == pytest.approx(float(values[-3]) / 16, rel=1e-6)
+
+
+def test_principal_components_point_along_the_variance_with_fixed_signs() -> None:
+    random = torch.Generator().manual_seed(0)
+    points = torch.randn(1000, 3, generator=random).double() * torch.tensor([1.0, 5.0, 0.1])
+    for given in (points, -points):
+        found = reconstruction.principal_components(given, 2)
+        torch.testing.assert_close(found, torch.eye(3).double()[:, [1, 0]], atol=0.05, rtol=0)
+
+
+def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
+    config = compose(["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}"])
+    arrays = {"images": images(40).numpy(), "labels": (torch.arange(40) % 2).numpy()}
+    meta = packed.write(
+        packed.Packed(dict.fromkeys(packed.SPLITS, arrays), {"kind": "images", "classes": ["a", "b"]}),
+        config.processed,
+        config={},
+        source={},
+    )
+    split = packed.read_split(config.processed, "test")
+    test = ImageBatches(split, meta, config.loader, train=False)
+    model = autoencoder("dense")
+    (tmp_path / "made").mkdir()
+    metrics, pairs = reconstruction.evaluate(model, test, config, meta, tmp_path / "made")
+    error = (model.answer(split["images"]) - split["images"] / 255).square().mean()
+    assert metrics["mse"] == pytest.approx(float(error), rel=1e-5)
+    assert metrics["psnr"] == pytest.approx(float(psnr(error)), abs=0.1)
+    assert metrics["mse_pca"] < metrics["mse"]  # untrained
+    assert (metrics["latent"], metrics["examples"], pairs) == (5, 40, [])
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"grid.png", "latent.png"}

@@ -1,0 +1,282 @@
+"""GANs: who learns when, what the losses are, and how collapse is noticed and told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.config import Adam, Constant, Loader, compose
+from src.data import packed
+from src.data.batching import ImageBatches
+from src.errors import Failure
+from src.models import onnx_export
+from src.models.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
+from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
+from src.models.judge import judgements, train_judge
+from src.reporting import generation
+
+SHAPE = [1, 8, 8]
+PARTS: dict[str, Any] = {
+    "dense": {
+        "generator": lambda latent, shape: DenseGenerator(latent, shape, hidden=[12]),
+        "discriminator": lambda shape: DenseDiscriminator(shape, hidden=[12]),
+    },
+    "conv": {
+        "generator": lambda latent, shape: ConvGenerator(latent, shape, width=4),
+        "discriminator": lambda shape: ConvDiscriminator(shape, width=4),
+    },
+}
+
+
+def gan(kind: str = "dense", **how: Any) -> GAN:
+    torch.manual_seed(0)
+    adam, constant = Adam(name="adam", lr=0.01, beta1=0.5), Constant(name="constant")
+    return GAN({"shape": SHAPE}, **PARTS[kind], optimizer=adam, schedule=constant, latent=6, **how)
+
+
+def images(count: int = 16, seed: int = 0) -> Tensor:
+    return torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
+    """A real run over 16 images in four batches an epoch."""
+    split = {"images": images(), "labels": torch.zeros(16, dtype=torch.int64)}
+    loader = Loader(batch_size=4, eval_batch_size=8)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, ImageBatches(split, {}, loader, train=True), ImageBatches(split, {}, loader, train=False))
+    return trainer
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_latent_numbers_become_images_the_same_for_the_same_seed(kind: str) -> None:
+    model = gan(kind).eval()
+    latents = model.draw_latents(5, seed=3)
+    assert torch.equal(latents, model.draw_latents(5, seed=3))
+    assert not torch.equal(latents, model.draw_latents(5, seed=4))
+    drawn = model.answer(latents).detach()
+    assert drawn.shape == (5, *SHAPE)
+    assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
+    assert model.discriminator(drawn).shape == (5, 1)
+    shown = model.showcase((images(2),))["drawn"]
+    assert (shown.dtype, len(shown)) == (torch.uint8, 64)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_it_is_exported_from_latent_numbers_to_images(kind: str, tmp_path: Path) -> None:
+    model = gan(kind)
+    inputs, examples = onnx_export.given_to(model.eval(), "images", [])
+    assert inputs is onnx_export.LATENT
+    onnx_export.write(model, inputs, examples, tmp_path / "m.onnx", opset=18)
+    assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
+
+
+def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
+    with pytest.raises(Failure, match="multiples of 4, not 30x28"):
+        ConvGenerator(6, [1, 30, 28])
+
+
+class Changes(pl.Callback):
+    """Which of the two networks changed at each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[bool, bool]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.before = self.parts(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        now = self.parts(pl_module)
+        self.seen.append(tuple(not torch.equal(a, b) for a, b in zip(self.before, now, strict=True)))  # type: ignore[arg-type]
+
+    @staticmethod
+    def parts(model: Any) -> list[Tensor]:
+        return [
+            torch.cat([p.detach().flatten().clone() for p in part.parameters()])
+            for part in (model.generator, model.discriminator)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("how", "generator"),
+    [
+        ({}, [True, True, True, True]),
+        ({"loss": "lsgan"}, [True, True, True, True]),
+        ({"loss": "wgan_gp", "critic_steps": 3}, [True, False, False, True]),
+    ],
+)
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_discriminator_learns_at_each_batch_the_generator_at_each_nth(
+    kind: str, how: dict[str, Any], generator: list[bool]
+) -> None:
+    changes = Changes()
+    trainer = trained(gan(kind, **how), changes)
+    assert [drew for drew, _ in changes.seen] == generator
+    assert all(judged for _, judged in changes.seen)
+    metrics = trainer.callback_metrics
+    names = {"train_generator_loss", "train_discriminator_loss", "train_real_judgement", "train_drawn_judgement"}
+    assert names | {"val_diversity", "val_frechet", "lr"} <= set(metrics)
+    assert ("train_wasserstein" in metrics) == (how.get("loss") == "wgan_gp")
+    if "train_wasserstein" in metrics:
+        estimate = metrics["train_real_judgement"] - metrics["train_drawn_judgement"]
+        torch.testing.assert_close(metrics["train_wasserstein"], estimate)
+
+
+def test_the_same_run_twice_gives_the_same_networks() -> None:
+    first, again = (gan("conv", loss="wgan_gp") for _ in range(2))
+    for model in (first, again):
+        torch.manual_seed(5)
+        trained(model, epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_real_images_are_to_be_judged_one_minus_the_smoothing() -> None:
+    model, logits = gan(label_smoothing=0.1), torch.tensor([0.3, -2.0])
+    wanted = F.binary_cross_entropy_with_logits(logits, torch.full((2,), 0.9))
+    torch.testing.assert_close(model.judged(logits, True, 0.1), wanted)
+    torch.testing.assert_close(model.judged(logits, True), F.binary_cross_entropy_with_logits(logits, torch.ones(2)))
+
+
+class Plane(nn.Module):
+    """A critic whose slope is the same everywhere."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * x.flatten(1)[:, :1]
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 3.0])
+def test_the_penalty_is_the_square_of_the_slopes_distance_from_one(slope: float) -> None:
+    model = gan(loss="wgan_gp")
+    model.discriminator = Plane(slope)
+    found = model.steepness(torch.rand(5, *SHAPE), torch.rand(5, *SHAPE))
+    assert float(found) == pytest.approx((slope - 1) ** 2)
+
+
+# --- how near, how varied ---------------------------------------------------------------------------------------------
+
+
+def test_the_frechet_distance_of_gaussians_is_the_one_of_the_formula() -> None:
+    random = torch.Generator().manual_seed(0)
+    points = torch.randn(4000, 3, generator=random).double()
+    assert frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(points, points + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25, rel=1e-9)
+    # diag(1) and diag(4): 3 * (1 + 4 - 2 * 2) times the sample's own variances
+    scaled = float(points.T.cov().trace())
+    assert frechet_distance(points, 2 * points - points.mean(0)) == pytest.approx(scaled, rel=1e-6)
+
+
+def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
+    random = torch.Generator().manual_seed(0)
+    real = torch.cat([torch.randn(200, 2, generator=random), 20 + torch.randn(200, 2, generator=random)])
+    one_mode = torch.randn(400, 2, generator=random)
+    precision, recall = precision_recall(real, one_mode)
+    assert precision > 0.9
+    assert recall == pytest.approx(0.5, abs=0.05)
+    far = 100 + torch.randn(400, 2, generator=random)
+    assert precision_recall(real, far) == (0.0, 0.0)
+
+
+def test_diversity_is_one_for_as_much_variety_and_nothing_for_few_images_again_and_again() -> None:
+    random = torch.Generator().manual_seed(0)
+    real, other = torch.rand(2, 200, 1, 8, 8, generator=random)
+    assert diversity(real, other) == pytest.approx(1, abs=0.1)
+    assert diversity(real, real[:1].repeat(200, 1, 1, 1)) == 0
+    few = real[:5].repeat(40, 1, 1, 1) + 0.01 * torch.rand(200, 1, 8, 8, generator=random)
+    assert diversity(real, few) < COLLAPSED
+
+
+def test_a_collapse_is_told_with_the_epoch_and_whether_it_lasted() -> None:
+    def rows(*values: float) -> list[dict[str, float]]:
+        return [{"epoch": number, "val_diversity": value} for number, value in enumerate(values, 1)]
+
+    assert GAN.remark(rows(0.9, 0.8, 0.7)) is None
+    assert GAN.remark(rows(0.9, 0.1, 0.05)) == (
+        "The generator collapsed in epoch 2: its images' diversity fell to 0.05 of the real ones'."
+    )
+    assert "collapsed in epoch 1, and recovered: " in str(GAN.remark(rows(0.1, 0.8)))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise that is bright at the top (class 0) or at the bottom (class 1)."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    made = torch.randint(0, 100, (count, *SHAPE), generator=random)
+    made[labels == 0, :, :4] += 150
+    made[labels == 1, :, 4:] += 150
+    return made.to(torch.uint8), labels
+
+
+def test_the_judge_tells_classes_apart_and_is_the_same_to_the_bit_again() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = train_judge(*squares(64, 0), 2, steps=30, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = train_judge(*squares(64, 0), 2, steps=30, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    given, labels = squares(32, 1)
+    features, taken = judgements(first, given)
+    assert features.shape == (32, 64)
+    assert torch.equal(taken, labels)
+
+
+class Forger(nn.Module):
+    """Draws from a stock of images: the latent numbers' first decides which."""
+
+    latent = 6
+
+    def __init__(self, stock: Tensor) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def draw_latents(self, count: int, seed: int) -> Tensor:
+        return torch.rand(count, self.latent, generator=torch.Generator().manual_seed(seed))
+
+    def answer(self, latents: Tensor) -> Tensor:
+        return self.stock[(latents[:, 0] * len(self.stock)).long()].float() / 255
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Any:
+    config = compose(["experiment=mnist_gan", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=30"])
+    splits = {}
+    for number, split in enumerate(packed.SPLITS):
+        made, labels = squares(100, number)
+        splits[split] = {"images": made.numpy(), "labels": labels.numpy()}
+    known = {"kind": "images", "classes": ["top", "bottom"]}
+    meta = packed.write(packed.Packed(splits, known), config.processed, config={}, source={})
+    test = ImageBatches(packed.read_split(config.processed, "test"), meta, config.loader, train=False)
+    (tmp_path / "made").mkdir()
+    return lambda model: generation.evaluate(model, test, config, meta, tmp_path / "made")[0]
+
+
+def test_a_perfect_forger_and_one_who_draws_a_single_image_are_told_apart(report: Any, tmp_path: Path) -> None:
+    honest = report(Forger(squares(1000, 9)[0]))
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"samples.png", "classes.csv"}
+    assert honest["frechet"] < 5 * honest["frechet_real"]
+    assert (honest["classes_drawn"], honest["collapsed"], honest["judge_accuracy"]) == (2, 0, 1.0)
+    assert honest["diversity"] == pytest.approx(1, abs=0.2)
+    dull = report(Forger(squares(1000, 9)[0][:1]))
+    assert (dull["classes_drawn"], dull["collapsed"], dull["diversity"]) == (1, 1, 0)
+    assert dull["frechet"] > 5 * honest["frechet"]
+    assert dull["recall"] < 0.1 < honest["recall"]
