@@ -126,7 +126,7 @@ def test_l1_brings_weights_to_nothing_and_leaves_biases_alone() -> None:
 
 
 def test_muon_takes_no_l1() -> None:
-    with pytest.raises(ConfigError, match=r"model\.optimizer\.rest: .* is not allowed: Muon keeps each filter's norm"):
+    with pytest.raises(ConfigError, match=r"model\.optimizer\.rest: .* is not allowed: muon keeps each filter's norm"):
         compose(["experiment=cifar10_resnet", "output=out", "model.optimizer.rest.l1=0.1"])
 
 

@@ -109,6 +109,18 @@ def pairs_model(folder: Path, **signature: Any) -> Path:
     )
 
 
+def generator(folder: Path, **signature: Any) -> Path:
+    """Pictures of 2x3 pixels: the latent numbers' sigmoids."""
+    nodes = [
+        helper.make_node("Sigmoid", ["latent"], ["light"]),
+        helper.make_node("Reshape", ["light", "shape"], ["answer"]),
+    ]
+    given = [helper.make_tensor_value_info("latent", T.FLOAT, ["batch", 6])]
+    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 1, 2, 3])
+    known = {"task": "generation", "kind": "images", "shape": [1, 2, 3], "latent": 6}
+    return write_model(folder, nodes, given, output, [constant("shape", [-1, 1, 2, 3])], **known | signature)
+
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -250,6 +262,37 @@ def test_a_picture_that_cannot_be_written_is_told(name: str, refused: Callable[.
     given.write_bytes(plain_png((255, 10, 0)))
     message = refused(pairs_model(tmp_path / "export"), given, "--output", tmp_path / name)
     assert f"{name} can't be written" in message
+
+
+# --- drawn from nothing -----------------------------------------------------------------------------------------------
+
+
+def test_a_generator_draws_as_many_pictures_as_asked_for_the_same_for_the_same_seed(call: Call, tmp_path: Path) -> None:
+    model, made = generator(tmp_path / "export"), tmp_path / "drawn.png"
+
+    def drawn(*words: object) -> list[list[int]]:
+        assert call(model, *words, "--output", made) == (0, f"{made}\n", "")
+        return np.asarray(Image.open(made)).tolist()
+
+    five = drawn("--count", 5, "--seed", 1)
+    assert np.shape(five) == (2 * 2, 3 * 3)  # two rows of three, the last one missing
+    assert np.asarray(five)[2:, 6:].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert drawn("--count", 5, "--seed", 1) == five
+    assert drawn("--count", 5, "--seed", 2) != five
+    latents = np.random.default_rng(1).standard_normal((5, 6), np.float32)
+    light = np.round(255 / (1 + np.exp(-latents[4]))).reshape(2, 3)
+    np.testing.assert_allclose(np.asarray(five)[2:, 3:6], light, atol=1)
+
+
+def test_a_generator_takes_no_input_and_draws_at_least_one_picture(refused: Callable[..., str], tmp_path: Path) -> None:
+    model = generator(tmp_path / "export")
+    assert "tiny takes no input, it draws images: give --count and --seed" in refused(model, "photo.png")
+    assert "--count 0: at least one image" in refused(model, "--count", 0)
+
+
+def test_any_other_model_wants_an_input(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no input: tiny wants an image" in refused(image_model(tmp_path / "images"))
+    assert "no input: tiny wants a text" in refused(text_model(tmp_path / "texts"))
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

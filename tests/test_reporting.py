@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from src.reporting import plots, tables
-from src.reporting.card import Card, model_card
+from src.reporting.card import SNIPPETS, Card, model_card
 
 CLASSES = ["cat", "dog", "ship"]
 RANDOM = np.random.default_rng(0)
@@ -279,6 +279,13 @@ def exported(task: str, path: Path) -> None:
             helper.make_node("Flatten", ["mean"], ["output"]),
         ]
         output = info("output", TensorProto.FLOAT, "batch", 3)
+    elif task == "unconditional-image-generation":
+        inputs = [info("latent", TensorProto.FLOAT, "batch", 72)]
+        nodes = [
+            helper.make_node("Sigmoid", ["latent"], ["light"]),
+            helper.make_node("Reshape", ["light", "shape"], ["output"]),
+        ]
+        output = info("output", TensorProto.FLOAT, "batch", 3, 4, 6)
     else:
         inputs = [info("tokens", TensorProto.INT64, "batch", "time"), info("lengths", TensorProto.INT64, "batch")]
         nodes = [
@@ -289,13 +296,14 @@ def exported(task: str, path: Path) -> None:
     constants = {
         "white": helper.make_tensor("white", TensorProto.FLOAT, [], [255.0]),
         "one": helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        "shape": helper.make_tensor("shape", TensorProto.INT64, [4], [-1, 3, 4, 6]),
     }
     used = [constants[name] for node in nodes for name in node.input if name in constants]
     graph = helper.make_graph(nodes, "model", inputs, [output], used)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-@pytest.mark.parametrize("task", ["image-classification", "text-classification", "image-to-image"])
+@pytest.mark.parametrize("task", SNIPPETS)
 def test_the_cards_snippet_runs_as_it_stands(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     exported(task, tmp_path / "model" / "model.onnx")
@@ -303,7 +311,7 @@ def test_the_cards_snippet_runs_as_it_stands(task: str, tmp_path: Path, monkeypa
     Image.fromarray(photo).save(tmp_path / "input.png")
     monkeypatch.chdir(tmp_path)
     classes = [f"class {index}" for index in range(5)] if task == "text-classification" else CLASSES
-    page = model_card(dataclasses.replace(CARD, task=task, classes=classes))  # type: ignore[arg-type]
+    page = model_card(dataclasses.replace(CARD, task=task, classes=classes, latent=72))  # type: ignore[arg-type]
     snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert snippet and len(snippet[1].splitlines()) <= 10
     said: list[object] = []
@@ -311,6 +319,33 @@ def test_the_cards_snippet_runs_as_it_stands(task: str, tmp_path: Path, monkeypa
     if task == "image-to-image":
         assert Image.open("output.png").size == (6, 4)
         assert np.asarray(Image.open("output.png"))[0, 0].tolist() == [10, 200, 30]
+    elif task == "unconditional-image-generation":
+        assert Image.open("output.png").size == (6, 4)
     else:
         # Green is the strongest channel; 345 is the largest token, one place after the length.
         assert said == ["class 3" if task == "text-classification" else "dog"]
+
+
+def test_a_grey_images_card_says_so_and_its_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = model_card(dataclasses.replace(CARD, task="image-to-image", image_shape=(1, 4, 6)))
+    assert 'convert("L")' in page
+    Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "input.png")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in page.splitlines() if line.startswith(("photo =", "image ="))]
+    given: dict[str, object] = {"np": np, "Image": Image}
+    exec("\n".join(lines), given)
+    assert np.asarray(given["image"]).shape == (1, 1, 4, 6)
+
+
+def test_samples_stand_close_together_in_a_square(tmp_path: Path) -> None:
+    pictures = np.stack([np.full((4, 4, 1), 20 * number, np.uint8) for number in range(1, 11)])
+    plots.samples(pictures, tmp_path / "s.png", label="x", sample=True)
+    shown = np.asarray(Image.open(tmp_path / "s.png").convert("L"))
+    assert {20 * number for number in range(1, 11)} <= set(np.unique(shown).tolist())
+
+
+def test_the_latent_plane_names_the_classes(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "l.png", label="x", sample=False)
+    plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "again.png", label="x", sample=False)
+    assert (tmp_path / "l.png").read_bytes() == (tmp_path / "again.png").read_bytes()
