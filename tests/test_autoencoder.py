@@ -61,7 +61,7 @@ def test_the_loss_is_the_mean_squared_error_of_pixels_in_0_to_1_and_is_summed_by
     model, given = autoencoder("conv"), images(6)
     sums = torch.zeros(3, dtype=torch.float64)
     loss = model.loss((given, torch.zeros(6)), sums)
-    error = (model.answer(given) - given / 255).square()
+    error = (model.answer(given).detach() - given / 255).square()
     torch.testing.assert_close(loss, error.mean())
     assert float(sums[0]) == pytest.approx(6 * float(error.mean()), rel=1e-5)
     assert float(sums[2]) == 6

@@ -244,7 +244,7 @@ def test_several_faults_have_a_line_each() -> None:
 
 
 def test_the_keys_of_the_old_optimizer_are_refused_under_the_new_name() -> None:
-    with pytest.raises(ConfigError, match=r"model\.optimizer\.momentum: unknown key; allowed: beta1, beta2, lr"):
+    with pytest.raises(ConfigError, match=r"model\.optimizer\.momentum: unknown key; allowed: beta1, beta2, l1, lr"):
         composed("model.optimizer.name=adam")
 
 
@@ -407,5 +407,5 @@ def test_help_reads_like_documentation(run: Run) -> None:
 
 
 def test_a_shell_can_ask_for_completions(run: Run) -> None:
-    asked = run("env", "COMP_LINE=train +experiment=cif", "python", "-m", "src.train", "-sc", "query=bash")
+    asked = run("env", "COMP_LINE=train +experiment=cifar10_r", "python", "-m", "src.train", "-sc", "query=bash")
     assert asked.stdout.split() == ["+experiment=cifar10_resnet"]

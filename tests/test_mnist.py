@@ -88,17 +88,17 @@ def test_an_archive_that_is_not_whole_is_refused(damage: object, told: str, tmp_
     assert str(archive) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\0\0\x08",
-        idx(np.zeros((2, 3), np.uint8))[:-1],
-        b"\0\0\x0d\x01" + bytes(8),  # floats
-        gzip.compress(idx(np.zeros((20, 30), np.uint8)))[:-9],
-        gzip.compress(b"<html>"),
-    ],
-)
+DAMAGED = {
+    "empty": b"",
+    "half a head": b"\0\0\x08",
+    "a byte short": idx(np.zeros((2, 3), np.uint8))[:-1],
+    "floats": b"\0\0\x0d\x01" + bytes(8),
+    "gzip cut short": gzip.compress(idx(np.zeros((20, 30), np.uint8)))[:-9],
+    "a web page": gzip.compress(b"<html>"),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=list(DAMAGED))
 def test_a_damaged_or_foreign_file_is_refused_and_named(content: bytes) -> None:
     with pytest.raises(SourceError, match=r"a\.tar: images is no IDX file"):
         read_idx(content, "a.tar: images")

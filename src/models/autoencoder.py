@@ -16,7 +16,7 @@ from src.models.layers import activated
 from src.models.optimization import build_optimizer, build_schedule
 from src.models.sums import Summing
 
-SHOWN = 16  # images whose reconstructions are drawn after each validation
+SHOWN = 8  # images whose reconstructions are drawn after each validation
 
 
 class DenseCoder(nn.Module):
