@@ -286,7 +286,7 @@ class Evaluation(Section):
     examples: PositiveInt = 6
     segmenter_epochs: PositiveInt = 12
     segmenter_width: PositiveInt = 16
-    judge_steps: PositiveInt = 1000  # of a generator's judge, batches of 128
+    judge_steps: PositiveInt = 1000  # of the judge of drawn images, batches of 128
 
 
 class Export(Section):

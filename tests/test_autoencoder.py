@@ -99,7 +99,9 @@ def test_principal_components_point_along_the_variance_with_fixed_signs() -> Non
 
 
 def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
-    config = compose(["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}"])
+    config = compose(
+        ["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=5"]
+    )
     arrays = {"images": images(40).numpy(), "labels": (torch.arange(40) % 2).numpy()}
     meta = packed.write(
         packed.Packed(dict.fromkeys(packed.SPLITS, arrays), {"kind": "images", "classes": ["a", "b"]}),
@@ -116,5 +118,7 @@ def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
     assert metrics["mse"] == pytest.approx(float(error), rel=1e-5)
     assert metrics["psnr"] == pytest.approx(float(psnr(error)), abs=0.1)
     assert metrics["mse_pca"] < metrics["mse"]  # untrained
-    assert (metrics["latent"], metrics["examples"], pairs) == (5, 40, [])
+    assert (metrics["latent"], metrics["examples"], len(pairs)) == (5, 40, 40)
+    read = sum(row["actual"] == row["predicted"] for row in pairs)
+    assert metrics["recognised"] == read / 40
     assert {path.name for path in (tmp_path / "made").iterdir()} == {"grid.png", "latent.png"}

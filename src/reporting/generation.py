@@ -14,7 +14,7 @@ from src.data import packed
 from src.data.batching import Batches
 from src.models.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
 from src.models.judge import judgements, train_judge
-from src.reporting import plots, tables
+from src.reporting import plots
 from src.reporting.classification import limited
 
 GRID = 100  # images that are shown
@@ -24,7 +24,7 @@ COMPARED = 5000  # images whose distances to each other are measured: memory gro
 def evaluate(
     model: Any, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Draws samples.png and writes classes.csv (what drawn images are taken for) into `folder`.
+    """Draws samples.png into `folder`; the rows returned are what the judge takes real and drawn images for.
 
     As many images are drawn as the test split has. Frechet distance, precision and recall are those of the features of
     mnist_cnn's network, trained here on the training split: a judge that needs no other run. `frechet_real`, the same
@@ -44,13 +44,14 @@ def evaluate(
     of_drawn, taken_drawn = judgements(judge, drawn)
     of_train, _ = judgements(judge, some_of(train["images"], len(real)))
     precision, recall = precision_recall(of_real[:COMPARED], of_drawn[:COMPARED])
-    counts = torch.bincount(taken_drawn, minlength=len(classes))
-    tables.write_csv(
-        folder / "classes.csv",
-        [{"class": name, "share": count / len(drawn)} for name, count in zip(classes, counts.tolist(), strict=True)],
-    )
     # A tenth of its even share and a class counts as drawn.
+    counts = torch.bincount(taken_drawn, minlength=len(classes))
     met = int((counts >= 0.1 * len(drawn) / len(classes)).sum())
+    rows = [
+        {"actual": what, "predicted": classes[place]}
+        for what, taken in (("real", taken_real), ("drawn", taken_drawn))
+        for place in taken.tolist()
+    ]
     variety = diversity(real[:COMPARED], drawn[:COMPARED])
     return {
         "frechet": frechet_distance(of_real, of_drawn),
@@ -62,7 +63,7 @@ def evaluate(
         "collapsed": int(variety < COLLAPSED or 2 * met <= len(classes)),
         "judge_accuracy": float((taken_real == labels).double().mean()),
         "examples": len(drawn),
-    }, []
+    }, rows
 
 
 def draw(model: Any, count: int, seed: int) -> Tensor:

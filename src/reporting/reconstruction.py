@@ -14,7 +14,8 @@ from torchmetrics.functional import image as metrics
 from src.config import Config
 from src.data import packed
 from src.data.batching import Batches
-from src.reporting import plots
+from src.models.judge import judgements, train_judge
+from src.reporting import plots, tables
 from src.reporting.classification import limited
 
 POINTS = 2000  # images whose latent numbers are drawn
@@ -25,8 +26,10 @@ def evaluate(
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Draws grid.png and latent.png into `folder`.
 
-    Returns MSE and MAE (pixels in 0..1), PSNR (dB) and SSIM, means over the images, and the MSE of a principal
-    component analysis of the training split with as many numbers per image. No labels are predicted.
+    Returns MSE and MAE (pixels in 0..1), PSNR (dB) and SSIM, means over the images; `mse_pca`, the MSE of a principal
+    component analysis of the training split with as many numbers per image; `recognised`, the share of reconstructions
+    that a judge (mnist_cnn's network, trained here on the training split) takes for what they are, beside that of the
+    images themselves. The rows are each image's class and the one that its reconstruction is taken for.
     """
     images, drawn, latents, labels = encoded(model, test, config.trainer.limit_test_batches)
     title: dict[str, Any] = {"label": config.label, "sample": config.sample}
@@ -44,16 +47,23 @@ def evaluate(
     ratio = metrics.peak_signal_noise_ratio(drawn, real, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
     ssim = metrics.structural_similarity_index_measure(drawn, real, data_range=1.0)
     assert isinstance(ssim, Tensor)  # a pair only where contrast or the whole image is asked for
-    train = packed.read_split(config.processed, "train")["images"]
+    train, classes = packed.read_split(config.processed, "train"), meta["classes"]
+    judge = train_judge(
+        train["images"], train["labels"], len(classes), steps=config.evaluation.judge_steps, seed=config.seed
+    )
+    _, taken = judgements(judge, columns["output"])
+    _, taken_real = judgements(judge, images)
     return {
         "mse": float(error.mean()),
         "mae": float((drawn - real).abs().mean()),
         "psnr": float(ratio),
         "ssim": float(ssim),
-        "mse_pca": linear_error(train, images, latents.shape[1]),
+        "mse_pca": linear_error(train["images"], images, latents.shape[1]),
+        "recognised": float((taken == labels).double().mean()),
+        "recognised_real": float((taken_real == labels).double().mean()),
         "latent": latents.shape[1],
         "examples": len(images),
-    }, []
+    }, tables.confusion_pairs(labels.numpy(), taken.numpy(), classes)
 
 
 def encoded(model: Any, batches: Batches, limit: int | float | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
