@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -24,14 +25,12 @@ from src.config import ROOT, Config, DataConfig, main, plain, write_resolved
 from src.errors import Failure
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from pytorch_lightning import Callback
 
     from src.training.checkpoints import WorkFolder
-    from src.training.history import History
-    from src.training.progress import Show
+    from src.training.history import History, LogMetrics
     from src.training.tracking import Tracker
-
-PROGRESS = "progress"  # what a model draws on its way; in the run's folder, not DVC's
 
 
 def train(config: Config) -> None:
@@ -64,9 +63,10 @@ def train(config: Config) -> None:
     work = checkpoints.WorkFolder(config.name, identity)
     # Another process of the same run: the first one reports and writes. Lightning sets the attribute on import.
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        _fit(config, meta, work)
+        _fit(config, meta, work, _unheard)
         return
 
+    from src.training.progress import Progress
     from src.training.provenance import dirty_patch, environment
     from src.training.tracking import CONFIG, DATA_TAG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
@@ -90,8 +90,10 @@ def train(config: Config) -> None:
             tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
             if patch := dirty_patch():
                 tracker.log_text(patch, PATCH)
-            model, history, state = _fit(config, meta, work, tracker)
-            if remark := _remark(model, history):
+            progress = Progress(config.folder / "progress", partial(_draw, config, tracker))
+            model, history, state = _fit(config, meta, work, tracker.log_metrics, [progress])
+            # What the run's summary must not leave out, such as a generator's collapse.
+            if hasattr(model, "remark") and (remark := model.remark(history.rows)):
                 tracker.set_tags({DESCRIPTION: f"{note}\n\n{remark}"})
                 print(remark, flush=True)
             tracker.set_tags({MODEL_TAG: _write(config, model, history, state), STATE_TAG: state})
@@ -104,15 +106,14 @@ def train(config: Config) -> None:
         work.forget()
 
 
-def _remark(model: Any, history: History) -> str | None:
-    """What the run's summary must not leave out, such as a generator's collapse."""
-    return model.remark(history.rows) if hasattr(model, "remark") else None
-
-
 def _fit(
-    config: Config, meta: dict[str, Any], work: WorkFolder, tracker: Tracker | None = None
+    config: Config,
+    meta: dict[str, Any],
+    work: WorkFolder,
+    log_metrics: LogMetrics,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Any, History, str]:
-    """Trains from the start, or from where the work folder's checkpoint stands; says nothing without a tracker.
+    """Trains from the start, or from where the work folder's checkpoint stands.
 
     Returns the model, its history, and the sha256 of the optimizers' last state.
     """
@@ -127,19 +128,16 @@ def _fit(
     from src.training.interruption import Interruption
     from src.training.trainer import BEST, adapt, build_trainer
 
-    history = History(tracker.log_metrics if tracker else _unheard, lines=not on_terminal() and tracker is not None)
+    history = History(log_metrics, lines=not on_terminal() and log_metrics is not _unheard)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
     interruption = Interruption()
-    show = _drawing(config, tracker) if tracker else None
-    trainer = build_trainer(config, model, history, work.path, interruption, show)
+    trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
     checkpoint = work.resumable()
     if checkpoint:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
     elif hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
-    if not checkpoint:
-        shutil.rmtree(config.folder / PROGRESS, ignore_errors=True)
     adapt(model, config.trainer)
     with interruption.heeded():
         try:
@@ -157,24 +155,17 @@ def _fit(
     return model, history, state
 
 
-def _drawing(config: Config, tracker: Tracker) -> Show:
-    """Draws what a model makes into `progress/`, a picture for each validation, and adds it to the run in MLflow."""
+def _draw(config: Config, tracker: Tracker, columns: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draws what a model makes of the same examples (or of nothing) each time, and adds it to the run in MLflow."""
     from src.reporting import plots
 
-    def show(columns: Mapping[str, Tensor], epoch: int) -> None:
-        folder = config.folder / PROGRESS
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"epoch_{epoch:03}.png"
-        tiles = {name: given.permute(0, 2, 3, 1).cpu().numpy() for name, given in columns.items()}
-        title: dict[str, Any] = {"label": f"{config.label} · epoch {epoch}", "sample": config.sample}
-        if len(tiles) == 1:
-            (images,) = tiles.values()
-            plots.samples(images, path, **title)
-        else:
-            plots.image_grid(tiles, path, **title)
-        tracker.log_artifact(path, PROGRESS)
-
-    return show
+    title: dict[str, Any] = {"label": f"{config.label} · {path.stem.replace('_', ' ')}", "sample": config.sample}
+    if len(columns) == 1:
+        (images,) = columns.values()
+        plots.samples(images, path, **title)
+    else:
+        plots.image_grid(columns, path, **title)
+    tracker.log_artifact(path, path.parent.name)
 
 
 def _unheard(metrics: Mapping[str, float], step: int) -> None:

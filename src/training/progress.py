@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
-Show = Callable[[Mapping[str, Tensor], int], None]
+Show = Callable[[Mapping[str, np.ndarray], Path], None]
 
 
 class Progress(Callback):
-    """After each validation hands the model's `showcase` of the first batch, uint8 [K, C, H, W] by name, to `show`."""
+    """After each validation hands what the model makes of the first batch to `show`, for a picture in `folder`.
 
-    def __init__(self, show: Show) -> None:
+    That is the model's `showcase`, if it has one: images uint8 [K, H, W, C] by name. A run that begins clears the
+    folder, one that goes on adds to it.
+    """
+
+    def __init__(self, folder: Path, show: Show) -> None:
+        self.folder = folder
         self.show = show
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_validation_batch_end(
         self,
@@ -26,5 +37,10 @@ class Progress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0 and trainer.is_global_zero:
-            self.show(pl_module.showcase(batch), trainer.current_epoch + 1)  # type: ignore[operator]
+        if batch_idx == 0 and hasattr(pl_module, "showcase"):
+            columns = pl_module.showcase(batch)  # type: ignore[operator]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.show(
+                {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in columns.items()},
+                self.folder / f"epoch_{trainer.current_epoch + 1:03}.png",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
 from src.training.interruption import Interruption, WorkingCheckpoint
-from src.training.progress import Progress, Show
 
 BEST = "best"
 
@@ -53,15 +53,16 @@ def build_trainer(
     history: History,
     work: Path,
     interruption: Interruption,
-    show: Show | None = None,
+    more: Sequence[Callback] = (),
 ) -> pl.Trainer:
-    """The trainer for `model`; its checkpoints go to `work`, what it draws to `show`."""
+    """The trainer for `model`, with the callbacks `more` beside its own; its checkpoints go to `work`."""
     _silence()
     asked = config.trainer
     gpu = device_of(asked).type == "cuda"
     callbacks: list[Callback] = [
         RandomStatePerBatch(config.seed),
         history,
+        *more,
     ]
     if asked.keep == "best":
         callbacks.append(
@@ -79,8 +80,6 @@ def build_trainer(
         callbacks.append(
             EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta)
         )
-    if show is not None and hasattr(model, "showcase"):
-        callbacks.append(Progress(show))
     # After all whose state it keeps.
     callbacks.append(WorkingCheckpoint(work / LAST, asked.checkpoint_seconds, interruption))
     if on_terminal():
