@@ -33,15 +33,15 @@ repro: setup  ## the whole pipeline on the sample profile: download, preprocess,
 	dvc repro
 	@dvc metrics show
 
-# The pipeline's trainings want both cores for themselves.
-test: setup  ## all tests but those faults that take minutes; last, the real pipeline in a clean clone
-	python -m pytest -m "not pipeline and not long" -n 2 --dist loadfile
+# Each worker on one core; the pipeline's trainings want both for themselves.
+test: setup  ## all tests but those marked long; last, the real pipeline in a clean clone
+	OMP_NUM_THREADS=1 python -m pytest -m "not pipeline and not long" -n 2 --dist loadfile --no-loadscope-reorder
 	python -m pytest -m pipeline
 test-fast: setup  ## the tests that neither train nor start servers
 	python -m pytest -m "not slow and not pipeline"
 
 faults: setup  ## the whole fault matrix of docs/reliability.md, also what takes minutes
-	python -m pytest -m faults
+	python -m pytest -m "faults or long"
 
 bench: setup  ## speed and memory against their targets, about five minutes; see python -m benchmarks --help
 	python -m benchmarks

@@ -178,6 +178,7 @@ def test_a_download_that_was_ended_goes_on_with_the_same_command(
 # --- through a training -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_archive_that_arrives_after_drops_is_trained_and_evaluated_on(
     host: Host, clone: Path, run: Run, tmp_path: Path
 ) -> None:

@@ -108,9 +108,8 @@ def goes_on(repository: Path, undisturbed: dict[str, str]) -> None:
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "sent", ["SIGTERM to the trainer", pytest.param("Ctrl-C in the terminal", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("sent", ["SIGTERM to the trainer", "Ctrl-C in the terminal"])
+@pytest.mark.long
 def test_a_trainer_that_is_told_to_end_is_not_recorded_and_the_next_repro_goes_on(
     sent: str, repository: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -196,10 +195,11 @@ def test_a_second_process_is_refused_at_once_and_told_who_is_at_it(
 @pytest.mark.parametrize(
     ("values", "stage", "told"),
     [
-        (
+        pytest.param(
             {"model.optimizer.lr": 1e38, "trainer.gradient_clip": None},
             "train",
             "train failed: the loss became NaN or infinite in epoch 1: lower model.optimizer.lr",
+            marks=pytest.mark.long,
         ),
         ({"export.tolerance": 1e-30}, "export", "export failed: .*answers differ from PyTorch's by up to"),
     ],

@@ -276,6 +276,7 @@ def test_an_archive_that_was_damaged_after_its_download_is_refused_until_it_is_f
     assert digests(repository / DATA) == wanted
 
 
+@pytest.mark.long
 @damages
 def test_an_archive_of_the_users_that_is_damaged_is_refused_until_a_sound_one_is_named(
     damage: Damage, repository: Path, tmp_path: Path
