@@ -38,7 +38,7 @@ class Predictor:
         try:
             self.signature: dict[str, Any] = json.loads((folder / "signature.json").read_text())
             # ONNX Runtime takes a flipped bit as it is.
-            if sha256_of(folder / "model.onnx") != self.signature["sha256"]:
+            if sha256_of(folder / "model.onnx") != self.signature.get("sha256"):
                 raise ValueError("model.onnx is damaged: its sha256 is not the one in signature.json")
             self.session = onnxruntime.InferenceSession(
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]
