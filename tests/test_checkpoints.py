@@ -148,9 +148,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Pat
     IO.save_checkpoint({"weights": Hostile(mark)}, path)
     assert is_whole(path), "its bytes are what was written: the digest is no defence here"
     for asked in (None, False):
-        with pytest.raises(
-            Failure, match=r"is no training's state \(UnpicklingError; nothing in it was run\)"
-        ):
+        with pytest.raises(Failure, match=r"is no training's state \(UnpicklingError; nothing in it was run\)"):
             IO.load_checkpoint(path, weights_only=asked)
     assert not mark.exists()
     torch.load(path, weights_only=False)
