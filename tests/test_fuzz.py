@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src import predict
 from src.config import CONF, ROOT, Config, ConfigError, DataConfig, check, compose
-from src.data import packed
+from src.data import imdb, packed
 from src.data.archives import read_archive
 from src.data.image_folder import decode
 from src.data.packed import Packed, PackedError
@@ -254,6 +255,16 @@ overrides = st.builds(
 @example(given_words=["model.optimizer=${model}"])
 def test_whatever_is_typed_is_composed_or_refused(given_words: list[str]) -> None:
     assert refusal(ConfigError, lambda: compose(["experiment=imdb_lstm", "output=out", *given_words])) != ""
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=500)
+@given(text=st.text() | st.text("ab .,'!?()<>br/;:\"\t\n"))
+def test_a_caller_of_the_exported_model_reads_any_text_as_training_did(text: str) -> None:
+    (trained_on,) = imdb.tokenize([text])
+    assert (predict.tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == trained_on
 
 
 # --- packed splits ----------------------------------------------------------------------------------------------------
