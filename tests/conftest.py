@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_runs.py", "faults/test_processes.py", "faults/test_saving.py")  # minutes each
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,9 +23,10 @@ def commands_environment() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that several workers end at about the same time."""
+    """What takes longest comes first, so that several workers end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    longest = {ROOT / "tests" / name for name in LONGEST}
+    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
 
 
 @pytest.fixture(scope="session")

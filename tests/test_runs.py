@@ -328,7 +328,7 @@ def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
     [
         "trainer.early_stopping={patience: 1}",
         "trainer.gradient_clip=0.5",
-        "trainer.compile=true",
+        pytest.param("trainer.compile=true", marks=pytest.mark.long),
     ],
 )
 def test_options_of_the_trainer_train(override: str, clone: Path, run: Run) -> None:
@@ -337,12 +337,14 @@ def test_options_of_the_trainer_train(override: str, clone: Path, run: Run) -> N
     assert not [key for key in keys if "_orig_mod" in key]
 
 
+@pytest.mark.long
 def test_attention_pooling_and_least_squares_gan_train(clone: Path, run: Run) -> None:
     tiny = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.max_epochs=1")
     run("python", "-m", "src.train", "+experiment=imdb_lstm", *tiny, "model.pooling=attention", "model.hidden=8")
     run("python", "-m", "src.train", "+experiment=facades_pix2pix", *tiny, "model.gan=lsgan", "model.width=4")
 
 
+@pytest.mark.long
 def test_evaluate_and_export_work_on_a_direct_run(clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=31")
     folder = output_of(done.stdout)

@@ -72,9 +72,15 @@ def only_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def start(clone: Path, url: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "src.download", *WORDS, f"data.archive={url}"]
     return subprocess.Popen(
-        words, cwd=clone, env=commands_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "src.download", *WORDS, f"data.archive={url}"],
+        cwd=clone,
+        env=commands_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # as in a terminal: what a script starts in the background ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -205,7 +205,7 @@ def test_the_damaged_checkpoint_of_the_best_epoch_is_refused_where_it_is_the_one
     ("damage", "stage"),
     [
         pytest.param(truncate, "evaluate", marks=pytest.mark.long),
-        (flip_a_bit, "evaluate"),
+        pytest.param(flip_a_bit, "evaluate", marks=pytest.mark.long),
         pytest.param(flip_a_bit, "export", marks=pytest.mark.long),
     ],
     ids=["truncated, evaluate", "with a flipped bit, evaluate", "with a flipped bit, export"],
