@@ -45,7 +45,8 @@ def descriptions(clone: Path) -> list[str]:
     return [note for (note,) in found]
 
 
-@pytest.mark.parametrize("experiment", ["mnist_dcgan", pytest.param("mnist_autoencoder", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", FIGURES)
 def test_a_classic_network_goes_through_all_stages(experiment: str, clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", f"+experiment={experiment}", *FEW, *COLLAPSING.get(experiment, ()))
     found = re.search(r"trained in [\d.]+ s: (\S+)/train", done.stdout)

@@ -96,12 +96,13 @@ def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
     assert [line.split(",")[0] for line in history] == ["epoch", *map(str, range(1, 13))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("experiment", "narrow"),
     [
-        pytest.param("cifar10_resnet", "model.network.width=8", marks=pytest.mark.long),
+        ("cifar10_resnet", "model.network.width=8"),
         ("imdb_lstm", "model.hidden=8"),
-        pytest.param("facades_pix2pix", "model.width=4", marks=pytest.mark.long),
+        ("facades_pix2pix", "model.width=4"),
     ],
 )
 def test_a_run_killed_in_mid_epoch_goes_on_with_the_next_batch_to_the_same_bits(
