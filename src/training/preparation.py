@@ -1,0 +1,45 @@
+"""The data that a run asks for: found where it lies, or made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+from filelock import FileLock
+
+from src.config import ROOT, Config, DataConfig, plain, write_resolved
+from src.data import packed
+from src.errors import Failure
+
+
+def prepared(config: Config) -> Config:
+    """The configuration with the folder of the data that it asks for.
+
+    That is DVC's, if it was packed with this very configuration. Otherwise the run's own, in data/direct/, which is
+    made by the download and preprocess stages where it is not there: what DVC made is never overwritten by a direct
+    run.
+
+    Raises:
+        Failure: a stage failed; it has said why.
+    """
+
+    def fits(candidate: Config) -> bool:
+        folder = candidate.processed
+        return (folder / "meta.json").is_file() and packed.read_meta(folder)["config"] == config.packing
+
+    if fits(config):
+        return config
+    digest = hashlib.sha256(json.dumps(config.packing, sort_keys=True).encode()).hexdigest()[:8]
+    own = config.model_copy(update={"data_folder": f"data/direct/{digest}"})
+    folder = ROOT / own.data_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not fits(own):
+            write_resolved(folder / "config.yaml", {key: plain(getattr(own, key)) for key in DataConfig.model_fields})
+            for stage in ("download", "preprocess"):
+                command = [sys.executable, "-m", f"src.{stage}", "-cp", str(folder), "-cn", "config"]
+                if subprocess.run(command, cwd=ROOT).returncode:
+                    raise Failure(f"the data of {config.data.name} could not be prepared: {stage} failed, see above")
+    return own

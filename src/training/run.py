@@ -1,0 +1,111 @@
+"""One training run, from its work folder to what it reached. The train stage is one; so is each trial of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.trainer.states import TrainerStatus
+
+from src.config import ROOT, Config, plain
+from src.data import packed
+from src.data.batching import PackedData
+from src.errors import Failure
+from src.training import checkpoints
+from src.training.checkpoints import WORK, WorkFolder
+from src.training.determinism import sha256_of_state
+from src.training.history import History, LogMetrics, on_terminal
+from src.training.interruption import Interruption
+from src.training.provenance import environment
+from src.training.tracking import DATA_TAG
+from src.training.trainer import BEST, adapt, build_trainer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run reached: the model, its history, the sha256 of its optimizers' last state."""
+
+    model: LightningModule
+    history: History
+    state: str
+
+
+def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> WorkFolder:
+    """The folder of this very run's checkpoints and journal. Call it after `determinism.fix`: the threads count."""
+    sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
+    identity = checkpoints.identity(sections | {"loader": plain(config.loader)}, meta["splits"])
+    return WorkFolder(config.name, identity, root)
+
+
+def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str, str]:
+    """What a run in MLflow says of itself beside its parameters."""
+    return environment(device=config.trainer.accelerator, threads=torch.get_num_threads()) | {
+        "pipeline.profile": config.profile.name,
+        "pipeline.fingerprint": work.key,
+        **{DATA_TAG + split: packed["sha256"] for split, packed in meta["splits"].items()},
+        "pipeline.output": config.output,
+    }
+
+
+def note(config: Config) -> str:
+    """The description of a run on its page in MLflow."""
+    return f"{config.description} ({config.profile.note})"
+
+
+def fit(
+    config: Config,
+    meta: dict[str, Any],
+    work: WorkFolder,
+    log_metrics: LogMetrics | None,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """Trains from the start, or from where the work folder's checkpoint stands.
+
+    `log_metrics` None: another process of the same run reports.
+
+    Raises:
+        Failure: the loss became NaN, training ended early, or the best checkpoint is damaged.
+        SystemExit: a signal asked for the end; a checkpoint is saved.
+    """
+    lines = not on_terminal() and log_metrics is not None
+    history = History(log_metrics or _unheard, lines=lines)
+    data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
+    model = config.model(meta)
+    interruption = Interruption()
+    trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
+    checkpoint = work.resumable()
+    if checkpoint:
+        print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
+    elif hasattr(model, "prepare"):
+        model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
+    adapt(model, config.trainer)
+    with interruption.heeded():
+        try:
+            trainer.fit(model, data, ckpt_path=checkpoint)
+        except SystemExit:  # Lightning's own end on SIGTERM, before its first batch, has the code 0
+            sys.exit(interruption.exit_code)
+    if trainer.state.status != TrainerStatus.FINISHED:
+        raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
+    state = sha256_of_state([optimizer.state_dict() for optimizer in trainer.optimizers])
+    best = work.path / f"{BEST}.ckpt"
+    if config.trainer.keep == "best" and best.exists():
+        if not checkpoints.is_whole(best):
+            raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
+        model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+    return Trained(model, history, state)
+
+
+def kept_row(config: Config, rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The history's row of the epoch whose weights are kept: the last one, or the one that `monitor` liked most."""
+    monitor, mode = config.trainer.monitor, config.trainer.mode
+    rated = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
+    return (max if mode == "max" else min)(rated, key=lambda row: row[monitor]) if rated else rows[-1]
+
+
+def _unheard(metrics: Mapping[str, float], step: int) -> None:
+    """Where the metrics of all processes but the first go."""
