@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,18 @@ def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> W
 
 def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str, str]:
     """What a run in MLflow says of itself beside its parameters."""
-    return environment(device=config.trainer.accelerator, threads=torch.get_num_threads()) | {
+    return _environment(config.trainer.accelerator, torch.get_num_threads()) | {
         "pipeline.profile": config.profile.name,
         "pipeline.fingerprint": work.key,
         **{DATA_TAG + split: packed["sha256"] for split, packed in meta["splits"].items()},
         "pipeline.output": config.output,
     }
+
+
+@cache
+def _environment(device: str, threads: int) -> dict[str, str]:
+    """What this process was started from: one that trains several runs has imported its code once."""
+    return environment(device=device, threads=threads)
 
 
 def note(config: Config) -> str:
@@ -100,7 +107,7 @@ def fit(
     return Trained(model, history, state)
 
 
-def kept_row(config: Config, rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+def kept_row(config: Config, rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The history's row of the epoch whose weights are kept: the last one, or the one that `monitor` liked most."""
     monitor, mode = config.trainer.monitor, config.trainer.mode
     rated = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
