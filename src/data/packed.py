@@ -9,6 +9,7 @@ DVC hashes one file a split instead of 60,000, and loading is a memory map. What
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -88,15 +89,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def read_split(folder: Path, split: str) -> dict[str, Tensor]:
     """The tensors of one split, memory-mapped, after a check of the file's sha256 against `meta.json`.
 
+    A process reads a file once, as long as nothing writes to it. The tensors are shared: do not write into them.
+
     Raises:
         PackedError: the file is missing or its bytes changed since it was packed.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = folder / f"{split}.safetensors"
     expected = read_meta(folder)["splits"].get(split, {}).get("sha256")
     if not (path.is_file() and expected):
         raise PackedError(f"{path} is missing: run `dvc repro` (or `dvc pull`) to prepare the data")
+    facts = path.stat()
+    return dict(_read(path, expected, facts.st_ino, facts.st_mtime_ns, facts.st_size))
+
+
+@functools.lru_cache(maxsize=len(SPLITS))
+def _read(path: Path, expected: str, *facts: int) -> dict[str, Tensor]:
+    """Checks and maps a file; `facts` change with it."""
+    from safetensors import SafetensorError, safe_open
+
     found = sha256_of(path)
     try:
         if found != expected:
@@ -105,7 +115,7 @@ def read_split(folder: Path, split: str) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise PackedError(
-            f"{path} is damaged ({error}): delete {folder} and run `dvc repro`, or the `python -m src.train` again"
+            f"{path} is damaged ({error}): delete {path.parent} and run `dvc repro`, or the `python -m src.train` again"
         ) from None
 
 
