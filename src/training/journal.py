@@ -36,7 +36,7 @@ class State:
 
 
 def create(journal: Path, header: Mapping[str, Any]) -> None:
-    """Begin a journal with `header` and a fresh identity; an unsent one in its place is moved aside.
+    """Begin a journal with `header`, and a fresh identity if it has none; an unsent one in its place is moved aside.
 
     Raises OSError when it cannot be written.
     """

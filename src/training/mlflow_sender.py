@@ -29,6 +29,7 @@ MODEL_TAG = "pipeline.model_sha256"  # by this `join` finds the run that trained
 STATE_TAG = "pipeline.optimizer_sha256"
 FAILURE_TAG = "pipeline.failure"
 JOURNAL_TAG = "pipeline.journal"  # finds a run again that was created just before a crash
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages show a run under that one
 HOST_TAG = "pipeline.host"
 MACHINE_TAG = "pipeline.machine"
 BOOT_TAG = "pipeline.boot_id"
@@ -133,8 +134,20 @@ class Drain:
                 f"a new run {header['name']} takes what was measured"
             )
         tags = {**header["tags"], **header["process"], JOURNAL_TAG: header["journal"], "mlflow.user": _user()}
+        if parent := header.get("parent"):
+            tags[PARENT_TAG] = self._run_of(client, experiment, parent)
         run = client.create_run(experiment, header["time"], tags, header["name"])
         return run.info.run_id, False
+
+    def _run_of(self, client: MlflowClient, experiment: str, journal: str) -> str:
+        """The id of the run of another journal, deleted or not; raises where that has not been sent yet."""
+        from mlflow.entities import ViewType
+
+        wanted = f"tags.`{JOURNAL_TAG}` = '{journal}'"
+        found = client.search_runs([experiment], wanted, run_view_type=ViewType.ALL, max_results=1)
+        if not found:
+            raise LookupError("the run that it belongs under is not in MLflow yet")
+        return str(found[0].info.run_id)
 
     def _send(self, client: MlflowClient, run_id: str, joined: bool, record: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag

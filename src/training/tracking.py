@@ -88,6 +88,7 @@ class Tracker:
         self._file = os.open(journal, os.O_WRONLY | os.O_APPEND)
         self._closed = threading.Event()
         self._said: set[str] = set()
+        self._sends = False
         self._drain = Drain(journal, store)
         # A daemon: whatever MLflow does, it cannot hold up the end of the process.
         self._thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
@@ -104,14 +105,21 @@ class Tracker:
         description: str = "",
         store: str | None = None,
         sender: bool = True,
+        identity: str | None = None,
+        parent: str | None = None,
     ) -> Self:
         """Begin a new run and journal it at `journal`; an earlier run's unsent journal there is moved aside, not lost.
 
         `store` is a MLflow tracking URI; without it MLFLOW_TRACKING_URI, without that the SQLite database under
-        `experiments/`. With `sender=False` the run is only journaled. Raises OSError when `journal` cannot be created.
+        `experiments/`. With `sender=False` the run is only journaled, for whoever drains the journal. `identity` is
+        the journal's: a run that was journaled under the same one before is found again and added to. The run is
+        shown under the one whose journal has the identity `parent`. Raises OSError when `journal` cannot be created.
         """
         tags = {**tags, **({DESCRIPTION: description} if description else {})}
-        tracker = cls._begin(journal, experiment, name, tags, store)
+        tracker = cls._begin(journal, experiment, name, tags, store, identity=identity, parent=parent)
+        if identity:
+            tracker.set_tags({**tags, **process_tags()})
+            tracker._append({"status": "RUNNING", "time": now()})
         tracker.log_params(params)
         return tracker._started(sender)
 
@@ -127,6 +135,8 @@ class Tracker:
         description: str = "",
         store: str | None = None,
         sender: bool = True,
+        identity: str | None = None,
+        parent: str | None = None,
     ) -> Self:
         """Go on with the run that `journal` holds, after a kill or a failure; without one, or after its end, `start`.
 
@@ -146,6 +156,8 @@ class Tracker:
                 description=description,
                 store=store,
                 sender=sender,
+                identity=identity,
+                parent=parent,
             )
         cut_torn_line(journal)
         logged = frozenset((key, record["step"]) for record in past for key in record.get("metrics", ()))
@@ -183,15 +195,19 @@ class Tracker:
         tags: Mapping[str, str],
         store: str | None,
         joins: str | None = None,
+        identity: str | None = None,
+        parent: str | None = None,
     ) -> Self:
         store = resolve_store(store, DEFAULT_STORE)
         tags = clean_tags(tags)
         header = {"store": store, "experiment": experiment, "name": name, "joins": joins, "tags": tags}
+        header |= {key: given for key, given in (("journal", identity), ("parent", parent)) if given}
         create(journal, {**header, "process": process_tags()})
         return cls(journal, store)
 
     def _started(self, sender: bool) -> Self:
         """Start the sender, after the first records: a resumed run must not look like its dead process's."""
+        self._sends = sender
         if sender:
             self._thread.start()
         return self
@@ -248,13 +264,13 @@ class Tracker:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(patience)
-        unsent = count_unsent(self.journal)
+        unsent = count_unsent(self.journal) if self._sends else 0
         if unsent:
             reason = f"not all sent within {patience:.0f} s" if self._thread.is_alive() else self._drain.failure
             log.warning(
                 "%d records of this run are not in MLflow yet (%s); %s keeps them: send them with `python -m src.sync`",
                 unsent,
-                reason or "no sender",
+                reason,
                 self.journal,
             )
 
