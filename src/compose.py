@@ -10,33 +10,13 @@ says.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Quote, QuotedString
 
-from src.config import ROOT, Config, ConfigError, compose, write_resolved
-
-
-def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Nested values as Hydra's overrides; a null stays a null, `default` leaves conf/'s value alone."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from overrides_of(value, f"{prefix}{key}.")
-        elif value != "default":
-            yield f"{prefix}{key}={_quoted(value)}"
-
-
-def _quoted(value: Any) -> str:
-    """A value in Hydra's grammar, whose strings know no escape but that of a quote."""
-    if isinstance(value, str):
-        return QuotedString(value, Quote.double).with_quotes()
-    if isinstance(value, list):
-        return f"[{','.join(map(_quoted, value))}]"
-    return json.dumps(value)
+from src.config import ROOT, Config, ConfigError, compose, overrides_of, refusal, write_resolved
 
 
 def data_overrides(params: Mapping[str, Any], name: str) -> list[str]:
@@ -122,9 +102,7 @@ def main() -> None:
             )
             content = config.plain()
     except ConfigError as error:
-        for line in str(error).splitlines():
-            print(f"configuration refused: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(refusal(str(error)))
     write_resolved(path, content)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import json
 import os
 import re
 import secrets
@@ -490,17 +491,63 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
         ) from None
 
 
+def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested values as Hydra's overrides; a null stays a null, `default` leaves conf/'s value alone.
+
+    A section that names itself, such as an optimizer, is exchanged as a whole.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from overrides_of(value, f"{prefix}{key}.")
+        elif value != "default":
+            yield f"{prefix}{key}={quoted(value)}"
+
+
+def quoted(value: Any) -> str:
+    """A value in Hydra's grammar, whose strings know no escape but that of a quote."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}: {quoted(item)}' for key, item in value.items() if item != 'default')}}}"
+    return json.dumps(value)
+
+
+def best_of(path: str) -> list[str]:
+    """The overrides in a sweep's best.yaml; `path` is relative to the repository's root, or absolute.
+
+    Raises:
+        ConfigError: it is not there, or is no mapping.
+    """
+    try:
+        values = yaml.safe_load((ROOT / Path(path).expanduser()).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"best={path}: {' '.join(str(error).split())}; a sweep writes such a file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"best={path}: holds no keys and values; a sweep writes such a file")
+    return list(overrides_of(values))
+
+
 def as_assignments(overrides: list[str]) -> list[str]:
     """Hydra's overrides, made to mean what they look like.
 
     `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of
     Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
     `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
-    after it; `debug=null` drops it.
+    after it; `debug=null` drops it. `+best=PATH` stands for what a sweep found, see `best_of`; what follows it wins.
+
+    Raises:
+        ConfigError: the file of `+best=` can't be read.
     """
     meant: list[str] = []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for override in overrides:
+        if best := re.fullmatch(r"\+?best=(.+)", override, re.DOTALL):
+            meant += as_assignments(best_of(best[1]))
+            continue
         found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
         if found and found[1] in groups:
             meant.append(f"~{found[1]}" if found[2] == "null" else override)
@@ -511,11 +558,20 @@ def as_assignments(overrides: list[str]) -> list[str]:
     return meant
 
 
-def compose(overrides: list[str]) -> Config:
-    """Composes `conf/` with Hydra's overrides and checks the result.
+def compose(overrides: list[str], schema: type[DataConfig] = Config) -> Any:
+    """Composes `conf/` with Hydra's overrides and checks the result against the schema.
 
     Raises:
         ConfigError: with one line per fault.
+    """
+    return check(compose_unchecked(overrides), schema)
+
+
+def compose_unchecked(overrides: list[str]) -> DictConfig:
+    """Composes `conf/` with Hydra's overrides; interpolations are not resolved yet.
+
+    Raises:
+        ConfigError: Hydra refuses it.
     """
     import hydra
     from hydra.errors import HydraException
@@ -523,13 +579,8 @@ def compose(overrides: list[str]) -> Config:
     register_resolvers()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return check(hydra.compose("config", as_assignments(overrides)))
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        yaml.YAMLError,
-        OSError,
-    ) as error:  # OSError: a long key as a file
+            return hydra.compose("config", as_assignments(overrides))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:  # OSError: a key too long
         raise ConfigError(explain_hydra(error)) from None
 
 
@@ -560,7 +611,10 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
     def command() -> None:
         register_resolvers()
         if not {"-sc", "--shell-completion"} & set(sys.argv):  # whose `query=bash` is no key
-            sys.argv[1:] = as_assignments(sys.argv[1:])
+            try:
+                sys.argv[1:] = as_assignments(sys.argv[1:])
+            except ConfigError as error:
+                sys.exit(refusal(str(error)))
         if {"-h", "--help"} & set(sys.argv) and not re.search(r"experiment=| -cn| --config-name", " ".join(sys.argv)):
             sys.argv.append(f"experiment={_experiments()[0]}")  # help shows a whole configuration
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said better here
@@ -571,11 +625,11 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 config = check(composed, schema)
             except ConfigError as error:
                 _remove_run_folder()
-                sys.exit(_refusal(str(error)))
+                sys.exit(refusal(str(error)))
             try:
                 stage(config)
             except ConfigError as error:
-                sys.exit(_refusal(str(error)))
+                sys.exit(refusal(str(error)))
             except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
                 line = " ".join(str(error).splitlines())  # the name of a file may hold a line break
                 print(f"{stage.__name__} failed: {line}", file=sys.stderr)
@@ -594,10 +648,10 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             put_back_outputs()
-            sys.exit(_refusal(explain_hydra(error)))
+            sys.exit(refusal(explain_hydra(error)))
         except ConfigError as error:  # the guard's
             put_back_outputs()
-            sys.exit(_refusal(str(error)))
+            sys.exit(refusal(str(error)))
         except BaseException as error:
             if not isinstance(error, SystemExit) or error.code:
                 put_back_outputs()
@@ -664,7 +718,8 @@ def _remove_run_folder() -> None:
             folder.rmdir()
 
 
-def _refusal(lines: str) -> int:
+def refusal(lines: str) -> int:
+    """Says what was refused, line by line; the exit code for it."""
     for line in lines.splitlines():
         print(f"configuration refused: {line}", file=sys.stderr)
     return 2
@@ -715,13 +770,16 @@ def _explain(fault: Any, content: Any, schema: type[Section]) -> str:
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
             return f"{where}: {value!r} is unknown; allowed: {_listed(names)}{_nearest(str(value), names)}"
-    return f"{where}: {value!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {value!r} is not allowed: {said[0].lower()}{said[1:]}"
 
 
 def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[str]:
     """The keys that the schema allows at `path`."""
     for key in path:
         content = content[key]
+        if key not in schema.model_fields:  # of a mapping of sections, whose field led to their schema
+            continue
         named = _sections(schema.model_fields[key].annotation)
         schema = next(
             s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from src import compose as stage
-from src.compose import compose_data, compose_experiment, overrides_of
-from src.config import ROOT, ConfigError, compose
+from src.compose import compose_data, compose_experiment
+from src.config import ROOT, ConfigError, compose, overrides_of
 
 PARAMS: dict[str, Any] = {
     "profile": "sample",
