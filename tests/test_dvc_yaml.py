@@ -78,7 +78,7 @@ def test_rooms_never_use_stages_and_data_and_models_know_nothing_of_each_other()
         ROOT / "src" / name
         for name in ("__init__.py", "config.py", "dvc_stage.py", "errors.py", "files.py", "hardware.py")
     }
-    for room in ("data", "models", "training", "reporting"):
+    for room in ("data", "models", "training", "reporting", "sweeping"):
         for path in (ROOT / "src" / room).glob("*.py"):
             used = imports(f"src.{room}.{path.stem}") - {path}
             assert not used & stage_files, path

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -60,8 +60,8 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def _picture(path: Path, headline: str, height: float, *, label: str, sample: bool) -> Iterator[Figure]:
-    """A figure of `WIDTH` x `height` inches below a header; written to `path` unless the block raises."""
+def picture(path: Path | BinaryIO, headline: str, height: float, *, label: str, sample: bool) -> Iterator[Figure]:
+    """A figure of `WIDTH` x `height` inches below a header; a PNG at `path` unless the block raises."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def training_curves(history: Sequence[Mapping[str, float]], path: Path, *, label
     across = min(len(panels), 3)
     down = math.ceil(len(panels) / across)
     epochs = f"{len(history)} epochs" if len(history) > 1 else "1 epoch"
-    with _picture(path, f"Training curves, {epochs}", 2.7 * down, label=label, sample=sample) as figure:
+    with picture(path, f"Training curves, {epochs}", 2.7 * down, label=label, sample=sample) as figure:
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         for axes, (kind, names) in zip(grid, panels.items(), strict=False):
             _draw_curves(axes, kind, names, history)
@@ -158,7 +158,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, *, 
     right, total = int(np.trace(matrix)), int(matrix.sum())
     headline = f"Confusion matrix, {right:,} of {total:,} right ({right / max(total, 1):.1%})"
     height = float(np.clip(0.46 * size + 1.2, 2.6, 7.2))
-    with _picture(path, headline, height, label=label, sample=sample) as figure:
+    with picture(path, headline, height, label=label, sample=sample) as figure:
         cells, side = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
         blues = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9ecae9", BLUE, "#053a5f"])
         cells.imshow(share, cmap=blues, vmin=0, vmax=1, aspect="auto")
@@ -227,7 +227,7 @@ def reliability_diagram(
     headline = f"Reliability, expected calibration error {error:.1%}"
     middle = [(row["low"] + row["high"]) / 2 for row in rows]
     mean, accuracy = ([row[name] for row in rows] for name in ("confidence", "accuracy"))
-    with _picture(path, headline, 5.2, label=label, sample=sample) as figure:
+    with picture(path, headline, 5.2, label=label, sample=sample) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         width = 0.92 / bins
         top.bar(middle, accuracy, width, color=BLUE, label="accuracy")
@@ -254,7 +254,7 @@ def mistakes(images: np.ndarray, captions: Sequence[str], path: Path, *, label: 
     images: uint8 [K, H, W, C], C of 1 or 3; captions: K texts such as "cat 98 %\nis dog". K may be 0.
     """
     if len(images) == 0:
-        with _picture(path, "No mistakes", 0.1, label=label, sample=sample):
+        with picture(path, "No mistakes", 0.1, label=label, sample=sample):
             return
     headline = f"The {len(images)} most confident mistakes" if len(images) > 1 else "The most confident mistake"
     _draw_grid(images, captions, path, headline, across=6, gaps=(), label=label, sample=sample)
@@ -330,7 +330,7 @@ def _draw_grid(
     rows = [captions[start : start + across] for start in range(0, len(images), across)]
     room = [space + line * max((text.count("\n") + 1 if text else 0) for text in row) for row in rows]
     height = sum(room) + down * tall + MARGIN
-    with _picture(path, headline, height, label=label, sample=sample) as figure:
+    with picture(path, headline, height, label=label, sample=sample) as figure:
         figure.set_layout_engine("none")  # every tile has its place, in inches from the top left
         total = height + HEADER
         for index, image in enumerate(images):
@@ -353,7 +353,7 @@ def latency(rows: Sequence[Mapping[str, float]], path: Path, *, label: str, samp
 
     rows: batch (examples), pytorch_ms and onnxruntime_ms (milliseconds for the whole batch, e.g. medians).
     """
-    with _picture(path, "Inference latency", 0.62 * len(rows) + 0.7, label=label, sample=sample) as figure:
+    with picture(path, "Inference latency", 0.62 * len(rows) + 0.7, label=label, sample=sample) as figure:
         axes = figure.subplots()
         for engine, name, colour, offset in (
             ("pytorch_ms", "PyTorch", SKY, -0.19),

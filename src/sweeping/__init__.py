@@ -1,0 +1,1 @@
+"""Sweeps: a search space over the configuration, an Optuna study that survives, workers that stay warm."""

@@ -1,0 +1,163 @@
+"""The search space: what is refused, what becomes of a suggestion, and that a draw depends on its place alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from src.config import CONF, ConfigError, compose, overrides_of
+from src.sweeping import samplers, space
+from src.sweeping.space import SweepConfig
+
+IMDB = ["experiment=imdb_lstm"]
+CONDITIONAL = (
+    "{model.optimizer: {choice: {adamw: {name: adamw, lr: 0.003}, sgd: {name: sgd, lr: 0.1}}}, "
+    "model.optimizer.lr@adamw: {float: [0.001, 0.01], log: true, when: {model.optimizer: adamw}}, "
+    "model.optimizer.lr@sgd: {float: [0.05, 0.5], log: true, when: {model.optimizer: sgd}}, "
+    "model.hidden: {int: [8, 32], step: 8}}"
+)
+
+
+def sweep_of(*overrides: str) -> SweepConfig:
+    return compose([*IMDB, "sweep=imdb_lstm", "output=.", *overrides], SweepConfig)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", ["sample", "full"])
+def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile: str) -> None:
+    given = [f"experiment={path.stem}", f"profile={profile}"]
+    space.refuse(compose([*given, f"sweep={path.stem}", "output=."], SweepConfig), given)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep.sampler=tpee", "sweep.sampler: 'tpee' is unknown; allowed: cmaes, gp, grid, random, tpe. Did you mean"),
+        ("sweep.trails=3", "sweep.trails: unknown key; allowed: minutes, .* Did you mean 'trials'"),
+        (
+            "sweep.space={model.hidden: {int: [8, 16], lgo: true}}",
+            "sweep.space.model.hidden.lgo: unknown key; .* 'log'",
+        ),
+        ("sweep.space={model.hidden: {int: [8, 16], choice: [8]}}", "exactly one of float, int and choice"),
+        ("sweep.space={model.hidden: {int: [16, 8]}}", "the lower bound 16 is above the upper one 8"),
+        ("sweep.space={model.dropout: {float: [0, 0.5], log: true}}", "starts above zero, not at 0"),
+        ("sweep.space={model.hiden: {int: [8, 16]}}", "space.model.hiden: at 8: model.hiden: unknown key; .* 'hidden'"),
+        ("sweep.space={model.dropout: {float: [0, 1.5]}}", "space.model.dropout: at 1.5: model.dropout: 1.5 is not"),
+        (
+            "sweep.space={model.pooling: {choice: [max, maen]}}",
+            "at 'maen': .* Did you mean 'mean'",
+        ),
+        ("sweep.space={model.hidden: {float: [8, 16.5]}}", "model.hidden: 16.5 is not allowed"),
+        (
+            "sweep.space={model.dropout: {float: [0, 0.5], when: {model.pooling: max}}}",
+            "when: 'model.pooling' is no earlier parameter",
+        ),
+        ("sweep.sampler=grid", "sweep.space.model.optimizer.lr: a grid needs steps"),
+        ("sweep.objectives={test_accuracy: max}", "test_accuracy: is no objective"),
+        ("sweep.objectives={val_accuracy: max, parameters: min}", "say sweep.pruner=none"),
+        ("sweep.trials=null", "a sweep needs a budget"),
+        ("trainer=ddp", "a trial is trained by one process"),
+    ],
+)
+def test_what_can_not_be_right_is_refused_and_named_before_anything_starts(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        space.refuse(sweep_of(override), IMDB)
+
+
+@pytest.mark.parametrize(("optimizer", "low", "high"), [("adamw", 0.001, 0.01), ("sgd", 0.05, 0.5)])
+def test_a_conditional_parameter_is_suggested_where_its_condition_holds(
+    optimizer: str, low: float, high: float
+) -> None:
+    config = sweep_of(f"sweep.space={CONDITIONAL}")
+    space.refuse(config, IMDB)
+    study = optuna.create_study()
+    study.enqueue_trial({"model.optimizer": optimizer})
+    chosen = space.suggested(config.sweep.space, study.ask())
+    assert list(chosen) == ["model.optimizer", f"model.optimizer.lr@{optimizer}", "model.hidden"]
+    found: Any = space.configured(config.sweep.space, chosen, IMDB).model
+    assert found.optimizer.name == optimizer
+    assert low <= found.optimizer.lr <= high
+    assert found.optimizer.lr == chosen[f"model.optimizer.lr@{optimizer}"]
+
+
+def test_nested_values_as_params_yaml_has_them_say_the_same_as_the_overrides() -> None:
+    config = sweep_of(f"sweep.space={CONDITIONAL}")
+    chosen = {"model.optimizer": "sgd", "model.optimizer.lr@sgd": 0.07, "model.hidden": 16}
+    tree = space.nested(space.assignments(config.sweep.space, chosen))
+    assert tree == {"model": {"optimizer": {"name": "sgd", "lr": 0.07}, "hidden": 16}}
+    direct = space.configured(config.sweep.space, chosen, IMDB)
+    assert compose([*IMDB, *overrides_of(tree), "output=."]).plain() == direct.plain()
+    assert config.sweep.space["model.optimizer"].value("sgd") == {"name": "sgd", "lr": 0.1}  # unchanged
+
+
+def test_a_trial_s_configuration_is_what_hydra_composes_of_the_same_overrides() -> None:
+    searched = {
+        "model": space.Parameter.model_validate({"choice": ["fast_resnet", "resnet18"]}),
+        "model.optimizer.lr": space.Parameter.model_validate({"float": [0.1, 0.2]}),
+        "data.loader.low_resolution": space.Parameter.model_validate(
+            {"choice": {"none": None, "small": {"size": 16, "until": 0.5}}}
+        ),
+        "seed": space.Parameter.model_validate({"int": [0, 3]}),
+    }
+    given = ["experiment=cifar10_resnet", "model.label_smoothing=0.05"]
+    for low, value in (("none", "null"), ("small", "{size: 16, until: 0.5}")):
+        chosen = {"model": "resnet18", "model.optimizer.lr": 0.15, "data.loader.low_resolution": low, "seed": 2}
+        overrides = ["model=resnet18", "model.optimizer.lr=0.15", f"data.loader.low_resolution={value}", "seed=2"]
+        composed = compose([*given, *overrides, "output=x"])
+        assert space.configured(searched, chosen, given, "x").plain() == composed.plain()
+
+
+def test_a_key_below_a_group_s_choice_keeps_its_dots() -> None:
+    tree = space.nested({"model": "resnet18", "model.optimizer.lr": 0.2, "seed": 1})
+    assert tree == {"model": "resnet18", "model.optimizer.lr": 0.2, "seed": 1}
+    config = compose(["experiment=cifar10_resnet", *overrides_of(tree), "output=."])
+    assert config.plain()["model"]["network"]["_target_"].endswith("resnet18")
+    assert config.plain()["model"]["optimizer"]["lr"] == 0.2
+
+
+SPACE = {
+    "x": space.Parameter.model_validate({"float": [0.0, 1.0], "step": 0.125}),
+    "n": space.Parameter.model_validate({"int": [1, 5]}),
+    "c": space.Parameter.model_validate({"choice": ["a", "b"]}),
+}
+
+
+def suggestions(config: SweepConfig, path: Path, *, killed_at: dict[int, int], trials: int = 14) -> list[Any]:
+    """Trials of a made-up objective; `killed_at` says after how many suggestions of which trial the process is killed.
+
+    A killed process is one that goes on with fresh objects on what is stored.
+    """
+
+    def study() -> optuna.Study:
+        return optuna.create_study(
+            storage=f"sqlite:///{path}", study_name="s", sampler=samplers.sampler(config), load_if_exists=True
+        )
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    current, found = study(), []
+    for number in range(trials):
+        trial = current.ask()
+        if number in killed_at:
+            for name in list(SPACE)[: killed_at[number]]:
+                SPACE[name].suggest(trial, name)
+            current = study()
+            (left,) = current.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+            trial = optuna.trial.Trial(current, left._trial_id)
+        chosen = space.suggested(SPACE, trial)
+        current.tell(trial, (float(chosen["x"] or 0) - 0.3) ** 2 + int(chosen["n"] or 0) + (chosen["c"] == "a"))
+        found.append(chosen)
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "gp", "cmaes"])
+def test_a_study_that_was_killed_anywhere_suggests_what_it_would_have_suggested(sampler: str, tmp_path: Path) -> None:
+    config = sweep_of(f"sweep.sampler={sampler}", "sweep.seed=3")
+    config = config.model_copy(update={"sweep": config.sweep.model_copy(update={"space": SPACE})})
+    whole = suggestions(config, tmp_path / "whole.db", killed_at={})
+    assert suggestions(config, tmp_path / "killed.db", killed_at={3: 0, 11: 1, 12: 3}) == whole
+    other = config.model_copy(update={"sweep": config.sweep.model_copy(update={"seed": 4})})
+    assert suggestions(other, tmp_path / "other.db", killed_at={}) != whole
+    assert len({repr(chosen) for chosen in whole}) > 7  # not the same suggestion again and again
