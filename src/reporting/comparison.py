@@ -1,0 +1,298 @@
+"""Runs side by side: which belong together, what differs between them, and whether it made a difference.
+
+Read from the files that the stages write, which are the truth; MLflow shows the same runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LEVEL = 0.05  # of the tests, and of the intervals: 95 %
+LESS_IS_BETTER = ("loss", "l1", "error", "ms", "seconds")  # last words of metrics' names
+NO_DIFFERENCE = "no difference shown"
+
+# What tells a run from its repetitions, or does not touch its result.
+LEFT_OUT = {
+    "defaults",
+    "hydra",
+    "name",
+    "description",
+    "profile",
+    "seed",
+    "output",
+    "data_folder",
+    "evaluation",
+    "export",
+}
+LEFT_OUT_BELOW = {
+    "data": {"name", "official", "archive", "sha256"},
+    "trainer": {"log_every", "checkpoint_seconds", "profiler", "limit_test_batches", "monitor", "mode"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that came to its end, as its folder tells."""
+
+    folder: Path
+    experiment: str
+    profile: str
+    seed: int
+    monitor: str
+    mode: str
+    settings: Mapping[str, Any]  # dotted key -> value, of what may touch the result
+    metrics: Mapping[str, float]  # train_..., val_... of the kept epoch; test_..., if it was evaluated
+    history: Sequence[Mapping[str, float]]  # a row for each epoch
+    time: float  # when it ended, seconds since 1970
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over seeds: mean, sample standard deviation and the 95 % confidence interval of the mean (Student's t).
+
+    One seed alone has neither deviation nor interval.
+    """
+
+    count: int
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Test:
+    """A metric of a variant less that of another, over the seeds that they share."""
+
+    seeds: int
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None  # of the paired t-test, two-sided, after Holm's correction; None: too few seeds to test
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs of one configuration under several seeds, one each."""
+
+    number: int
+    runs: tuple[Run, ...]
+    dvc: bool  # whether the result that DVC keeps is one of them
+
+    @cached_property
+    def by_seed(self) -> dict[int, Run]:
+        """Seed -> run."""
+        return {run.seed: run for run in self.runs}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its runs share."""
+        return self.runs[0].settings
+
+    def summary(self, metric: str) -> Summary | None:
+        """The metric over the seeds; None if no run has it."""
+        return summarised([run.metrics[metric] for run in self.runs if metric in run.metrics])
+
+
+@dataclass(frozen=True)
+class Group:
+    """All variants of an experiment on one profile; the first is what the others are compared with."""
+
+    experiment: str
+    profile: str
+    variants: tuple[Variant, ...]
+
+    @property
+    def monitor(self) -> str:
+        """The metric that training looked at."""
+        return self.variants[0].runs[0].monitor
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics of its runs, what training looked at first, then the same of the test split."""
+        names = dict.fromkeys(name for variant in self.variants for run in variant.runs for name in run.metrics)
+        return sorted(names, key=lambda name: (name not in self.headline, not name.startswith("test_"), name))
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics that a reader looks at first."""
+        return [self.monitor, self.monitor.replace("val_", "test_", 1)]
+
+    @property
+    def differing(self) -> list[str]:
+        """The keys of the configuration in which the variants differ."""
+        keys = dict.fromkeys(key for variant in self.variants for key in variant.settings)
+        return [key for key in keys if len({_text(v.settings.get(key)) for v in self.variants}) > 1]
+
+    def less_is_better(self, metric: str) -> bool:
+        """Whether a smaller value of the metric is the better one."""
+        run = self.variants[0].runs[0]
+        if metric in self.headline:
+            return run.mode == "min"
+        return metric.rpartition("_")[2] in LESS_IS_BETTER
+
+    def tests(self, metric: str) -> dict[int, Test]:
+        """Each further variant against the first, by the variant's number."""
+        first, *others = self.variants
+        return tested(
+            {
+                variant.number: [
+                    variant.by_seed[seed].metrics[metric] - run.metrics[metric]
+                    for seed, run in first.by_seed.items()
+                    if seed in variant.by_seed
+                    if metric in run.metrics and metric in variant.by_seed[seed].metrics
+                ]
+                for variant in others
+            },
+            less_is_better=self.less_is_better(metric),
+        )
+
+
+def read_runs(folders: Sequence[Path]) -> Iterator[Run]:
+    """The whole runs in the folders and below them."""
+    for folder in folders:
+        for path in sorted(folder.rglob("config.yaml")):
+            if run := read_run(path.parent):
+                yield run
+
+
+def read_run(folder: Path) -> Run | None:
+    """A folder's run; None if there is none, or none that came to its end."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        trained = json.loads((folder / "train" / "metrics.json").read_text())
+        time = (folder / "train" / "metrics.json").stat().st_mtime
+        with (folder / "train" / "history.csv").open(newline="") as file:
+            history = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        evaluated = folder / "metrics.json"
+        tested = json.loads(evaluated.read_text()) if evaluated.is_file() else {}
+        found = {key: value for key, value in trained.items() if key != "epoch"}
+        found |= {f"test_{key}": value for key, value in tested.items() if key != "examples"}
+        return Run(
+            folder=folder,
+            experiment=config["name"],
+            profile=config["profile"]["name"],
+            seed=config["seed"],
+            monitor=config["trainer"]["monitor"],
+            mode=config["trainer"]["mode"],
+            settings=dict(_settings(config)),
+            metrics={key: float(value) for key, value in found.items() if _is_number(value)},
+            history=history,
+            time=time,
+        )
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+def grouped(runs: Sequence[Run], dvc: Path) -> list[Group]:
+    """The runs by experiment and profile, then by configuration.
+
+    Of a configuration's runs of one seed the newest counts: the same computation twice is no second observation. `dvc`:
+    the folder below which DVC keeps its results. The variant that DVC keeps is the first, then those with more seeds.
+    """
+    parts: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for run in runs:
+        part = parts.setdefault((run.experiment, run.profile), {})
+        part.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
+    groups = []
+    for (experiment, profile), found in sorted(parts.items()):
+        variants = []
+        for same in found.values():
+            newest = {run.seed: run for run in sorted(same, key=lambda run: run.time)}
+            kept = any(run.folder == dvc / run.experiment for run in same)
+            variants.append((not kept, -len(newest), min(run.time for run in same), tuple(newest.values())))
+        ordered = sorted(variants, key=lambda variant: variant[:3])
+        made = [Variant(n, tuple(sorted(v[3], key=lambda run: run.seed)), not v[0]) for n, v in enumerate(ordered, 1)]
+        groups.append(Group(experiment, profile, tuple(made)))
+    return groups
+
+
+def summarised(values: Sequence[float]) -> Summary | None:
+    """Mean, deviation and interval of a metric's values; None of none."""
+    if not values:
+        return None
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Summary(1, mean, None, None, None)
+    deviation = statistics.stdev(values)
+    half = _half_width(count, deviation)
+    return Summary(count, mean, deviation, mean - half, mean + half)
+
+
+def tested(differences: Mapping[int, Sequence[float]], *, less_is_better: bool) -> dict[int, Test]:
+    """Paired t-tests of several variants against one; `differences`: by variant, the differences seed by seed.
+
+    The p-values carry Holm's correction (1979): of twenty variants that change nothing, one would be "significant".
+    """
+    raw = {number: _p(values) for number, values in differences.items()}
+    corrected: dict[int, float] = {}
+    reached = 0.0
+    tried = sorted((p, number) for number, p in raw.items() if p is not None)
+    for place, (p, number) in enumerate(tried):
+        reached = max(reached, min(1.0, (len(tried) - place) * p))
+        corrected[number] = reached
+    return {number: _test(values, corrected.get(number), less_is_better) for number, values in differences.items()}
+
+
+def _test(values: Sequence[float], p: float | None, less_is_better: bool) -> Test:
+    found = summarised(values)
+    if found is None:
+        return Test(0, math.nan, None, None, None, "not tested: no seed in common")
+    if p is None:
+        return Test(1, found.mean, None, None, None, "not tested: one seed in common; two at least are needed")
+    better = (found.mean < 0) == less_is_better
+    verdict = NO_DIFFERENCE if p >= LEVEL else "better" if better else "worse"
+    return Test(found.count, found.mean, found.low, found.high, p, verdict)
+
+
+def _p(values: Sequence[float]) -> float | None:
+    """Of the two-sided t-test that the differences' mean is zero; None of fewer than two."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    deviation, mean = statistics.stdev(values), statistics.fmean(values)
+    if deviation == 0:  # runs are reproducible: a setting without effect gives the very same values
+        return 0.0 if mean else 1.0
+    t = mean / (deviation / math.sqrt(len(values)))
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+
+
+def _half_width(count: int, deviation: float) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, values in config.items():
+        if section not in LEFT_OUT:
+            below = LEFT_OUT_BELOW.get(section, set())
+            yield from _flat(section, {key: value for key, value in values.items() if key not in below})
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}", item)
+    else:
+        yield prefix, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,0 +1,143 @@
+"""Runs side by side: what belongs together, what differs, and when a difference may be claimed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from src.config import ROOT, compose
+from src.reporting import comparison, comparison_page, tables
+
+
+def make_run(folder: Path, *overrides: str, value: float, **more: Any) -> Path:
+    """What a training and an evaluation leave in a run's folder, with made-up figures."""
+    (folder / "train").mkdir(parents=True)
+    config = compose(["experiment=cifar10_resnet", *overrides, "output=."]).plain()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [{"epoch": epoch, "val_accuracy": value * epoch / 2, "train_loss": 1 / epoch} for epoch in (1, 2)]
+    tables.write_csv(folder / "train" / "history.csv", rows)
+    tables.write_metrics(folder / "train" / "metrics.json", {"profile": "sample", **rows[-1]})
+    tables.write_metrics(
+        folder / "metrics.json", {"profile": "sample", "accuracy": value - 0.01, "examples": 9, **more}
+    )
+    return folder
+
+
+def group_of(folder: Path) -> comparison.Group:
+    (group,) = comparison.grouped(list(comparison.read_runs([folder])), folder / "dvc")
+    return group
+
+
+def test_runs_of_one_configuration_are_repetitions_of_each_other_and_the_newest_of_a_seed_counts(
+    tmp_path: Path,
+) -> None:
+    for seed, value in ((0, 0.5), (1, 0.6), (2, 0.7)):
+        make_run(tmp_path / f"a{seed}", f"seed={seed}", value=value)
+    make_run(tmp_path / "b0", "seed=0", "model.optimizer.lr=0.5", value=0.2)
+    make_run(tmp_path / "z", "seed=2", "trainer.log_every=7", value=0.8)  # as a2, but for what touches no result
+    (tmp_path / "half" / "train").mkdir(parents=True)  # a run that did not come to its end
+    group = group_of(tmp_path)
+    assert [sorted(variant.by_seed) for variant in group.variants] == [[0, 1, 2], [0]]
+    assert group.differing == ["model.optimizer.lr"]
+    summary = group.variants[0].summary("val_accuracy")
+    assert summary
+    values = [0.5, 0.6, 0.8]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert summary.count == 3
+    assert summary.mean == pytest.approx(np.mean(values))
+    assert summary.deviation == pytest.approx(np.std(values, ddof=1))
+    assert (summary.low, summary.high) == pytest.approx((low, high))
+    alone = group.variants[1].summary("test_accuracy")
+    assert alone == comparison.Summary(1, 0.19, None, None, None)
+    assert group.metrics[:2] == ["val_accuracy", "test_accuracy"]
+
+
+def test_a_difference_is_claimed_where_it_is_one_and_denied_where_it_is_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = random.normal(0.5, 0.05, 8)
+    noise = 0.01 * np.array([1, -1] * 4)
+    for seed in range(8):
+        make_run(tmp_path / f"a{seed}", f"seed={seed}", value=base[seed])
+        better, same = base[seed] + 0.03 + noise[seed], base[seed] + noise[seed]
+        make_run(tmp_path / f"b{seed}", f"seed={seed}", "model.optimizer.lr=0.5", value=better)
+        if seed < 7:
+            make_run(tmp_path / f"c{seed}", f"seed={seed}", "model.optimizer.lr=0.6", value=same)
+    group = group_of(tmp_path)
+    tests = group.tests("val_accuracy")
+    assert tests[2].verdict == "better"
+    assert tests[2].difference == pytest.approx(np.mean(0.03 + noise), abs=1e-6)
+    raw = stats.ttest_1samp(0.03 + noise, 0).pvalue
+    assert tests[2].p == pytest.approx(2 * raw, rel=1e-3)  # Holm: the smaller of two
+    assert tests[3].verdict == comparison.NO_DIFFERENCE
+    assert tests[3].seeds == 7
+    said = comparison_page.text(group, ["val_accuracy"])
+    assert "no difference shown" in said
+    assert "sample data" in said
+
+
+def test_less_is_better_for_losses_and_for_what_is_minimised(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"a{seed}", f"seed={seed}", value=0.5, loss=1.0 + 0.01 * seed)
+        make_run(tmp_path / f"b{seed}", f"seed={seed}", "model.optimizer.lr=0.5", value=0.5, loss=0.5 - 0.01 * seed)
+    group = group_of(tmp_path)
+    assert group.tests("test_loss")[2].verdict == "better"
+    assert group.tests("val_accuracy")[2].verdict == comparison.NO_DIFFERENCE  # the very same values
+    assert group.tests("val_accuracy")[2].p == 1.0
+
+
+def test_one_seed_in_common_or_none_is_not_tested(tmp_path: Path) -> None:
+    make_run(tmp_path / "a0", "seed=0", value=0.5)
+    make_run(tmp_path / "a1", "seed=1", value=0.5)
+    make_run(tmp_path / "b", "seed=1", "model.optimizer.lr=0.5", value=0.6)
+    make_run(tmp_path / "c", "seed=5", "model.optimizer.lr=0.6", value=0.6)
+    tests = group_of(tmp_path).tests("val_accuracy")
+    assert {test.seeds: test.p for test in tests.values()} == {1: None, 0: None}
+    assert all(test.verdict.startswith("not tested") for test in tests.values())
+
+
+def test_profiles_and_experiments_are_never_mixed(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "seed=0", value=0.5)
+    make_run(tmp_path / "b", "seed=0", "profile=full", value=0.9)
+    groups = comparison.grouped(list(comparison.read_runs([tmp_path])), tmp_path / "dvc")
+    assert [(group.profile, len(group.variants)) for group in groups] == [("full", 1), ("sample", 1)]
+
+
+def test_the_command_prints_a_table_and_writes_rows_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path / "runs" / f"a{seed}", f"seed={seed}", value=0.5 + 0.1 * seed)
+        make_run(tmp_path / "runs" / f"b{seed}", f"seed={seed}", "model.label_smoothing=0.1", value=0.52 + 0.1 * seed)
+    command = [sys.executable, "-m", "src.compare", str(tmp_path / "runs")]
+    files = ["--csv", str(tmp_path / "c.csv"), "--html", str(tmp_path / "c.html")]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "model.label_smoothing" in done.stdout
+    assert "2 against 1, val_accuracy: +0.02" in done.stdout
+    with (tmp_path / "c.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "val_accuracy"]
+    assert [(row["variant"], row["seeds"], float(row["mean"])) for row in rows] == [("1", "2", 0.55), ("2", "2", 0.57)]
+    page = (tmp_path / "c.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # curves, and intervals of two metrics
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    refused = subprocess.run([*command, "-m", "acuracy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("compare failed: acuracy: no run has this metric; there are ")
+    empty = subprocess.run(
+        [sys.executable, "-m", "src.compare", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "no whole run" in empty.stderr
+
+
+def test_a_run_whose_files_are_damaged_is_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", "seed=0", value=0.5)
+    (folder / "train" / "metrics.json").write_text(json.dumps({"val_accuracy": 1})[:-3])
+    assert list(comparison.read_runs([tmp_path])) == []
