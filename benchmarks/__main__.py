@@ -16,7 +16,7 @@ from pathlib import Path
 
 from src.errors import Failure
 
-NAMES = ("machine", "training", "memory", "inference", "pipeline")
+NAMES = ("machine", "training", "memory", "inference", "pipeline", "sweep")
 
 
 def main() -> int:

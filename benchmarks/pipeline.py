@@ -28,12 +28,12 @@ def measure(setting: Setting) -> list[Figure]:
         Failure: a command failed.
     """
     clone = setting.folder / "clone"
-    _run("git", "clone", "--quiet", str(ROOT), str(clone), folder=ROOT)
+    run("git", "clone", "--quiet", str(ROOT), str(clone), folder=ROOT)
     commands = {
         "src.compose": (sys.executable, "-m", "src.compose", "experiment", setting.experiments[0]),
         "src.train --help": (sys.executable, "-m", "src.train", "--help"),
     }
-    rounds = paired({name: lambda c=words: _run(*c, folder=clone) for name, words in commands.items()}, setting.rounds)  # type: ignore[misc]
+    rounds = paired({name: lambda c=words: run(*c, folder=clone) for name, words in commands.items()}, setting.rounds)  # type: ignore[misc]
     figures = [Figure("pipeline", f"python -m {name}", rounds.spread(name), "s") for name in commands]
     if setting.slow:
         start = time.perf_counter()
@@ -41,7 +41,7 @@ def measure(setting: Setting) -> list[Figure]:
         total = time.perf_counter() - start
         figures += [Figure.single("pipeline", f"stage {stage}", seconds, "s") for stage, seconds in stages]
         figures.append(Figure.single("pipeline", "dvc repro, sample, from nothing", total, "s", REPRO))
-        again = paired({"again": lambda: _run("dvc", "repro", folder=clone)}, setting.rounds)
+        again = paired({"again": lambda: run("dvc", "repro", folder=clone)}, setting.rounds)
         figures.append(Figure("pipeline", "dvc repro, nothing to do", again.spread("again"), "s"))
     return figures
 
@@ -56,7 +56,7 @@ def stage_times(clone: Path) -> Iterator[tuple[str, float]]:
     with subprocess.Popen(
         ["dvc", "repro"],
         cwd=clone,
-        env=_environment(clone),
+        env=environment(clone),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,16 +73,16 @@ def stage_times(clone: Path) -> Iterator[tuple[str, float]]:
     yield current, time.perf_counter() - since
 
 
-def _run(*command: str, folder: Path) -> float:
+def run(*command: str, folder: Path) -> float:
     """Runs a command; returns the seconds it took."""
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-500:]}")
     return time.perf_counter() - start
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """With this interpreter's commands first, as after activating .venv, and the folder's own MLflow store."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     return inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -1,0 +1,81 @@
+"""Sweeps: what warm workers save against one run after the other, and whether anything grows over a hundred trials."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import psutil
+
+from benchmarks.pipeline import environment, run
+from benchmarks.setting import Setting
+from benchmarks.table import Figure, at_most
+from src.config import ROOT
+from src.errors import Failure
+
+TRIALS, MANY, SETTLED = 20, 100, 10
+SHARE = at_most(0.5)  # of the time of `python -m src.train -m`
+GROWTH = at_most(1.1)
+SMALL = (
+    "+experiment=cifar10_resnet",
+    "data.loader.batch_size=100",
+    "data.loader.eval_batch_size=100",
+    "trainer.limit_train_batches=5",
+    "trainer.limit_val_batches=1",
+    "trainer.max_epochs=2",
+    "trainer.threads=1",
+    "model.network.width=8",
+)
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """The same twenty small trainings by both commands, on the sample; with `slow` also memory over a hundred.
+
+    All in a clone of what is committed.
+
+    Raises:
+        Failure: a command failed.
+    """
+    clone = setting.folder / "sweep-clone"
+    run("git", "clone", "--quiet", str(ROOT), str(clone), folder=ROOT)
+    rates = [f"{0.05 + 0.01 * i:.2f}" for i in range(TRIALS)]
+    python = (sys.executable, "-m")
+    run(*python, "src.train", *SMALL, "trainer.max_epochs=1", folder=clone)  # prepares the data
+    one_by_one = run(*python, "src.train", "-m", *SMALL, f"model.optimizer.lr={','.join(rates)}", folder=clone)
+    space = f"sweep.space={{model.optimizer.lr: {{choice: [{', '.join(rates)}]}}}}"
+    how = ("sweep.sampler=grid", "sweep.pruner=none", "sweep.workers=2", space)
+    swept = run(*python, "src.sweep", *SMALL, *how, folder=clone)
+    figures = [
+        Figure.single("sweep", f"{TRIALS} trainings, python -m src.train -m", one_by_one, "s"),
+        Figure.single("sweep", "the same, python -m src.sweep sweep.workers=2", swept, "s"),
+        Figure.single("sweep", "share of the time", swept / one_by_one, "", SHARE),
+    ]
+    if setting.slow:
+        shutil.rmtree(clone / "experiments" / "sweeps")
+        words = (*python, "src.sweep", *SMALL, "trainer.max_epochs=1", f"sweep.trials={MANY}")
+        settled, last = _memory(words, setting)
+        figures += [
+            Figure.single("sweep", f"resident memory after trial {SETTLED}", settled / 2**20, "MiB"),
+            Figure.single("sweep", f"after trial {MANY}, relative to that", last / settled, "", GROWTH),
+        ]
+    return figures
+
+
+def _memory(words: tuple[str, ...], setting: Setting) -> tuple[int, int]:
+    """Resident bytes of a sweep and its workers after trial `SETTLED` and after the last one."""
+    clone = setting.folder / "sweep-clone"
+    sizes = {}
+    with subprocess.Popen(
+        words, cwd=clone, env=environment(clone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        family = psutil.Process(process.pid)
+        for line in process.stdout or ():
+            found = re.match(r" +(\d+)  (?:complete|pruned|fail)", line)
+            if found and int(found[1]) in (SETTLED - 1, MANY - 1):
+                each = [family, *family.children(recursive=True)]
+                sizes[int(found[1])] = sum(one.memory_info().rss for one in each)
+    if process.returncode or len(sizes) != 2:
+        raise Failure(f"{' '.join(words)} failed with exit code {process.returncode}")
+    return sizes[SETTLED - 1], sizes[MANY - 1]
