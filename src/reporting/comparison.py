@@ -122,7 +122,8 @@ class Group:
     def metrics(self) -> list[str]:
         """All metrics of its runs, what training looked at first, then the same of the test split."""
         names = dict.fromkeys(name for variant in self.variants for run in variant.runs for name in run.metrics)
-        return sorted(names, key=lambda name: (name not in self.headline, not name.startswith("test_"), name))
+        first = {name: place for place, name in enumerate(self.headline)}
+        return sorted(names, key=lambda name: (first.get(name, len(first)), not name.startswith("test_"), name))
 
     @property
     def headline(self) -> list[str]:

@@ -157,7 +157,7 @@ class _Loop:
 
     def _close(self, worker: Worker) -> None:
         assert worker.job is not None
-        trial = self.study.optuna.trials[worker.job.number]
+        trial = self.study.optuna.get_trials(deepcopy=False)[worker.job.number]
         self.table.print(trial)
         self.tracker.log_metrics(report.progress(self.study, trial), trial.number)
         worker.job = None

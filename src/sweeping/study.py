@@ -109,7 +109,7 @@ class Study:
         if len(self.config.objectives) > 1:
             return False
         trial = self._live[number]
-        known = self.optuna.trials[number].intermediate_values
+        known = self.optuna.get_trials(deepcopy=False)[number].intermediate_values
         if epoch not in known:
             trial.report(value, epoch)
         # A trial that goes on after a kill passes where it was already: it was not pruned there.
