@@ -558,13 +558,13 @@ def as_assignments(overrides: list[str]) -> list[str]:
     return meant
 
 
-def compose(overrides: list[str], schema: type[DataConfig] = Config) -> Any:
-    """Composes `conf/` with Hydra's overrides and checks the result against the schema.
+def compose(overrides: list[str]) -> Config:
+    """Composes `conf/` with Hydra's overrides and checks the result.
 
     Raises:
         ConfigError: with one line per fault.
     """
-    return check(compose_unchecked(overrides), schema)
+    return check(compose_unchecked(overrides))
 
 
 def compose_unchecked(overrides: list[str]) -> DictConfig:

@@ -17,8 +17,9 @@ import os
 import re
 import sys
 
-from src.config import ConfigError, compose, refusal
+from src.config import ConfigError, check, compose_unchecked, refusal
 from src.errors import Failure
+from src.sweeping import worker
 from src.sweeping.space import SweepConfig, refuse
 
 
@@ -32,9 +33,10 @@ def sweep(overrides: list[str]) -> None:
     chosen = [found[1] for given in overrides if (found := re.fullmatch(r"\+?experiment=(.+)", given))]
     if chosen and not any(given.startswith("sweep=") for given in overrides):
         overrides = [*overrides, f"sweep={chosen[-1]}"]
-    config: SweepConfig = compose([*overrides, "output=."], SweepConfig)
+    config: SweepConfig = check(compose_unchecked([*overrides, "output=."]), SweepConfig)
     shared = [given for given in overrides if not re.match(r"\+*sweep[.=]", given)]
     refuse(config, shared)
+    worker.warm_up(config.trainer.accelerator)
 
     from src.sweeping import loop
 

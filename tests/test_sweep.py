@@ -56,6 +56,12 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     raise AssertionError(f"{pattern} did not come:\n{''.join(seen)}")
 
 
+def workers_of(sweep: int) -> list[psutil.Process]:
+    """The processes that were forked from the server of a sweep."""
+    family = psutil.Process(sweep).children(recursive=True)
+    return [each for each in family if "forkserver" in " ".join(each.cmdline()) and each.ppid() != sweep]
+
+
 def folder_of(clone: Path, study: str) -> Path:
     return clone / "experiments" / "sweeps" / study
 
@@ -78,7 +84,7 @@ def test_a_study_that_was_killed_is_resumed_to_the_trials_of_one_that_was_not(
     words = (*CIFAR, "sweep.study=killed")
     first = start(clone, *words, "sweep.trials=6")  # it is extended later on
     wait_for(first, r"^ +2 ")
-    (worker,) = [child for child in psutil.Process(first.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    (worker,) = workers_of(first.pid)
     time.sleep(0.3)  # into the next trial
     first.kill()
     first.wait(60)
@@ -212,9 +218,7 @@ def test_two_workers_find_a_pareto_front_though_one_of_them_is_killed(clone: Pat
         "sweep.space={model.hidden: {int: [4, 16], step: 4}, model.pairs: {choice: {none: null, some: 4096}}}",
     )
     wait_for(process, r"^ +\d+  complete")
-    victim = next(
-        child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
-    )
+    victim = workers_of(process.pid)[0]
     os.kill(victim.pid, signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
@@ -238,7 +242,7 @@ def test_memory_stays_from_trial_to_trial(clone: Path) -> None:
     sizes = {}
     for trial in (10, 25):
         wait_for(process, rf"^ +{trial} ")
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         sizes[trial] = sum(each.memory_info().rss for each in family)
     process.communicate(timeout=120)
     assert sizes[25] < 1.05 * sizes[10]

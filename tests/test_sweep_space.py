@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from src.config import CONF, ConfigError, compose, overrides_of
+from src.config import CONF, ConfigError, check, compose, compose_unchecked, overrides_of
 from src.sweeping import samplers, space
 from src.sweeping.space import SweepConfig
 
@@ -22,14 +22,14 @@ CONDITIONAL = (
 
 
 def sweep_of(*overrides: str) -> SweepConfig:
-    return compose([*IMDB, "sweep=imdb_lstm", "output=.", *overrides], SweepConfig)
+    return check(compose_unchecked([*IMDB, "sweep=imdb_lstm", "output=.", *overrides]), SweepConfig)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("profile", ["sample", "full"])
 def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile: str) -> None:
     given = [f"experiment={path.stem}", f"profile={profile}"]
-    space.refuse(compose([*given, f"sweep={path.stem}", "output=."], SweepConfig), given)
+    space.refuse(check(compose_unchecked([*given, f"sweep={path.stem}", "output=."]), SweepConfig), given)
 
 
 @pytest.mark.parametrize(

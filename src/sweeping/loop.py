@@ -104,7 +104,7 @@ class _Loop:
             if planned is None:
                 return
             if idle is None:
-                idle = Worker()
+                idle = Worker(config.trainer.accelerator)
                 self.workers.append(idle)
             if config.sweep.workers > 1 and planned.config["trainer"]["threads"] is None:
                 planned.config["trainer"]["threads"] = max(1, _cores() // config.sweep.workers)

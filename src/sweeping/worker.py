@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -73,12 +74,19 @@ class Interrupted:
 Message = Validated | Ended | Failed | Interrupted
 
 
+def warm_up(accelerator: str) -> None:
+    """Begins the imports of all workers, in the server that they are forked from; returns at once."""
+    if accelerator == "cpu":
+        forkserver.set_forkserver_preload(["src.sweeping.warm"])
+        forkserver.ensure_running()
+
+
 class Worker:
     """A worker process, as the sweep sees it."""
 
-    def __init__(self) -> None:
-        # Not forked: torch's threads and MLflow's locks do not survive a fork.
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, accelerator: str) -> None:
+        # Forked from a process that has imported everything and computed nothing; CUDA does not survive even that.
+        context: Any = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs,), name="sweep-worker", daemon=True)
         self.process.start()
@@ -117,7 +125,7 @@ def work(connection: Connection) -> None:
     os.setsid()  # Ctrl-C reaches the sweep alone, which tells its workers
     threading.Thread(target=_end_with_sweep, name="end-with-sweep", daemon=True).start()
     with contextlib.suppress(ImportError):  # which the first trial tells
-        _warmed()  # while the first trial is still being thought out
+        warmed()  # while the first trial is still being thought out
     with contextlib.suppress(EOFError, OSError):
         while True:
             job: Job = connection.recv()
@@ -136,7 +144,7 @@ def _end_with_sweep() -> None:
 
 
 @functools.cache
-def _warmed() -> ModuleType:
+def warmed() -> ModuleType:
     """What trains a trial, imported once, and then out of the garbage collector's sight, which is asked at each end."""
     from src.training import startup
 
@@ -152,7 +160,7 @@ def _warmed() -> ModuleType:
 
 def _train(job: Job, connection: Connection) -> Message:
     try:
-        trial = _warmed()
+        trial = warmed()
 
         def report(epoch: int, value: float) -> bool:
             connection.send(Validated(epoch, value))
