@@ -297,7 +297,7 @@ def latent_plane(
     from matplotlib import colormaps
 
     headline = f"{len(points):,} images in the latent space's plane of most variance"
-    with _picture(path, headline, 5.6, label=label, sample=sample) as figure:
+    with picture(path, headline, 5.6, label=label, sample=sample) as figure:
         axes = figure.subplots()
         colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
         for number, name in enumerate(classes):
