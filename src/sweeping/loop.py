@@ -69,6 +69,7 @@ class _Loop:
         self.workers: list[Worker] = []
 
     def run(self) -> None:
+        report.warm()
         told = False
         try:
             while True:

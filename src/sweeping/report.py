@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,12 @@ class Table:
         told = trial.user_attrs.get(REASON) or " ".join(f"{_short(k)}={_text(v)}" for k, v in trial.params.items())
         time = f"{seconds:9.1f}" if seconds is not None else f"{'':9}"
         print(f"{trial.number:>5}  {point.state:8}{''.join(values)}{time}  {'* ' * best}{told}", flush=True)
+
+
+def warm() -> None:
+    """Imports what `write` needs: while the workers import theirs it costs no time, at the end it would."""
+    for name in ("matplotlib.backends.backend_agg", "optuna.visualization", "plotly.graph_objects"):
+        importlib.import_module(name)
 
 
 def parameters(config: SweepConfig) -> dict[str, Any]:
