@@ -20,7 +20,8 @@ import sys
 from src.config import ConfigError, check, compose_unchecked, refusal
 from src.errors import Failure
 from src.sweeping import worker
-from src.sweeping.space import SweepConfig, refuse
+from src.sweeping.refusals import refuse
+from src.sweeping.space import SweepConfig
 
 
 def sweep(overrides: list[str]) -> None:

@@ -16,7 +16,7 @@ import yaml
 from scipy import stats
 
 from src.config import ROOT, compose
-from src.reporting import comparison, comparison_page, tables
+from src.reporting import comparison, comparison_page, significance, tables
 
 
 def make_run(folder: Path, *overrides: str, value: float, **more: Any) -> Path:
@@ -58,7 +58,7 @@ def test_runs_of_one_configuration_are_repetitions_of_each_other_and_the_newest_
     assert summary.deviation == pytest.approx(np.std(values, ddof=1))
     assert (summary.low, summary.high) == pytest.approx((low, high))
     alone = group.variants[1].summary("test_accuracy")
-    assert alone == comparison.Summary(1, 0.19, None, None, None)
+    assert alone == significance.Summary(1, 0.19, None, None, None)
     assert group.metrics[:2] == ["val_accuracy", "test_accuracy"]
 
 
@@ -78,7 +78,7 @@ def test_a_difference_is_claimed_where_it_is_one_and_denied_where_it_is_not(tmp_
     assert tests[2].difference == pytest.approx(np.mean(0.03 + noise), abs=1e-6)
     raw = stats.ttest_1samp(0.03 + noise, 0).pvalue
     assert tests[2].p == pytest.approx(2 * raw, rel=1e-3)  # Holm: the smaller of two
-    assert tests[3].verdict == comparison.NO_DIFFERENCE
+    assert tests[3].verdict == significance.NO_DIFFERENCE
     assert tests[3].seeds == 7
     said = comparison_page.text(group, ["val_accuracy"])
     assert "no difference shown" in said
@@ -91,7 +91,7 @@ def test_less_is_better_for_losses_and_for_what_is_minimised(tmp_path: Path) -> 
         make_run(tmp_path / f"b{seed}", f"seed={seed}", "model.optimizer.lr=0.5", value=0.5, loss=0.5 - 0.01 * seed)
     group = group_of(tmp_path)
     assert group.tests("test_loss")[2].verdict == "better"
-    assert group.tests("val_accuracy")[2].verdict == comparison.NO_DIFFERENCE  # the very same values
+    assert group.tests("val_accuracy")[2].verdict == significance.NO_DIFFERENCE  # the very same values
     assert group.tests("val_accuracy")[2].p == 1.0
 
 

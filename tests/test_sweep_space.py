@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from src.config import CONF, ConfigError, check, compose, compose_unchecked, overrides_of
-from src.sweeping import samplers, space
+from src.sweeping import refusals, samplers, space
 from src.sweeping.space import SweepConfig
 
 IMDB = ["experiment=imdb_lstm"]
@@ -29,7 +29,7 @@ def sweep_of(*overrides: str) -> SweepConfig:
 @pytest.mark.parametrize("profile", ["sample", "full"])
 def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile: str) -> None:
     given = [f"experiment={path.stem}", f"profile={profile}"]
-    space.refuse(check(compose_unchecked([*given, f"sweep={path.stem}", "output=."]), SweepConfig), given)
+    refusals.refuse(check(compose_unchecked([*given, f"sweep={path.stem}", "output=."]), SweepConfig), given)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile:
 )
 def test_what_can_not_be_right_is_refused_and_named_before_anything_starts(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        space.refuse(sweep_of(override), IMDB)
+        refusals.refuse(sweep_of(override), IMDB)
 
 
 @pytest.mark.parametrize(("optimizer", "low", "high"), [("adamw", 0.001, 0.01), ("sgd", 0.05, 0.5)])
@@ -72,7 +72,7 @@ def test_a_conditional_parameter_is_suggested_where_its_condition_holds(
     optimizer: str, low: float, high: float
 ) -> None:
     config = sweep_of(f"sweep.space={CONDITIONAL}")
-    space.refuse(config, IMDB)
+    refusals.refuse(config, IMDB)
     study = optuna.create_study()
     study.enqueue_trial({"model.optimizer": optimizer})
     chosen = space.suggested(config.sweep.space, study.ask())

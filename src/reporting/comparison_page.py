@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
-from src.reporting.comparison import Group, Summary, Test, Variant
+from src.reporting.comparison import Group, Variant
 from src.reporting.plots import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RULE, SAMPLE_NOTE, SKY, picture
+from src.reporting.significance import Summary, Test
 
 SHOWN = 8  # variants whose curves are drawn: more colours are not told apart
 

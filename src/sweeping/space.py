@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pydantic
@@ -107,7 +107,7 @@ class Parameter(Section):
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether its conditions hold among what was suggested so far."""
-        return all(key in chosen and chosen[key] in _listed(wanted) for key, wanted in self.when.items())
+        return all(key in chosen and chosen[key] in listed(wanted) for key, wanted in self.when.items())
 
 
 class Sweep(Section):
@@ -206,85 +206,8 @@ def grid(space: Mapping[str, Parameter]) -> dict[str, list[Scalar]]:
     return values
 
 
-def refuse(config: SweepConfig, given: Sequence[str]) -> None:
-    """Holds the sweep against the configuration before anything starts; `given`: the overrides all trials share.
-
-    Raises:
-        ConfigError: with one line per fault, such as a bound that the schema does not allow.
-    """
-    faults = [*_faults_of_conditions(config.sweep.space), *_faults_of_methods(config)]
-    if not faults:
-        faults = list(_faults_of_values(config.sweep.space, given))
-    if faults:
-        raise ConfigError("\n".join(dict.fromkeys(faults)))
-    if config.sweep.sampler == "grid":
-        grid(config.sweep.space)
-
-
-def _faults_of_conditions(space: Mapping[str, Parameter]) -> Iterator[str]:
-    earlier: list[str] = []
-    for name, parameter in space.items():
-        for key, wanted in parameter.when.items():
-            if key not in earlier:
-                yield f"sweep.space.{name}.when: {key!r} is no earlier parameter of the space: {', '.join(earlier)}"
-            elif unknown := [value for value in _listed(wanted) if value not in (space[key].grid() or _listed(wanted))]:
-                yield f"sweep.space.{name}.when.{key}: {unknown[0]!r} is none of its values: {space[key].grid()}"
-        earlier.append(name)
-
-
-def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
-    sweep, several = config.sweep, len(config.objectives) > 1
-    for metric in config.objectives:
-        if not metric.startswith("val_") and metric not in (PARAMETERS, LATENCY):
-            yield (
-                f"sweep.objectives.{metric}: is no objective; allowed: the validation's metrics (val_...), "
-                f"{PARAMETERS}, {LATENCY}"
-            )
-    if several and sweep.pruner != "none":
-        yield "sweep.pruner: with several objectives nothing is pruned; say sweep.pruner=none"
-    if several and sweep.sampler == "cmaes":
-        yield "sweep.sampler: cmaes knows one objective only; use tpe, gp or random"
-    if sweep.trials is None and sweep.minutes is None:
-        yield "sweep.trials: neither trials nor minutes are given; a sweep needs a budget"
-    if config.trainer.strategy == "ddp" or config.trainer.devices > 1:
-        yield "trainer.strategy: a trial is trained by one process; use trainer=cpu or trainer=gpu, and sweep.workers"
-
-
-def _faults_of_values(space: Mapping[str, Parameter], given: Sequence[str]) -> Iterator[str]:
-    """Composes every edge; many at once as long as nothing is refused, then each alone, to name the one at fault."""
-    known: set[tuple[str, Any]] = set()
-    for turn in range(max(len(parameter.edges()) for parameter in space.values())):
-        chosen: dict[str, Any] = {}
-        for name, parameter in space.items():
-            if parameter.applies(chosen):
-                edges = parameter.edges()
-                chosen[name] = edges[min(turn, len(edges) - 1)]
-        if not _refusals(space, chosen, given):
-            known |= chosen.items()
-    for name, parameter in space.items():
-        for edge in parameter.edges():
-            if (name, edge) not in known:
-                chosen = {**_conditions(space, name), name: edge}
-                yield from (f"sweep.space.{name}: at {edge!r}: {line}" for line in _refusals(space, chosen, given))
-
-
-def _refusals(space: Mapping[str, Parameter], chosen: Mapping[str, Any], given: Sequence[str]) -> list[str]:
-    try:
-        configured(space, chosen, given)
-    except ConfigError as error:
-        return str(error).splitlines()
-    return []
-
-
-def _conditions(space: Mapping[str, Parameter], name: str) -> dict[str, Any]:
-    """Suggestions under which a parameter applies."""
-    chosen: dict[str, Any] = {}
-    for key, wanted in space[name].when.items():
-        chosen |= {**_conditions(space, key), key: _listed(wanted)[0]}
-    return chosen
-
-
-def _listed(wanted: Any) -> list[Any]:
+def listed(wanted: Any) -> list[Any]:
+    """A condition's value, or values, as a list."""
     return wanted if isinstance(wanted, list) else [wanted]
 
 

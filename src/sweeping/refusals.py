@@ -1,0 +1,87 @@
+"""What of a sweep can't be right, said before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from src.config import ConfigError
+from src.sweeping.space import LATENCY, PARAMETERS, Parameter, SweepConfig, configured, grid, listed
+
+
+def refuse(config: SweepConfig, given: Sequence[str]) -> None:
+    """Holds the sweep against the configuration before anything starts; `given`: the overrides all trials share.
+
+    Raises:
+        ConfigError: with one line per fault, such as a bound that the schema does not allow.
+    """
+    faults = [*_faults_of_conditions(config.sweep.space), *_faults_of_methods(config)]
+    if not faults:
+        faults = list(_faults_of_values(config.sweep.space, given))
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    if config.sweep.sampler == "grid":
+        grid(config.sweep.space)
+
+
+def _faults_of_conditions(space: Mapping[str, Parameter]) -> Iterator[str]:
+    earlier: list[str] = []
+    for name, parameter in space.items():
+        for key, wanted in parameter.when.items():
+            if key not in earlier:
+                yield f"sweep.space.{name}.when: {key!r} is no earlier parameter of the space: {', '.join(earlier)}"
+            elif unknown := [value for value in listed(wanted) if value not in (space[key].grid() or listed(wanted))]:
+                yield f"sweep.space.{name}.when.{key}: {unknown[0]!r} is none of its values: {space[key].grid()}"
+        earlier.append(name)
+
+
+def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
+    sweep, several = config.sweep, len(config.objectives) > 1
+    for metric in config.objectives:
+        if not metric.startswith("val_") and metric not in (PARAMETERS, LATENCY):
+            yield (
+                f"sweep.objectives.{metric}: is no objective; allowed: the validation's metrics (val_...), "
+                f"{PARAMETERS}, {LATENCY}"
+            )
+    if several and sweep.pruner != "none":
+        yield "sweep.pruner: with several objectives nothing is pruned; say sweep.pruner=none"
+    if several and sweep.sampler == "cmaes":
+        yield "sweep.sampler: cmaes knows one objective only; use tpe, gp or random"
+    if sweep.trials is None and sweep.minutes is None:
+        yield "sweep.trials: neither trials nor minutes are given; a sweep needs a budget"
+    if config.trainer.strategy == "ddp" or config.trainer.devices > 1:
+        yield "trainer.strategy: a trial is trained by one process; use trainer=cpu or trainer=gpu, and sweep.workers"
+
+
+def _faults_of_values(space: Mapping[str, Parameter], given: Sequence[str]) -> Iterator[str]:
+    """Composes every edge; many at once as long as nothing is refused, then each alone, to name the one at fault."""
+    known: set[tuple[str, Any]] = set()
+    for turn in range(max(len(parameter.edges()) for parameter in space.values())):
+        chosen: dict[str, Any] = {}
+        for name, parameter in space.items():
+            if parameter.applies(chosen):
+                edges = parameter.edges()
+                chosen[name] = edges[min(turn, len(edges) - 1)]
+        if not _refusals(space, chosen, given):
+            known |= chosen.items()
+    for name, parameter in space.items():
+        for edge in parameter.edges():
+            if (name, edge) not in known:
+                chosen = {**_conditions(space, name), name: edge}
+                yield from (f"sweep.space.{name}: at {edge!r}: {line}" for line in _refusals(space, chosen, given))
+
+
+def _refusals(space: Mapping[str, Parameter], chosen: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    try:
+        configured(space, chosen, given)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _conditions(space: Mapping[str, Parameter], name: str) -> dict[str, Any]:
+    """Suggestions under which a parameter applies."""
+    chosen: dict[str, Any] = {}
+    for key, wanted in space[name].when.items():
+        chosen |= {**_conditions(space, key), key: listed(wanted)[0]}
+    return chosen
