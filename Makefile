@@ -67,7 +67,7 @@ ui: setup  ## MLflow's pages on http://127.0.0.1:5000, for this machine alone
 	mlflow ui --host 127.0.0.1 --port $(UI_PORT) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/experiments/mlflow.db}"
 
 lock: setup  ## pins anew what pyproject.toml allows, into requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --no-header pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --extra cluster --no-header pyproject.toml -o requirements.lock
 
 clean:  ## removes what runs made outside DVC's outputs: direct runs, their data, unfinished work
 	rm -rf experiments/runs experiments/.work data/direct data/.partial
