@@ -185,12 +185,6 @@ def _name(group: Group, variant: Variant) -> str:
     return f"{variant.number}: {' '.join(parts)}"[:60] if parts else str(variant.number)
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
 def _headline(group: Group) -> str:
     note = f" ({SAMPLE_NOTE})" if group.profile == "sample" else ""
     return f"{group.experiment} · {group.profile}{note}"
