@@ -235,6 +235,7 @@ def test_two_workers_find_a_pareto_front_though_one_of_them_is_killed(clone: Pat
     assert threads == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+@pytest.mark.long
 def test_memory_stays_from_trial_to_trial(clone: Path) -> None:
     """Resident memory of the sweep and its processes; benchmarks/sweep.py looks at it over a hundred trials."""
     small = [word for word in CIFAR if not word.startswith("trainer.max_epochs")]

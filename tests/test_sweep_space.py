@@ -25,6 +25,10 @@ def sweep_of(*overrides: str) -> SweepConfig:
     return check(compose_unchecked([*IMDB, "sweep=imdb_lstm", "output=.", *overrides]), SweepConfig)
 
 
+def test_every_experiment_has_a_search() -> None:
+    assert {path.stem for path in (CONF / "experiment").glob("*")} == {path.stem for path in (CONF / "sweep").glob("*")}
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("profile", ["sample", "full"])
 def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile: str) -> None:
