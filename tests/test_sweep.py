@@ -157,6 +157,7 @@ def test_every_trial_is_a_run_under_the_sweep_s_whose_page_carries_best_and_plot
     client = MlflowClient(f"sqlite:///{clone / 'experiments' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("cifar10_resnet")
     assert experiment
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # opens on runs, not on traces
     (parent,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'sweep whole'")
     assert parent.info.status == "FINISHED"
     found = re.search(r"best: trial (\d+), val_accuracy ([\d.]+)", whole)
@@ -164,6 +165,7 @@ def test_every_trial_is_a_run_under_the_sweep_s_whose_page_carries_best_and_plot
     assert parent.data.tags["best.trial"] == found[1]
     assert float(parent.data.tags["best.val_accuracy"]) == pytest.approx(float(found[2]), rel=1e-4)
     assert "best.model.optimizer.lr" in parent.data.tags
+    assert parent.data.params["sweep.space.model.optimizer.lr"] == "float [0.03, 0.4], log"
     names = {file.path for place in (None, "plots") for file in client.list_artifacts(parent.info.run_id, place)}
     pictures = {"plots/history.png", "plots/importance.png", "plots/parallel.png"}
     assert {"best.yaml", "trials.csv", "study.html"} | pictures <= names

@@ -23,7 +23,6 @@ BEST, TRIALS, PAGE = "best.yaml", "trials.csv", "study.html"
 # Where a trial ran and what it was called; what it computed does not hang on them.
 CIRCUMSTANCES = ("experiment", "profile", "trainer", "debug", "sweep", "output", "trainer.threads")
 
-
 BEST_SHARE = 0.25  # of the trials are "the best" that parameters set apart
 ENOUGH = 4  # different values, for a quarter of them to be one
 
@@ -66,6 +65,10 @@ def parameters(config: SweepConfig) -> dict[str, Any]:
     """What the sweep's run in MLflow has as parameters: what stays the same for as long as the study lives."""
     fixed = ("space", "sampler", "pruner", "seed")
     sweep = {key: value for key, value in plain(config.sweep).items() if key in fixed}
+    for key, searched in sweep["space"].items():
+        sweep["space"][key] = ", ".join(
+            how if value is True else f"{how} {value}" for how, value in searched.items() if value
+        )
     return {"sweep": sweep | {"objectives": dict(config.objectives)}, "name": config.name, "seed": config.seed}
 
 
