@@ -109,7 +109,7 @@ def write(study: Study, tracker: Tracker) -> None:
     )
     said = ", ".join(f"{name} {value:.5g}" for name, value in zip(config.objectives, best[0].values, strict=True))
     print(f"best: trial {best[0].number}, {said}", flush=True)
-    print(f"  python -m src.train +experiment={config.name} +best={path}", flush=True)
+    print(f"  {_training(config, path)}", flush=True)
     print(f"  python -m src.adopt {config.name} {path}     # into params.yaml, for dvc repro", flush=True)
 
 
@@ -180,12 +180,18 @@ def _best(study: Study, trial: FrozenTrial) -> str:
     head = [
         f"Trial {trial.number} of {len(study.trials)} of the study {config.study}: {values}.",
         f"Found by: python -m src.sweep {shlex.join(study.given)}",
-        f"Train it: python -m src.train +experiment={config.name} +best=PATH_OF_THIS_FILE",
+        f"Train it: {_training(config, 'PATH_OF_THIS_FILE')}",
         f"Make it the result: python -m src.adopt {config.name} PATH_OF_THIS_FILE; dvc repro",
         f"(which puts these lines under experiments.{config.name}.overrides in params.yaml)",
     ]
     content = nested(_fixed(study.given) | trial.user_attrs[OVERRIDES])
     return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _training(config: SweepConfig, best: str | Path) -> str:
+    """The command that trains a trial again."""
+    profile = "" if config.sample else f" profile={config.profile.name}"
+    return f"python -m src.train +experiment={config.name}{profile} +best={best}"
 
 
 def _fixed(given: Sequence[str]) -> dict[str, Any]:
