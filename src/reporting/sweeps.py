@@ -45,10 +45,17 @@ def history(points: Sequence[Point], path: Path, *, objective: str, mode: str, l
     with picture(path, f"{len(points)} trials, best {reached[-1]:.4g}", 2.9, label=label, sample=sample) as figure:
         axes = figure.subplots()
         axes.step([p.number for p in whole], reached, where="post", color=ORANGE, label="best so far")
-        for some, colour, name in ((whole, BLUE, "complete"), (pruned, MUTED, "pruned")):
-            if some:
-                numbers, values = zip(*((p.number, p.values[0]) for p in some), strict=True)
-                axes.scatter(numbers, values, s=18, color=colour, label=name, zorder=3)
+        axes.scatter(
+            [p.number for p in whole], [p.values[0] for p in whole], s=18, color=BLUE, label="complete", zorder=3
+        )
+        if pruned:
+            # One that was ended early for good reason would squeeze all others: it stands at the edge, as an arrow.
+            low, high = _window([p.values[0] for p in whole])
+            for point in pruned:
+                value = min(max(point.values[0], low), high)
+                marker = "o" if value == point.values[0] else "v" if value == low else "^"
+                axes.scatter([point.number], [value], s=18, color=MUTED, marker=marker, zorder=3)
+            axes.scatter([], [], s=18, color=MUTED, label="pruned")
         if failed:
             axes.plot(
                 failed, [0.02] * len(failed), "x", color=INK, transform=axes.get_xaxis_transform(), label="failed"
@@ -56,6 +63,12 @@ def history(points: Sequence[Point], path: Path, *, objective: str, mode: str, l
         axes.set(xlabel="trial", ylabel=objective)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8, loc="best")
+
+
+def _window(values: Sequence[float]) -> tuple[float, float]:
+    """The part of an axis that these values need, and as much again on either side."""
+    span = max(values) - min(values) or abs(values[0]) or 1.0
+    return min(values) - span, max(values) + span
 
 
 def importance(shares: Mapping[str, float], path: Path, *, objective: str, label: str, sample: bool) -> None:
