@@ -9,6 +9,7 @@ outputs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,9 @@ def _changes() -> list[str]:
 
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     pairs = dict(word.lstrip("+").partition("=")[::2] for word in given)
-    hidden = ("experiment", "profile", "seed", "output")
-    return [shorten(f"{key.rpartition('.')[2]}={value}", 40) for key, value in pairs.items() if key not in hidden][:6]
+    hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256")
+    said = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs.items() if key not in hidden]
+    return [shorten(re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.4g}", word), 40) for word in said][:6]
 
 
 def _write(config: Config, trained: Trained) -> str:

@@ -179,6 +179,24 @@ def test_every_trial_is_a_run_under_the_sweep_s_whose_page_carries_best_and_plot
     assert not re.search(r"<script[^>]+src=", page)  # readable without a network
 
 
+def test_a_run_s_name_says_what_the_command_line_changed_in_short(clone: Path, run: Run) -> None:
+    from mlflow import MlflowClient
+
+    small = (
+        "+experiment=cifar10_resnet",
+        "debug=fast",
+        "model.label_smoothing=0.123456789",
+        "data.sha256=null",
+        "seed=3",
+    )
+    run("python", "-m", "src.train", *small)
+    client = MlflowClient(f"sqlite:///{clone / 'experiments' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cifar10_resnet")
+    assert experiment
+    newest = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    assert newest[0].info.run_name == "sample seed 3 debug=fast label_smoothing=0.1235"
+
+
 def test_trials_that_fail_are_recorded_with_their_reason_and_the_sweep_goes_on(clone: Path, run: Run) -> None:
     """Three faults and two sound trials of pix2pix: a loss that is no number, and a network that no memory holds."""
     done = run(
