@@ -352,7 +352,7 @@ class Config(DataConfig):
     @property
     def run_name(self) -> str:
         """What the run is called in MLflow's list."""
-        return f"{self.profile.name} seed {self.seed}"
+        return f"seed {self.seed} {self.profile.name}"
 
     def journal(self, stage: str) -> Path:
         """Where a stage that joins the training's run keeps what MLflow has not got yet."""

@@ -67,7 +67,7 @@ def train(config: Config) -> None:
         with Tracker.resume(
             journal=work.journal,
             experiment=config.name,
-            name=" ".join([config.run_name, *_changes()]),
+            name=" ".join([*_changes(), config.run_name]),
             params=config.plain(),
             tags=run.tags(config, meta, work),
             description=run.note(config),
@@ -112,7 +112,9 @@ def _changes() -> list[str]:
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     pairs = dict(word.lstrip("+").partition("=")[::2] for word in given)
     hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256")
-    said = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs.items() if key not in hidden]
+    # MLflow's column shows the first twenty letters: single keys before whole groups.
+    keys = sorted((key for key in pairs if key not in hidden), key=lambda key: "." not in key)
+    said = [f"{key.rpartition('.')[2]}={pairs[key]}" if "." in key else pairs[key] for key in keys]
     return [shorten(re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.4g}", word), 40) for word in said][:6]
 
 

@@ -170,7 +170,7 @@ def intervals(group: Group, metric: str, file: io.BytesIO, *, label: str, sample
                 axes.plot([summary.low, summary.high], [place, place], color=BLUE)
             axes.plot([summary.mean], [place], "|", color=BLUE, markersize=12, markeredgewidth=2)
         axes.set_yticks(range(len(shown)), [_name(group, variant) for variant in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(metric)
 

@@ -30,8 +30,6 @@ STATE_TAG = "pipeline.optimizer_sha256"
 FAILURE_TAG = "pipeline.failure"
 JOURNAL_TAG = "pipeline.journal"  # finds a run again that was created just before a crash
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages show a run under that one
-# MLflow's own too: its pages of an experiment of this kind are about training, not about agents and traces.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
 HOST_TAG = "pipeline.host"
 MACHINE_TAG = "pipeline.machine"
 BOOT_TAG = "pipeline.boot_id"
@@ -269,7 +267,7 @@ def _experiment_id(client: MlflowClient, store: str, name: str) -> str:
     if database is not None:
         artifacts = database.with_name(database.stem if database.suffix else f"{database.name}-artifacts").as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=artifacts, tags=KIND))
+        return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
