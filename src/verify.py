@@ -27,7 +27,7 @@ from pathlib import Path
 
 import yaml
 
-from src.config import ROOT
+from src.config import CONF, ROOT
 from src.errors import Failure
 from src.files import sha256_of
 from src.scratch import environment, git, worktree
@@ -256,17 +256,22 @@ def _print(claim: Claim) -> None:
 
 def main() -> None:
     """The command."""
-    known = list(yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"])
+    known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
     parser = argparse.ArgumentParser(
         prog="python -m src.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "experiments", nargs="*", choices=[*known, []], metavar="NAME", help=f"of {', '.join(known)}; all"
+        "experiments",
+        nargs="*",
+        choices=[*known, []],
+        metavar="NAME",
+        help=f"of {', '.join(known)}; none: those in params.yaml",
     )
     parser.add_argument("--pipeline", action="store_true", help="also `dvc repro --force` twice, ten minutes")
     arguments = parser.parse_args()
     try:
-        held = verify(arguments.experiments or known, arguments.pipeline, _print)
+        names = arguments.experiments or list(yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"])
+        held = verify(names, arguments.pipeline, _print)
     except Failure as error:
         print(f"verify failed: {error}", file=sys.stderr)
         sys.exit(1)
