@@ -67,7 +67,7 @@ def run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended
 def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended:
     require_gpus(config.trainer)
     config = prepared(config)
-    determinism.fix(config.seed, config.trainer.threads)
+    determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
     work = training.work_folder(config, meta, job.work)
     reporter = Reporter(job.objectives[0], report)
