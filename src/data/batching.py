@@ -104,7 +104,7 @@ class Batches:
 
     def _cut(self, examples: Tensor) -> list[Tensor]:
         """Evaluation batches: all of full size, but for the last one."""
-        return list(examples.tensor_split(range(self.size, len(self) * self.size, self.size)))
+        return list(examples.tensor_split(tuple(range(self.size, len(self) * self.size, self.size))))
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         """The batch of these examples; `index` keys its augmentation, another one for each rank."""

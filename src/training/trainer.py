@@ -138,6 +138,7 @@ def _silence() -> None:
         r".*Trying to infer the `batch_size`.*",
         r".*AccumulateGrad node.s stream.*",
         r".*sync_dist=True.*",  # an epoch's figures are reduced before they are logged
+        r".*functional\.all_gather is deprecated.*",  # Lightning's own call
         r".*dataloader is not resumable.*",  # PackedData hands back the epoch and the batches consumed
     ):
         warnings.filterwarnings("ignore", message=notice)
