@@ -314,9 +314,10 @@ def tiny(tmp_path: Path) -> Config:
 @pytest.mark.slow
 def test_what_the_first_process_decides_holds_for_all_and_nothing_stays_behind(tiny: Config, tmp_path: Path) -> None:
     from src.sweeping.trial import Reporter
-    from src.training import run
+    from src.training import determinism, run
 
     environment = dict(os.environ)
+    determinism.fix(tiny.seed, tiny.trainer.threads_each)
     meta = packed.read_meta(tiny.processed)
     work = run.work_folder(tiny, meta, tmp_path / "work")
     digests = []

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -93,9 +94,10 @@ def assembled(trainer: Trainer) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
-                raise
-            raise Failure("another process of this run is gone and has said why; the same command goes on") from error
+            if _broken(error):
+                said = "another process of this run is gone and has said why; the same command goes on with the run"
+                raise Failure(said) from error
+            raise
         return
     store = distributed.TCPStore(HOST, 0, trainer.devices, is_master=True, wait_for_workers=False)
     followers = _Followers(trainer.devices, store.port)
@@ -104,8 +106,9 @@ def assembled(trainer: Trainer) -> Iterator[None]:
             join(0, trainer.devices, store=store)
             yield
             dismiss()
-        except RuntimeError as error:  # gloo's, of a closed connection
-            followers.explain(error)
+        except RuntimeError as error:
+            if _broken(error) and (failure := followers.failure(PATIENCE_S)):
+                raise failure from error
             raise
         followers.see_off()
     except SystemExit:  # a signal: all have saved together
@@ -115,6 +118,11 @@ def assembled(trainer: Trainer) -> Iterator[None]:
         followers.end()
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _broken(error: RuntimeError) -> bool:
+    """Whether an error is that of a group one of whose processes is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 class _Followers:
@@ -135,13 +143,21 @@ class _Followers:
         self.ended = threading.Event()
         threading.Thread(target=self._watch, name="followers", daemon=True).start()
 
-    def explain(self, error: RuntimeError) -> None:
-        """Raises what a broken group comes from, if it is the end of one of these processes."""
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_S)
-        if failure := self._failure():
-            raise failure from error
+    def failure(self, patience: float = 0.0) -> Failure | None:
+        """How one of them failed, if one did, or does so within `patience` seconds."""
+        until = time.monotonic() + patience
+        while True:
+            for rank, (process, output) in enumerate(zip(self.processes, self.output, strict=True), start=1):
+                if code := process.poll():
+                    what = f"process {rank} of this run ended"
+                    if code < 0:
+                        return Lost(f"{what} (signal {-code}, out of memory?); the same command goes on with the run")
+                    output.seek(0)
+                    said = output.read().strip().splitlines() or [f"exit code {code}"]
+                    return Failure(f"{what}: {said[-1]}")
+            if time.monotonic() >= until:
+                return None
+            time.sleep(POLL_S / 10)
 
     def see_off(self) -> None:
         """Waits for their own end."""
@@ -157,21 +173,10 @@ class _Followers:
             process.communicate()
             output.close()
 
-    def _failure(self) -> Failure | None:
-        for rank, (process, output) in enumerate(zip(self.processes, self.output, strict=True), start=1):
-            if code := process.poll():
-                what = f"process {rank} of this run ended"
-                if code < 0:
-                    return Lost(f"{what} (signal {-code}, out of memory?); the same command goes on with the run")
-                output.seek(0)
-                said = output.read().strip().splitlines() or [f"exit code {code}"]
-                return Failure(f"{what}: {said[-1]}")
-        return None
-
     def _watch(self) -> None:
         """Ends this process where it waits for one that is gone: NCCL would for minutes, a rendezvous for hours."""
         while not self.ended.wait(POLL_S):
-            if (failure := self._failure()) and not self.ended.wait(PATIENCE_S):
+            if (failure := self.failure()) and not self.ended.wait(PATIENCE_S):
                 os.write(2, f"{failure}\n".encode())
                 os._exit(1)
 
