@@ -317,11 +317,11 @@ def test_what_the_first_process_decides_holds_for_all_and_nothing_stays_behind(t
     from src.training import determinism, run
 
     environment = dict(os.environ)
-    determinism.fix(tiny.seed, tiny.trainer.threads_each)
     meta = packed.read_meta(tiny.processed)
-    work = run.work_folder(tiny, meta, tmp_path / "work")
     digests = []
     for _ in range(2):  # the same warm process trains again
+        determinism.fix(tiny.seed, tiny.trainer.threads_each)
+        work = run.work_folder(tiny, meta, tmp_path / "work")
         pruner = Reporter("val_accuracy", lambda epoch, _: epoch == 2)
         trained = run.fit(tiny, meta, work, lambda metrics, step: None, [pruner])
         assert [row["epoch"] for row in trained.history.rows] == [1, 2]

@@ -51,7 +51,7 @@ def main() -> None:
 
     from src.training import ranks
 
-    ranks.join(rank, world, store=distributed.TCPStore(ranks.HOST, port, world, is_master=False))
+    ranks.join(rank, world, store=ranks.meeting_point(port, world))
     try:
         follow()
     finally:

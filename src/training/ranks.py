@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pytorch_lightning.plugins.environments import ClusterEnvironment
+from lightning_fabric.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
@@ -39,7 +39,12 @@ class Lost(Failure):
     """A process of the run was killed: nothing is wrong with the run itself."""
 
 
-def join(rank: int, world: int, *, store: distributed.Store | None = None, rendezvous: str | None = None) -> None:
+def meeting_point(port: int, world: int, *, first: bool = False) -> Any:
+    """The store, of torch's, through which processes of this machine find each other; the first one makes it."""
+    return distributed.TCPStore(HOST, port, world, is_master=first, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def join(rank: int, world: int, *, store: Any = None, rendezvous: str | None = None) -> None:
     """Makes this process one of a group: tensors of the CPU go through gloo, those of GPUs through NCCL."""
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -99,7 +104,7 @@ def assembled(trainer: Trainer) -> Iterator[None]:
                 raise Failure(said) from error
             raise
         return
-    store = distributed.TCPStore(HOST, 0, trainer.devices, is_master=True, wait_for_workers=False)
+    store = meeting_point(0, trainer.devices, first=True)  # at any port that is free
     followers = _Followers(trainer.devices, store.port)
     try:
         try:
