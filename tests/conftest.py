@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import S3
 from tests.servers import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,3 +70,10 @@ def postgresql_server() -> Iterator[PostgreSQL]:
 def postgresql(postgresql_server: PostgreSQL) -> str:
     """The postgresql:// address, with a password, of an empty database."""
     return postgresql_server.empty()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 endpoint without buckets."""
+    with S3() as server:
+        yield server

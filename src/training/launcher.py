@@ -64,7 +64,7 @@ def refuse(trainer: Trainer) -> None:
 
 def _of_step() -> str:
     """Where the processes of a step meet: on its first node, at a port that other steps and jobs don't take."""
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     said = os.environ
     host = said.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(said["SLURM_STEP_NODELIST"])
