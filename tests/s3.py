@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from moto.server import ThreadedMotoServer
-
 KEYS = {
     "AWS_ACCESS_KEY_ID": "keeper",
     "AWS_SECRET_ACCESS_KEY": "s3cret-of-the-tests",
@@ -17,6 +15,8 @@ class S3:
     """An endpoint on a free port of 127.0.0.1; as a context manager, it is gone afterwards, and all buckets with it."""
 
     def __enter__(self) -> S3:
+        from moto.server import ThreadedMotoServer
+
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()
