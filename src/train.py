@@ -139,12 +139,15 @@ def command() -> None:
         main(train)()
         return
 
-    from src.training.follower import follow
-    from src.training.ranks import joined
+    from src.training import startup
 
-    with joined(place):
+    startup.import_lightning()
+
+    from src.training import follower, ranks
+
+    with ranks.joined(place):
         if place.rank:
-            follow()
+            follower.follow()
         else:
             main(train)()
 

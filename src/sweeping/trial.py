@@ -16,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from src.config import Config, write_resolved
 from src.data import packed
 from src.data.batching import batches
-from src.errors import Failure
+from src.errors import Failure, Lost
 from src.reporting import tables
 from src.sweeping.space import LATENCY, PARAMETERS
 from src.sweeping.worker import Ended, Job
@@ -91,6 +91,8 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
             kept = training.kept_row(config, trained.history.rows)
             measured = _measured(job.objectives, trained.model, config)
             values = tuple(_value(name, kept | measured) for name in job.objectives)
+        except Lost:
+            raise
         except Exception:
             work.forget()  # it would fail again
             raise

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from src.config import ROOT, check
-from src.errors import Failure
+from src.errors import Failure, Lost
 
 LOG = "log.txt"
 
@@ -159,8 +159,6 @@ def warmed() -> ModuleType:
 
 
 def _train(job: Job, connection: Connection) -> Message:
-    from src.training.ranks import Lost
-
     try:
         trial = warmed()
 

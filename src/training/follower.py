@@ -15,19 +15,15 @@ def follow() -> None:
 
     Exits with 1 where the first process is gone, which has said why, and where something fails in this one alone.
     """
-    from src.training import startup
-
-    startup.import_lightning()
-    startup.keep_memory()
-
     from torch import distributed
 
     from src.config import check
     from src.data import packed
     from src.errors import Failure
-    from src.training import determinism, ranks, run
+    from src.training import determinism, ranks, run, startup
     from src.training.trainer import require_gpus
 
+    startup.keep_memory()
     try:
         while orders := ranks.broadcast(None):
             content, root = orders
@@ -46,6 +42,10 @@ def main() -> None:
     """The command that `src.training.ranks` runs: RANK WORLD PORT; stdin is open as long as the first process lives."""
     rank, world, port = map(int, sys.argv[1:])
     threading.Thread(target=_end_with_first, name="end-with-first", daemon=True).start()
+
+    from src.training import startup
+
+    startup.import_lightning()
 
     from torch import distributed
 

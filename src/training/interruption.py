@@ -27,10 +27,11 @@ class Interruption:
     """The signal that asked this process to end, if one did.
 
     The first SIGTERM or Ctrl-C is noted, and training ends after the batch in hand, with a checkpoint. The second one
-    ends the process at once.
+    ends the process at once. Of several processes that all get it one says so: the one that is `aloud`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, aloud: bool = True) -> None:
+        self.aloud = aloud
         self.signal: signal.Signals | None = None
 
     @contextlib.contextmanager
@@ -58,8 +59,8 @@ class Interruption:
         if self.signal:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
-        # os.write: a print could fall into the middle of another print and raise
-        os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
+        if self.aloud:  # os.write: a print could fall into the middle of another print and raise
+            os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
 
 
 class WorkingCheckpoint(Checkpoint):

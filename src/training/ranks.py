@@ -23,7 +23,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
 from src.config import ROOT, Trainer
-from src.errors import Failure
+from src.errors import Failure, Lost
 from src.training.launcher import Launch, launch
 
 HOST = "127.0.0.1"
@@ -33,10 +33,6 @@ POLL_S = 0.5
 PATIENCE_S = 10.0  # for a process to notice by itself that another one is gone
 
 Value = TypeVar("Value")
-
-
-class Lost(Failure):
-    """A process of the run was killed: nothing is wrong with the run itself."""
 
 
 def meeting_point(port: int, world: int, *, first: bool = False) -> Any:

@@ -100,7 +100,7 @@ def _fit(
     history = History(log_metrics or _unheard, lines=lines)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
-    interruption = Interruption()
+    interruption = Interruption(aloud=leads)
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
     if checkpoint and leads:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
