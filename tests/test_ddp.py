@@ -382,7 +382,7 @@ def test_the_steps_of_slurm_s_jobs_meet_on_their_first_nodes_at_ports_of_their_o
     for name, value in (SLURM | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
-    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08]")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08,11],gpu3")
     found = [launcher.launch()]
     monkeypatch.setenv("SLURM_STEP_ID", "1")
     found.append(launcher.launch())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from src.config import ConfigError, Trainer
@@ -64,9 +65,8 @@ def refuse(trainer: Trainer) -> None:
 
 def _of_step() -> str:
     """Where the processes of a step meet: on its first node, at a port that other steps and jobs don't take."""
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-
     said = os.environ
-    host = said.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(said["SLURM_STEP_NODELIST"])
+    hosts = re.sub(r"\[([^],-]+)[^]]*]", r"\1", said["SLURM_STEP_NODELIST"])  # gpu[07-08,11],cpu1: gpu07,cpu1
+    host = said.get("MASTER_ADDR") or hosts.partition(",")[0]
     step = int(said.get("SLURM_JOB_ID", 0)) + 1000 * int(said.get("SLURM_STEP_ID", 0))
     return f"tcp://{host}:{said.get('MASTER_PORT') or PORTS[step % len(PORTS)]}"

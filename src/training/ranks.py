@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: ignore[attr-defined]  # not in __all__
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
