@@ -38,15 +38,16 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ("--host", "127.0.0.1", "--port", str(port), "--workers", "2")
-    stores = ("--backend-store-uri", database, "--artifacts-destination", f"{s3.bucket(BUCKET)}/mlflow")
+    artifacts = ("--artifacts-destination", f"{s3.bucket(BUCKET)}/mlflow")
+    stores = KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.endpoint, "MLFLOW_BACKEND_STORE_URI": database}
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["mlflow", "server", *words, *stores],
+            ["mlflow", "server", *words, *artifacts],
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=commands_environment() | KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.endpoint},
+            env=commands_environment() | stores,
         )
     address = f"http://127.0.0.1:{port}"
     try:

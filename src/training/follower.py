@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from src.training.launcher import PATIENCE_S
+
 
 def follow() -> None:
     """Trains what the first process says, until there is no more; call it in a group of `src.training.ranks`.
@@ -59,8 +61,6 @@ def main() -> None:
 
 
 def _end_with_first() -> None:
-    from src.training.ranks import PATIENCE_S
-
     sys.stdin.buffer.read()
     time.sleep(PATIENCE_S)
     os._exit(1)

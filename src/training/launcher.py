@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from src.config import ConfigError, Trainer
 
+PATIENCE_S = 10.0  # for a process to notice by itself that another one is gone
 PORTS = range(15_000, 25_000)  # of jobs, by their numbers: below those that systems hand out by themselves
 
 

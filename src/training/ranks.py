@@ -24,13 +24,12 @@ from torch import distributed
 
 from src.config import ROOT, Trainer
 from src.errors import Failure, Lost
-from src.training.launcher import Launch, launch
+from src.training.launcher import PATIENCE_S, Launch, launch
 
 HOST = "127.0.0.1"
 # The others wait as long for the first one to prepare the data; whoever dies is noticed by its closed connections.
 PREPARATION = timedelta(hours=2)
 POLL_S = 0.5
-PATIENCE_S = 10.0  # for a process to notice by itself that another one is gone
 
 Value = TypeVar("Value")
 
