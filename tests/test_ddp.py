@@ -26,7 +26,7 @@ from tests.test_runs import SMALL, output_of, sha256, start, wait_for
 
 pytestmark = [pytest.mark.timeout(600)]
 
-# All of a validation split that can't be shared out evenly: its last batch is of one example.
+# All of a validation split that can't be shared out evenly: several batches, and one example.
 UNEVEN = ("trainer.limit_val_batches=null", "trainer.precision=32", "data.loader.eval_batch_size={size}")
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
 
@@ -57,7 +57,8 @@ def uneven(clone: Path, run: Run) -> tuple[str, ...]:
     """Overrides with which validation ends in a batch that is smaller than the number of processes."""
     run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1")  # prepares the data
     (meta,) = (json.loads(path.read_text()) for path in clone.glob("data/direct/*/processed/sample/cifar10/meta.json"))
-    size = meta["splits"]["val"]["examples"] - 1
+    examples = meta["splits"]["val"]["examples"]
+    size = next(size for size in range(50, examples) if examples % size == 1)
     return tuple(word.format(size=size) for word in UNEVEN)
 
 
