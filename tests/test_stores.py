@@ -39,7 +39,7 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
         port = free.getsockname()[1]
     words = ("--host", "127.0.0.1", "--port", str(port), "--workers", "2")
     artifacts = ("--artifacts-destination", f"{s3.bucket(BUCKET)}/mlflow")
-    stores = KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.endpoint, "MLFLOW_BACKEND_STORE_URI": database}
+    stores = KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.endpoint, "MLFLOW_BACKEND_STORE_URI": with_driver(database)}
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -57,8 +57,14 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
             time.sleep(0.2)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def with_driver(address: str) -> str:
+    """SQLAlchemy 2.1 means psycopg 3 where no driver is named."""
+    return address.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def healthy(address: str) -> bool:
