@@ -334,6 +334,26 @@ def test_what_the_first_process_decides_holds_for_all_and_nothing_stays_behind(t
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
+def test_training_s_figures_are_those_of_all_processes(tiny: Config, tmp_path: Path) -> None:
+    """At a rate that changes nothing they are what one process finds."""
+    from src.training import determinism, run
+
+    meta = packed.read_meta(tiny.processed)
+    still = {"optimizer": tiny.model.optimizer.model_copy(update={"lr": 1e-30})}  # type: ignore[attr-defined]
+    found = []
+    for devices, strategy in ((2, "ddp"), (1, "auto")):
+        trainer = tiny.trainer.model_copy(
+            update={"devices": devices, "strategy": strategy, "max_epochs": 1, "precision": "32"}
+        )
+        config = tiny.model_copy(update={"trainer": trainer, "model": tiny.model.model_copy(update=still)})
+        determinism.fix(config.seed, 1)
+        work = run.work_folder(config, meta, tmp_path / "work")
+        (row,) = run.fit(config, meta, work, lambda metrics, step: None).history.rows
+        found.append(row)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("environment", "overrides", "said"),
     [
