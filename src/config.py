@@ -278,6 +278,21 @@ class Trainer(Section):
     early_stopping: EarlyStopping | None = None
     profiler: Literal["simple", "advanced"] | None = None
 
+    @property
+    def processes(self) -> int:
+        """How many processes train one model, on all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the model is DDP's."""
+        return self.strategy == "ddp" or self.processes > 1
+
+    @property
+    def threads_each(self) -> int | None:
+        """Threads of each process: those asked for, or its share of the cores; None leaves it to torch."""
+        return self.threads if self.threads or self.devices == 1 else max(1, cores() // self.devices)
+
 
 class Evaluation(Section):
     """What evaluate shows beside the metrics."""
@@ -373,6 +388,11 @@ class Config(DataConfig):
     def plain(self) -> dict[str, Any]:
         """The configuration as nested dicts, as YAML and MLflow want it."""
         return plain(self)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plain(value: Any) -> Any:
@@ -482,13 +502,26 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
             if key in content
         }
         schema = pydantic.create_model(schema.__name__, __base__=schema, **sections)
-        return schema.model_validate(content)
+        checked = schema.model_validate(content)
+        if isinstance(checked, Config):
+            _refuse_unequal_shares(checked)
+        return checked
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     except pydantic.ValidationError as error:
         raise ConfigError(
             "\n".join(dict.fromkeys(_explain(fault, content, schema) for fault in error.errors()))
         ) from None
+
+
+def _refuse_unequal_shares(config: Config) -> None:
+    """Processes' gradients are averaged: with unequal shares of a batch some examples would count more than others."""
+    size, processes = config.loader.batch_size, config.trainer.processes
+    if size % processes:
+        raise ConfigError(
+            f"data.loader.batch_size: {size} can't be shared out evenly among {processes} processes (trainer.devices, "
+            f"trainer.num_nodes); the next that can is {size + processes - size % processes}"
+        )
 
 
 def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -9,3 +9,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what a full di
 
 class Failure(Exception):
     """A failure that one line explains: what was wrong, where, and the remedy. Commands print it and exit with 1."""
+
+
+class Lost(Failure):
+    """One of a run's processes was killed: nothing is wrong with the run itself, which goes on from its checkpoint."""

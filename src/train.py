@@ -3,6 +3,8 @@
     python -m src.train +experiment=cifar10_resnet model.optimizer.lr=0.1      straight from conf/
     python -m src.train -cp ../experiments/cifar10_resnet -cn config           what DVC runs
 
+    python -m src.train +experiment=cifar10_resnet trainer=ddp                 two processes; or by torchrun, srun
+
 The same command goes on with a run that was interrupted. A direct run writes to experiments/runs/, never into DVC's
 outputs.
 """
@@ -31,11 +33,12 @@ def train(config: Config) -> None:
     """Trains and writes `train/` into the run's folder: model.safetensors, model.json, history.csv, metrics.json.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is asked for and there is none; a launcher started another number of processes.
         Failure: the data can't be prepared; the same run is under way, or another one into the same folder.
     """
-    from src.training import startup
+    from src.training import launcher, startup
 
+    launcher.refuse(config.trainer)
     startup.import_lightning()
     startup.keep_memory()
 
@@ -45,24 +48,16 @@ def train(config: Config) -> None:
     require_gpus(config.trainer)
     config = prepared(config)
 
-    from lightning_utilities.core.rank_zero import rank_zero_only
-
     from src.data import packed
     from src.training import determinism, run
-
-    determinism.fix(config.seed, config.trainer.threads)
-    meta = packed.read_meta(config.processed)
-    work = run.work_folder(config, meta)
-    # Another process of the same run: the first one reports and writes. Lightning sets the attribute on import.
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        run.fit(config, meta, work, None)
-        return
-
     from src.training.checkpoints import held
     from src.training.progress import Progress
     from src.training.provenance import dirty_patch
     from src.training.tracking import CONFIG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
+    determinism.fix(config.seed, config.trainer.threads_each)
+    meta = packed.read_meta(config.processed)
+    work = run.work_folder(config, meta)
     with work.held(), held(config.folder / ".held", f"another run into {config.output}"):
         with Tracker.resume(
             journal=work.journal,
@@ -139,5 +134,27 @@ def _write(config: Config, trained: Trained) -> str:
     )
 
 
+def command() -> None:
+    """The command, as one process or as one of those that torchrun or srun started: the first of them is the run."""
+    from src.training.launcher import launch
+
+    place = launch()
+    if place is None:
+        main(train)()
+        return
+
+    from src.training import startup
+
+    startup.import_lightning()
+
+    from src.training import follower, ranks
+
+    with ranks.joined(place):
+        if place.rank:
+            follower.follow()
+        else:
+            main(train)()
+
+
 if __name__ == "__main__":
-    main(train)()
+    command()

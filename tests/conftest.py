@@ -1,14 +1,17 @@
-"""What the tests share: a clean clone to run the real commands in."""
+"""What the tests share: a clean clone to run the real commands in, and a real PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.s3 import S3
+from tests.servers import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("test_runs.py", "faults/test_processes.py", "faults/test_saving.py")  # minutes each
@@ -54,3 +57,23 @@ def run(clone: Path) -> Run:
         return done
 
     return command
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that a test may stop and start again."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgreSQL) -> str:
+    """The postgresql:// address, with a password, of an empty database."""
+    return postgresql_server.empty()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 endpoint without buckets."""
+    with S3() as server:
+        yield server

@@ -1,4 +1,4 @@
-"""Direct runs, as real processes: interrupted, resumed, swept, debugged, over two processes."""
+"""Direct runs, as real processes: interrupted, resumed, swept, debugged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.conftest import Run, commands_environment
@@ -271,38 +270,6 @@ def test_debug_overfit_learns_its_batches_by_heart(clone: Path, run: Run) -> Non
 def test_debug_profile_prints_where_the_time_goes(clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "debug=profile", *SMALL)
     assert "run_training_batch" in done.stdout + done.stderr
-
-
-def test_two_processes_train_one_model_and_write_once(whole: str, clone: Path, run: Run) -> None:
-    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=2", "seed=21")
-    done = run("python", "-m", "src.train", *words)
-    assert len(re.findall(r"^epoch 2/2", done.stdout, re.MULTILINE)) == 1
-    folder = output_of(done.stdout)
-    again = run("python", "-m", "src.train", *words)
-    assert sha256(clone, output_of(again.stdout)) == sha256(clone, folder)
-    assert not (clone / "lightning_logs").exists()
-    assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("stop", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
-)
-def test_two_processes_of_which_the_first_is_ended_both_end_and_go_on_to_the_same_bits(
-    stop: signal.Signals, code: int, clone: Path, run: Run
-) -> None:
-    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=12", f"seed={30 + stop}")
-    undisturbed = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
-    process = start(clone, *words)
-    wait_for(process, r"^epoch 2/12")
-    (second,) = [child for child in psutil.Process(process.pid).children() if "src.train" in " ".join(child.cmdline())]
-    process.send_signal(stop)
-    process.communicate(timeout=60)
-    assert process.returncode == code
-    second.wait(60)
-    done = run("python", "-m", "src.train", *words)
-    assert "goes on with the run that was interrupted" in done.stdout
-    assert "epoch 1/12" not in done.stdout
-    assert sha256(clone, output_of(done.stdout)) == undisturbed
 
 
 def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:

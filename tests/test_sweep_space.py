@@ -63,7 +63,7 @@ def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile:
         ("sweep.objectives={test_accuracy: max}", "test_accuracy: is no objective"),
         ("sweep.objectives={val_accuracy: max, parameters: min}", "say sweep.pruner=none"),
         ("sweep.trials=null", "a sweep needs a budget"),
-        ("trainer=ddp", "a trial is trained by one process"),
+        ("trainer.num_nodes=2", "trainer.num_nodes: the processes of a trial are on one node"),
     ],
 )
 def test_what_can_not_be_right_is_refused_and_named_before_anything_starts(override: str, said: str) -> None:

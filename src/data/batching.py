@@ -40,7 +40,10 @@ class Batches:
     """An iterable over one split, sized and re-iterable as Lightning wants it.
 
     Training batches are shuffled, augmented and of full size; evaluation batches cover the split in a fixed order.
-    `batch_size` is the whole batch: each of `world` ranks takes its share of it.
+    `batch_size` is the whole batch: each of `world` ranks takes its share of it, and never nothing.
+
+    Raises:
+        PackedError: there are fewer examples than ranks.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if packed.examples(split) < world:
+            raise packed.PackedError(f"{packed.examples(split)} examples can't be shared out among {world} processes")
         self.split = split
         self.meta = meta
         self.loader = loader
@@ -77,25 +82,32 @@ class Batches:
 
     def __len__(self) -> int:
         count = packed.examples(self.split)
-        return max(1, count // self.size) if self.train else -(-count // self.size)
+        if self.train:
+            return max(1, count // self.size)
+        # Fewer examples than ranks are no batch of their own: the one before takes them.
+        return -(-count // self.size) - (0 < count % self.size < self.world and count > self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         skip, self.skip = self.skip, 0
         for index, chosen in enumerate(self.order()):
             if index >= skip:
-                yield self.collate(chosen[self.rank :: self.world], index)
+                yield self.collate(chosen[self.rank :: self.world], index * self.world + self.rank)
 
     def order(self) -> list[Tensor]:
         """The examples of each batch of this epoch, as index tensors."""
         count = packed.examples(self.split)
         if not self.train:
-            return list(torch.arange(count).split(self.size))
+            return self._cut(torch.arange(count))
         return list(torch.randperm(count, generator=generator(self.seed, "order", self.epoch)).split(self.size))[
             : len(self)
         ]
 
+    def _cut(self, examples: Tensor) -> list[Tensor]:
+        """Evaluation batches: all of full size, but for the last one."""
+        return list(examples.tensor_split(tuple(range(self.size, len(self) * self.size, self.size))))
+
     def collate(self, chosen: Tensor, index: int) -> Batch:
-        """The batch of these examples; `index` keys its augmentation."""
+        """The batch of these examples; `index` keys its augmentation, another one for each rank."""
         raise NotImplementedError
 
     def to(self, device: torch.device) -> Batches:
@@ -160,7 +172,7 @@ class TextBatches(Batches):
     def order(self) -> list[Tensor]:
         lengths = self.split["offsets"].diff()
         if not self.train:
-            return list(lengths.argsort(stable=True).split(self.size))
+            return self._cut(lengths.argsort(stable=True))
         random = generator(self.seed, "order", self.epoch)
         shuffled = torch.randperm(len(lengths), generator=random)[: len(self) * self.size]
         stretches = shuffled.split(self.STRETCH * self.size)

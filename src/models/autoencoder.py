@@ -133,7 +133,7 @@ class Autoencoder(Summing):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = self.loss(batch, self.train_sums)
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
-            self.log("loss", loss, on_step=True, on_epoch=False)
+            self.log("loss", loss, on_step=True, on_epoch=False, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:

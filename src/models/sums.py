@@ -28,6 +28,8 @@ class Summing(LightningModule):
         self.register_buffer("val_sums", torch.zeros(val, dtype=torch.float64), persistent=False)
         self.train_sums: Tensor
         self.val_sums: Tensor
+        # Each process's own: DDP would overwrite them with the first one's before each step.
+        self._ddp_params_and_buffers_to_ignore = ["train_sums", "val_sums"]
 
     def take(self, split: Literal["train", "val"]) -> Tensor:
         """The sums over all processes, on the CPU; they begin at zero again."""

@@ -11,7 +11,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from src.config import ROOT
+from src.config import ROOT, cores
 from src.errors import Failure
 from src.sweeping import report
 from src.sweeping.courier import Courier
@@ -108,7 +108,8 @@ class _Loop:
                 idle = Worker(config.trainer.accelerator)
                 self.workers.append(idle)
             if config.sweep.workers > 1 and planned.config["trainer"]["threads"] is None:
-                planned.config["trainer"]["threads"] = max(1, _cores() // config.sweep.workers)
+                processes = config.sweep.workers * config.trainer.devices
+                planned.config["trainer"]["threads"] = max(1, cores() // processes)
             idle.train(
                 Job(
                     number=planned.number,
@@ -162,10 +163,6 @@ class _Loop:
         self.table.print(trial)
         self.tracker.log_metrics(report.progress(self.study, trial), trial.number)
         worker.job = None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

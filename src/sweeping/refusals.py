@@ -49,8 +49,8 @@ def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
         yield "sweep.sampler: cmaes knows one objective only; use tpe, gp or random"
     if sweep.trials is None and sweep.minutes is None:
         yield "sweep.trials: neither trials nor minutes are given; a sweep needs a budget"
-    if config.trainer.strategy == "ddp" or config.trainer.devices > 1:
-        yield "trainer.strategy: a trial is trained by one process; use trainer=cpu or trainer=gpu, and sweep.workers"
+    if config.trainer.num_nodes > 1:
+        yield "trainer.num_nodes: the processes of a trial are on one node; use trainer.devices, and sweep.workers"
 
 
 def _faults_of_values(space: Mapping[str, Parameter], given: Sequence[str]) -> Iterator[str]:

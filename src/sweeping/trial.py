@@ -16,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from src.config import Config, write_resolved
 from src.data import packed
 from src.data.batching import batches
-from src.errors import Failure
+from src.errors import Failure, Lost
 from src.reporting import tables
 from src.sweeping.space import LATENCY, PARAMETERS
 from src.sweeping.worker import Ended, Job
@@ -67,7 +67,7 @@ def run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended
 def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended:
     require_gpus(config.trainer)
     config = prepared(config)
-    determinism.fix(config.seed, config.trainer.threads)
+    determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
     work = training.work_folder(config, meta, job.work)
     reporter = Reporter(job.objectives[0], report)
@@ -91,6 +91,8 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
             kept = training.kept_row(config, trained.history.rows)
             measured = _measured(job.objectives, trained.model, config)
             values = tuple(_value(name, kept | measured) for name in job.objectives)
+        except Lost:
+            raise
         except Exception:
             work.forget()  # it would fail again
             raise

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from src.config import ROOT, check
-from src.errors import Failure
+from src.errors import Failure, Lost
 
 LOG = "log.txt"
 
@@ -169,6 +169,9 @@ def _train(job: Job, connection: Connection) -> Message:
         return trial.run(job, check(job.config), report)
     except SystemExit:
         return Interrupted()
+    except Lost as error:  # one of its processes was killed: to the sweep as if this one had been
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
     except Failure as error:
         print(f"failed: {error}", file=sys.stderr)
         return Failed(str(error).splitlines()[0])

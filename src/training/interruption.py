@@ -27,10 +27,11 @@ class Interruption:
     """The signal that asked this process to end, if one did.
 
     The first SIGTERM or Ctrl-C is noted, and training ends after the batch in hand, with a checkpoint. The second one
-    ends the process at once.
+    ends the process at once. Of several processes that all get it one says so: the one that is `aloud`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, aloud: bool = True) -> None:
+        self.aloud = aloud
         self.signal: signal.Signals | None = None
 
     @contextlib.contextmanager
@@ -58,8 +59,8 @@ class Interruption:
         if self.signal:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
-        # os.write: a print could fall into the middle of another print and raise
-        os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
+        if self.aloud:  # os.write: a print could fall into the middle of another print and raise
+            os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
 
 
 class WorkingCheckpoint(Checkpoint):
@@ -97,25 +98,18 @@ class WorkingCheckpoint(Checkpoint):
             raise SystemExit(self.interruption.exit_code)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A sweep's pruner, for one, speaks to the first process alone.
+        trainer.should_stop = bool(agreed(trainer, trainer.should_stop))
         self._save(trainer, pl_module)
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if not last and self._agreed(trainer, END if self.interruption.signal else GO_ON) == END:
+        if not last and agreed(trainer, END if self.interruption.signal else GO_ON) == END:
             raise SystemExit(self.interruption.exit_code)
 
     def _wanted(self, trainer: Trainer, batch_idx: int) -> int:
         if trainer.world_size > 1 and self.seconds and batch_idx % ASK_EVERY:
             return GO_ON
         mine = END if self.interruption.signal else SAVE if time.monotonic() >= self._next else GO_ON
-        return self._agreed(trainer, mine)
-
-    @staticmethod
-    def _agreed(trainer: Trainer, mine: int) -> int:
-        """The most that any process wants: they save together or not at all."""
-        if trainer.world_size == 1:
-            return mine
-        most = torch.tensor(mine, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        return int(most)
+        return agreed(trainer, mine)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_nan(trainer, pl_module)
@@ -125,13 +119,22 @@ class WorkingCheckpoint(Checkpoint):
         self._next = now + (max(self.seconds, (now - begun) / SHARE) if self.seconds else 0.0)
 
 
+def agreed(trainer: Trainer, mine: int) -> int:
+    """The most that any process wants: they save, or end, together or not at all."""
+    if trainer.world_size == 1:
+        return mine
+    most = torch.tensor(int(mine), device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)
+
+
 def refuse_nan(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises Failure when a loss of this epoch has a NaN or an infinity in it."""
+    """Raises Failure when a loss of this epoch has a NaN or an infinity in it, in whichever process."""
     losses = [value for key, value in trainer.callback_metrics.items() if "loss" in key]
     sums = getattr(pl_module, "train_sums", None)
     if sums is not None:
         losses.append(sums)
-    if all(bool(value.isfinite().all()) for value in losses):
+    if not agreed(trainer, not all(bool(value.isfinite().all()) for value in losses)):
         return
     raise Failure(
         f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: "

@@ -17,7 +17,7 @@ from src.config import ROOT, Config, plain
 from src.data import packed
 from src.data.batching import PackedData
 from src.errors import Failure
-from src.training import checkpoints
+from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, LogMetrics, on_terminal
@@ -73,22 +73,38 @@ def fit(
 ) -> Trained:
     """Trains from the start, or from where the work folder's checkpoint stands.
 
-    `log_metrics` None: another process of the same run reports.
+    Of several processes the first one calls it as if it were alone; `log_metrics` None: this is another one.
 
     Raises:
-        Failure: the loss became NaN, training ended early, or the best checkpoint is damaged.
+        Failure: the loss became NaN, training ended early, the best checkpoint is damaged, another process failed.
         SystemExit: a signal asked for the end; a checkpoint is saved.
     """
-    lines = not on_terminal() and log_metrics is not None
+    with ranks.assembled(config.trainer):
+        return _fit(config, meta, work, log_metrics, callbacks)
+
+
+def _fit(
+    config: Config,
+    meta: dict[str, Any],
+    work: WorkFolder,
+    log_metrics: LogMetrics | None,
+    callbacks: Sequence[Callback],
+) -> Trained:
+    leads = log_metrics is not None
+    if leads:
+        ranks.broadcast((config.plain(), str(work.path.parent)))
+    checkpoint, key = ranks.broadcast((work.resumable(), work.key) if leads else (None, ""))
+    if work.key != key:
+        raise Failure("code, data, packages or threads are others here than in the run's first process")
+    lines = leads and not on_terminal()
     history = History(log_metrics or _unheard, lines=lines)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
-    interruption = Interruption()
+    interruption = Interruption(aloud=leads)
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
-    checkpoint = work.resumable()
-    if checkpoint:
+    if checkpoint and leads:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
-    elif hasattr(model, "prepare"):
+    if not checkpoint and hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
     adapt(model, config.trainer)
     with interruption.heeded():

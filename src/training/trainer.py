@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
 
 from src import config as schema
 from src.hardware import fast_bf16
@@ -19,6 +18,7 @@ from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
 from src.training.interruption import Interruption, WorkingCheckpoint
+from src.training.ranks import Group, Joined
 
 BEST = "best"
 
@@ -96,9 +96,7 @@ def build_trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=asked.devices,
         num_nodes=asked.num_nodes,
-        strategy=DDPStrategy(find_unused_parameters=manual, process_group_backend=None if gpu else "gloo")
-        if asked.strategy == "ddp"
-        else "auto",
+        strategy=Joined(find_unused_parameters=manual) if asked.distributed else "auto",
         precision="bf16-mixed" if bf16_pays(asked) else "32-true",
         max_epochs=asked.max_epochs,
         gradient_clip_val=None if manual else asked.gradient_clip,
@@ -110,7 +108,7 @@ def build_trainer(
         use_distributed_sampler=False,  # batches are shared out by src.data.batching
         logger=False,  # History and the tracker keep the log
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), Group()],
         profiler=asked.profiler,
         enable_progress_bar=on_terminal(),
         enable_model_summary=False,
@@ -139,7 +137,8 @@ def _silence() -> None:
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*Trying to infer the `batch_size`.*",
         r".*AccumulateGrad node.s stream.*",
-        r".*sync_dist=True.*",  # the modules reduce their own sums
+        r".*sync_dist=True.*",  # an epoch's figures are reduced before they are logged
+        r".*functional\.all_gather is deprecated.*",  # Lightning's own call
         r".*dataloader is not resumable.*",  # PackedData hands back the epoch and the batches consumed
     ):
         warnings.filterwarnings("ignore", message=notice)

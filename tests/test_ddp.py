@@ -1,0 +1,445 @@
+"""One model, several processes: started by the run itself, by torchrun, by srun, on two nodes, in a sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from src.config import Config, ConfigError, check, compose
+from src.data import packed
+from src.training import launcher
+from tests.conftest import Run, commands_environment
+from tests.test_runs import SMALL, output_of, sha256, start, wait_for
+
+pytestmark = [pytest.mark.timeout(600)]
+
+# All of a validation split that can't be shared out evenly: several batches, and one example.
+UNEVEN = ("trainer.limit_val_batches=null", "trainer.precision=32", "data.loader.eval_batch_size={size}")
+SLURM = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+
+
+def words_of(*more: str) -> tuple[str, ...]:
+    return ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=2", "seed=21", *more)
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """The processes that a run started to train with."""
+    return [each for each in psutil.Process(pid).children() if "src.training.follower" in each.cmdline()]
+
+
+def runs_of(clone: Path) -> set[Path]:
+    return set((clone / "experiments" / "runs").glob("*/*"))
+
+
+def recorded(clone: Path) -> int:
+    """How many runs MLflow has."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clone / 'experiments' / 'mlflow.db'}")
+    return len(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+@pytest.fixture(scope="module")
+def uneven(clone: Path, run: Run) -> tuple[str, ...]:
+    """Overrides with which validation ends in a batch that is smaller than the number of processes."""
+    run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1")  # prepares the data
+    (meta,) = (json.loads(path.read_text()) for path in clone.glob("data/direct/*/processed/sample/cifar10/meta.json"))
+    examples = meta["splits"]["val"]["examples"]
+    size = next(size for size in range(50, examples) if examples % size == 1)
+    return tuple(word.format(size=size) for word in UNEVEN)
+
+
+@pytest.fixture(scope="module")
+def own(clone: Path, run: Run, uneven: tuple[str, ...]) -> Path:
+    """The folder of a run that starts its second process itself."""
+    before = runs_of(clone)
+    done = run("python", "-m", "src.train", *words_of(*uneven))
+    assert len(re.findall(r"^epoch 2/2", done.stdout, re.MULTILINE)) == 1
+    assert runs_of(clone) - before == {clone / output_of(done.stdout)}
+    return clone / output_of(done.stdout)
+
+
+def same(one: Path, other: Path) -> bool:
+    names = ("model.safetensors", "model.json", "metrics.json", "history.csv")
+    return all((one / "train" / name).read_bytes() == (other / "train" / name).read_bytes() for name in names)
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_one_process_that_sees_each_example_once(own: Path, clone: Path) -> None:
+    from src.data.batching import batches
+    from src.models import weights
+
+    content = yaml.safe_load((own / "config.yaml").read_text())
+    config: Config = check({key: value for key, value in content.items() if key not in ("defaults", "hydra")})
+    folder = clone / next(clone.glob("data/direct/*/processed/sample/cifar10"))
+    model = weights.load(config.model, packed.read_meta(folder), own / "train")
+    ((images, labels),) = batches(
+        folder, "val", config.loader.model_copy(update={"eval_batch_size": 10**6}), train=False
+    )
+    with torch.no_grad():
+        logits = model(images)
+    reported = json.loads((own / "train" / "metrics.json").read_text())
+    assert reported["val_accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()), abs=1e-6)
+    assert reported["val_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_to_the_same_bits_and_writes_prints_and_tracks_once(
+    own: Path, clone: Path, run: Run, uneven: tuple[str, ...]
+) -> None:
+    before, tracked = runs_of(clone), recorded(clone)
+    done = run("torchrun", "--standalone", "--nproc-per-node=2", "-m", "src.train", *words_of(*uneven))
+    lines = re.findall(r"^(epoch \d|trained)", done.stdout, re.MULTILINE)
+    assert lines == ["epoch 1", "epoch 2", "trained"]
+    assert runs_of(clone) - before == {clone / output_of(done.stdout)}
+    assert recorded(clone) - tracked == 1
+    assert same(own, clone / output_of(done.stdout))
+    assert not (clone / "lightning_logs").exists()
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_srun_s_processes_train_to_the_same_bits(own: Path, clone: Path, uneven: tuple[str, ...]) -> None:
+    before = runs_of(clone)
+    said = together(
+        clone,
+        [
+            (
+                {
+                    **SLURM,
+                    "SLURM_PROCID": rank,
+                    "SLURM_LOCALID": rank,
+                    "SLURM_NODEID": "0",
+                    "SLURM_NTASKS_PER_NODE": "2",
+                },
+                (sys.executable, "-m", "src.train", *words_of(*uneven)),
+            )
+            for rank in ("0", "1")
+        ],
+    )
+    assert said[1] == ""
+    assert runs_of(clone) - before == {clone / output_of(said[0])}
+    assert same(own, clone / output_of(said[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_nodes_train_to_the_same_bits(own: Path, clone: Path, uneven: tuple[str, ...]) -> None:
+    before = runs_of(clone)
+    nodes = ("trainer.num_nodes=2", "trainer.devices=1")
+    at = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    said = together(
+        clone,
+        [
+            ({}, ("torchrun", *at, f"--node-rank={node}", "-m", "src.train", *words_of(*uneven, *nodes)))
+            for node in range(2)
+        ],
+    )
+    assert runs_of(clone) - before == {clone / output_of(said[0])}
+    assert same(own, clone / output_of(said[0]))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def together(clone: Path, commands: list[tuple[dict[str, str], tuple[str, ...]]]) -> list[str]:
+    """What commands that run at once say on stdout."""
+    started = [
+        subprocess.Popen(
+            words,
+            cwd=clone,
+            env=commands_environment() | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for more, words in commands
+    ]
+    ended = [each.communicate(timeout=300) for each in started]
+    assert [each.returncode for each in started] == [0] * len(started), ended
+    return [stdout for stdout, _ in ended]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
+def test_two_processes_of_which_the_first_is_ended_both_end_and_go_on_to_the_same_bits(
+    stop: signal.Signals, code: int, clone: Path, run: Run
+) -> None:
+    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=12", f"seed={30 + stop}")
+    undisturbed = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
+    process = start(clone, *words)
+    wait_for(process, r"^epoch 2/12")
+    (second,) = family_of(process.pid)
+    process.send_signal(stop)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    second.wait(60)
+    done = run("python", "-m", "src.train", *words)
+    assert done.stdout.count("goes on with the run that was interrupted") == 1
+    assert "epoch 1/12" not in done.stdout
+    assert sha256(clone, output_of(done.stdout)) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_run_whose_second_process_is_killed_ends_at_once_and_says_so(clone: Path) -> None:
+    process = start(clone, *words_of("trainer.max_epochs=60", "seed=71"))
+    wait_for(process, r"^epoch 1/60")
+    (second,) = family_of(process.pid)
+    second.kill()
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "train failed: process 1 of this run ended (signal 9, out of memory?)" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_another_number_of_processes_than_the_configuration_s_is_refused_once(clone: Path, run: Run) -> None:
+    words = [word for word in words_of() if word != "trainer=ddp"]
+    done = run("torchrun", "--standalone", "--nproc-per-node=2", "-m", "src.train", *words, check=False)
+    assert done.returncode == 1
+    refused = re.findall(r"^configuration refused: .*", done.stderr, re.MULTILINE)
+    assert len(refused) == 1
+    assert "torchrun started 2 processes" in refused[0]
+    assert "say trainer=ddp trainer.devices=2 trainer.num_nodes=1" in refused[0]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_multirun_trains_one_model_after_the_other_over_two_processes(clone: Path, run: Run) -> None:
+    words = ("-m", "+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=1", "seed=0,2")
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", "src.train", *words)
+    found = []
+    for command in (("python", "-m", "src.train", *words), torchrun):
+        done = run(*command)
+        found.append(
+            [sha256(clone, Path(each)) for each in re.findall(r"trained in [\d.]+ s: (\S+)/train", done.stdout)]
+        )
+    assert len(set(found[0])) == 2
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_sweep_of_ddp_trials_counts_those_that_fail_and_tries_again_what_lost_a_process(clone: Path) -> None:
+    """A grid of three rates; one of them is no rate. The second process of the first trial is killed."""
+    words = (
+        "+experiment=cifar10_resnet",
+        "trainer=ddp",
+        *SMALL,
+        "trainer.max_epochs=2",
+        "sweep.sampler=grid",
+        "sweep.study=ddp",
+        "sweep.space={model.optimizer.lr: {choice: [0.1, 0.2, 1e38]}}",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.sweep", *words],
+        cwd=clone,
+        env=commands_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    next(followers(process)).kill()
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert re.search(r"trial \d: its process died", said), said
+    with (clone / "experiments" / "sweeps" / "ddp" / "trials.csv").open(newline="") as file:
+        rows = {row["model.optimizer.lr"]: row for row in csv.DictReader(file)}
+    assert {rate: row["state"] for rate, row in rows.items()} == {"0.1": "complete", "0.2": "complete", "1e+38": "fail"}
+    assert "NaN" in rows["1e+38"]["reason"]
+
+
+def followers(sweep: subprocess.Popen[str]) -> Iterator[psutil.Process]:
+    """The second processes of a sweep's trials, as they come."""
+    while sweep.poll() is None:
+        for each in psutil.Process(sweep.pid).children(recursive=True):
+            try:
+                if "src.training.follower" in each.cmdline():
+                    yield each
+            except psutil.Error:
+                continue
+    raise AssertionError(f"there was none:\n{sweep.communicate()[0]}")
+
+
+# --- within one process -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    """A network for ten digits of noise, in two processes."""
+    config = compose(
+        [
+            "experiment=mnist_mlp",
+            "trainer=ddp",
+            "trainer.threads=1",
+            "trainer.max_epochs=5",
+            "data.loader.batch_size=10",
+            f"data_folder={tmp_path}",
+            f"output={tmp_path}/output",
+        ]
+    )
+    noise = torch.Generator().manual_seed(0)
+    splits = {
+        name: {
+            "images": torch.randint(0, 256, (count, 1, 28, 28), generator=noise, dtype=torch.uint8).numpy(),
+            "labels": (torch.arange(count) % 10).numpy(),
+        }
+        for name, count in (("train", 40), ("val", 21), ("test", 21))
+    }
+    meta = {"kind": "images", "classes": list("0123456789"), "shape": [1, 28, 28], "mean": [0.5], "std": [0.3]}
+    packed.write(packed.Packed(splits, meta), config.processed, config=config.packing, source={"origin": "noise"})
+    return config
+
+
+@pytest.mark.slow
+def test_what_the_first_process_decides_holds_for_all_and_nothing_stays_behind(tiny: Config, tmp_path: Path) -> None:
+    from src.sweeping.trial import Reporter
+    from src.training import determinism, run
+
+    environment = dict(os.environ)
+    meta = packed.read_meta(tiny.processed)
+    digests = []
+    for _ in range(2):  # the same warm process trains again
+        determinism.fix(tiny.seed, tiny.trainer.threads_each)
+        work = run.work_folder(tiny, meta, tmp_path / "work")
+        pruner = Reporter("val_accuracy", lambda epoch, _: epoch == 2)
+        trained = run.fit(tiny, meta, work, lambda metrics, step: None, [pruner])
+        assert [row["epoch"] for row in trained.history.rows] == [1, 2]
+        digests.append(trained.state)
+        work.forget()
+        assert not torch.distributed.is_initialized()
+        assert os.environ == environment
+        assert not family_of(os.getpid())
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+def test_training_s_figures_are_those_of_all_processes(tiny: Config, tmp_path: Path) -> None:
+    """At a rate that changes nothing they are what one process finds."""
+    from src.training import determinism, run
+
+    meta = packed.read_meta(tiny.processed)
+    still = {"optimizer": tiny.model.optimizer.model_copy(update={"lr": 1e-30})}  # type: ignore[attr-defined]
+    found = []
+    for devices, strategy in ((2, "ddp"), (1, "auto")):
+        trainer = tiny.trainer.model_copy(
+            update={"devices": devices, "strategy": strategy, "max_epochs": 1, "precision": "32"}
+        )
+        config = tiny.model_copy(update={"trainer": trainer, "model": tiny.model.model_copy(update=still)})
+        determinism.fix(config.seed, 1)
+        work = run.work_folder(config, meta, tmp_path / "work")
+        (row,) = run.fit(config, meta, work, lambda metrics, step: None).history.rows
+        found.append(row)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "said"),
+    [
+        ({}, "trainer.num_nodes=2", "this process was started alone: start all by torchrun or srun"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            "trainer=ddp",
+            "trainer.devices: 2 a node, with trainer.num_nodes=1, but torchrun started 4 processes, 2 a node: "
+            "say trainer=ddp trainer.devices=2 trainer.num_nodes=2",
+        ),
+        (
+            {**SLURM, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+            "trainer=cpu",
+            "trainer.devices: 1 a node, .* but srun started 2 processes, 2 a node: say trainer=ddp trainer.devices=2",
+        ),
+    ],
+)
+def test_a_launcher_that_contradicts_the_configuration_is_named_with_the_remedy(
+    environment: dict[str, str], overrides: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        launcher.refuse(compose(["experiment=cifar10_resnet", "output=out", overrides]).trainer)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        # The batch script of a job of four tasks, which none of its tasks is.
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NODELIST": "a"},
+        {**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    ],
+)
+def test_a_process_that_nobody_started_as_one_of_several_is_alone(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.launch() is None
+
+
+def test_the_steps_of_slurm_s_jobs_meet_on_their_first_nodes_at_ports_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (SLURM | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08,11],gpu3")
+    found = [launcher.launch()]
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    found.append(launcher.launch())
+    ports = [each.rendezvous.removeprefix("tcp://gpu07:") for each in found if each]
+    assert len(set(ports)) == 2
+    assert all(int(port) in launcher.PORTS for port in ports)
+    assert {(each.rank, each.local_rank, each.per_node) for each in found if each} == {(5, 1, 4)}
+
+
+def test_a_batch_that_can_not_be_shared_out_evenly_is_refused_with_the_next_that_can() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.loader\.batch_size: 25 .* 2 processes .* the next that can is 26$"):
+        compose(["experiment=cifar10_resnet", "output=out", "trainer=ddp", "data.loader.batch_size=25"])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [3, 9, 10, 11, 19, 21])
+def test_each_example_is_evaluated_once_and_every_process_has_as_many_batches(count: int, world: int) -> None:
+    from src.config import Loader
+    from src.data.batching import ImageBatches
+
+    split = {"images": torch.zeros(count, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(count)}
+    shares = [
+        ImageBatches(split, {}, Loader(batch_size=6, eval_batch_size=10), train=False, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    seen = [[labels.tolist() for _, labels in share] for share in shares]
+    assert sorted(label for share in seen for batch in share for label in batch) == list(range(count))
+    assert all(len(batches) == len(share) for batches, share in zip(seen, shares, strict=True))
+    assert len({len(batches) for batches in seen}) == 1
+    assert all(batch for share in seen for batch in share)
+
+
+def test_fewer_examples_than_processes_are_refused() -> None:
+    from src.config import Loader
+    from src.data.batching import ImageBatches
+
+    split = {"images": torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(1)}
+    with pytest.raises(packed.PackedError, match="1 examples can't be shared out among 2 processes"):
+        ImageBatches(split, {}, Loader(batch_size=6), train=False, world=2)

@@ -1,0 +1,88 @@
+"""DVC remotes: what was pushed from one clone and pulled into another is not made again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import commands_environment
+from tests.s3 import KEYS, S3
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+
+# One experiment, through all stages in seconds.
+PARAMS = {
+    "profile": "sample",
+    "trainer": "cpu",
+    "data": {"cifar10": {}},
+    "experiments": {
+        "cifar10_resnet": {
+            "data": "cifar10",
+            "model": "resnet",
+            "overrides": {
+                "trainer": {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1},
+                "model": {"network": {"width": 8}},
+            },
+        }
+    },
+}
+
+
+def run(folder: Path, *words: str, **more: str) -> str:
+    """What a command says, typed in a repository."""
+    done = subprocess.run(
+        words, cwd=folder, env=commands_environment() | more, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "--all")
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
+    run(folder, "git", *who, "commit", "--quiet", "--allow-empty", "-m", "a pipeline that has run")
+
+
+@pytest.fixture(scope="module")
+def origin(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of its own in which the pipeline has run and is committed."""
+    folder = tmp_path_factory.mktemp("origin") / "repository"
+    run(clone, "git", "clone", "--quiet", str(clone), str(folder))
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    assert "Running stage 'export@cifar10_resnet'" in run(folder, "dvc", "repro")
+    commit(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_a_clone_that_pulls_from_the_remote_reruns_nothing(
+    kind: str, origin: Path, s3: S3, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    keys: Mapping[str, str] = {}
+    if kind == "directory":
+        run(origin, "dvc", "remote", "add", "--force", "--default", "storage", str(tmp_path / "storage"))
+    else:
+        keys = KEYS
+        run(origin, "dvc", "remote", "add", "--force", "--default", "storage", f"{s3.bucket('experiments')}/dvc")
+        run(origin, "dvc", "remote", "modify", "storage", "endpointurl", s3.endpoint)
+    commit(origin)
+    run(origin, "dvc", "push", **keys)
+    if kind == "s3":
+        assert any(key.startswith("dvc/files/md5/") for key in s3.keys("experiments"))
+        committed = (origin / ".dvc" / "config").read_text()
+        assert not any(secret in committed for secret in (KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"]))
+
+    elsewhere = tmp_path / "elsewhere"
+    run(origin, "git", "clone", "--quiet", str(origin), str(elsewhere))
+    run(elsewhere, "dvc", "pull", **keys)
+    said = run(elsewhere, "dvc", "repro")
+    assert "Running stage" not in said
+    assert "Data and pipelines are up to date." in said
+    assert run(elsewhere, "git", "status", "--porcelain") == ""
+    for name in ("train/model.safetensors", "export/model.onnx"):
+        path = Path("experiments", "cifar10_resnet", name)
+        assert (elsewhere / path).read_bytes() == (origin / path).read_bytes()

@@ -1,0 +1,120 @@
+"""An MLflow server for a team: rows in PostgreSQL, artifacts in S3, trainings that know nothing of either."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import commands_environment
+from tests.s3 import KEYS, S3
+from tests.servers import PostgreSQL
+from tests.test_runs import SMALL, output_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
+
+STARTS_WITHIN_S = 120.0  # it makes its tables first
+BUCKET = "tracking"
+
+
+@pytest.fixture(scope="module")
+def database(postgresql_server: PostgreSQL) -> str:
+    return postgresql_server.empty()
+
+
+@pytest.fixture(scope="module")
+def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the server that docs/scaling.md starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ("--host", "127.0.0.1", "--port", str(port), "--workers", "2")
+    artifacts = ("--artifacts-destination", f"{s3.bucket(BUCKET)}/mlflow")
+    stores = KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.endpoint, "MLFLOW_BACKEND_STORE_URI": with_driver(database)}
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["mlflow", "server", *words, *artifacts],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=commands_environment() | stores,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + STARTS_WITHIN_S
+        while not healthy(address):
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def with_driver(address: str) -> str:
+    """SQLAlchemy 2.1 means psycopg 3 where no driver is named."""
+    return address.replace("postgresql://", "postgresql+psycopg2://", 1)
+
+
+def healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_two_trainings_at_once_are_in_postgresql_and_their_plots_in_s3(
+    server: str, database: str, s3: S3, clone: Path, tmp_path: Path
+) -> None:
+    import psycopg2
+    from mlflow import MlflowClient
+
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=2")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "src.train", *words, f"seed={seed}"],
+            cwd=clone,
+            env=commands_environment() | {"MLFLOW_TRACKING_URI": server},  # and no key of the stores behind it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (80, 81)
+    ]
+    ended = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    assert not [stderr for _, stderr in ended if "MLflow" in stderr]
+
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("cifar10_resnet")
+    assert experiment
+    found = {each.data.params["seed"]: each for each in client.search_runs([experiment.experiment_id])}
+    assert set(found) == {"80", "81"}
+    for seed, (stdout, _) in zip(("80", "81"), ended, strict=True):
+        recorded = found[seed]
+        assert recorded.info.status == "FINISHED"
+        printed = re.findall(r"val_accuracy ([\d.]+)", stdout)
+        points = client.get_metric_history(recorded.info.run_id, "val_accuracy")
+        assert [float(f"{point.value:.4g}") for point in points] == [float(value) for value in printed]
+        fetched = Path(client.download_artifacts(recorded.info.run_id, "plots/curves.png", str(tmp_path)))
+        assert fetched.read_bytes() == (clone / output_of(stdout) / "train" / "curves.png").read_bytes()
+        assert any(key.endswith(f"{recorded.info.run_id}/artifacts/plots/curves.png") for key in s3.keys(BUCKET))
+    connection = psycopg2.connect(database)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from runs where status = 'FINISHED'")
+        assert cursor.fetchone() == (2,)
+        cursor.execute("select count(*) from metrics where key = 'val_accuracy'")
+        assert cursor.fetchone() == (4,)
+    connection.close()
