@@ -4,6 +4,8 @@
     python -m src.sweep +experiment=cifar10_resnet sweep.trials=50 sweep.workers=2    the same study, further
     python -m src.sweep +experiment=imdb_lstm sweep.sampler=gp sweep.study=gp profile=full
     python -m src.sweep +experiment=imdb_lstm sweep.pruner=none 'sweep.objectives={val_accuracy: max, parameters: min}'
+    python -m src.sweep +experiment=imdb_lstm sweep.storage=postgresql://USER@HOST/DATABASE   on each machine
+    python -m src.sweep +experiment=imdb_lstm sweep.launcher=ray sweep.workers=16             docs/sweeps.md
 
 The same command goes on with a study that was interrupted or killed. All of it is in experiments/sweeps/STUDY: a table,
 plots, and best.yaml, which `python -m src.train +experiment=NAME +best=PATH` trains and `python -m src.adopt NAME PATH`
@@ -37,7 +39,8 @@ def sweep(overrides: list[str]) -> None:
     config: SweepConfig = check(compose_unchecked([*overrides, "output=."]), SweepConfig)
     shared = [given for given in overrides if not re.match(r"\+*sweep[.=]", given)]
     refuse(config, shared)
-    worker.warm_up(config.trainer.accelerator)
+    if config.sweep.launcher == "local":
+        worker.warm_up(config.trainer.accelerator)
 
     from src.sweeping import loop
 
@@ -56,10 +59,15 @@ def main() -> None:
     try:
         sweep(parser.parse_args().overrides)
     except ConfigError as error:
-        sys.exit(refusal(str(error)))
+        sys.exit(refusal(_masked(str(error))))
     except Failure as error:
-        print(f"sweep failed: {error}", file=sys.stderr)
+        print(f"sweep failed: {_masked(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _masked(text: str) -> str:
+    """The text without the password of an address in it."""
+    return re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@|(?<=password=)()[^&\s'\"]+", r"\1:***@", text)
 
 
 if __name__ == "__main__":

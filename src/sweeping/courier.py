@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.training.journal import count_unsent, read_header
 from src.training.mlflow_sender import Drain
+
+if TYPE_CHECKING:
+    from src.sweeping.storage import Lock  # whose module imports Optuna
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +27,12 @@ LAST_TRIES = 2  # a database may just then have been locked
 class Courier:
     """Sends the journals under `folder` to `store` from time to time, until it is closed."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, folder: Path, store: str, lock: Lock) -> None:
+        """`lock`: among the processes that share the study, so that one of them makes the sweep's run."""
         self._folder = folder
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_carry, args=(theirs, folder, store), name="sweep-courier", daemon=True)
+        self._process = context.Process(target=_carry, args=(theirs, folder, store, lock), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -39,7 +45,7 @@ class Courier:
             log.warning("%d records of this sweep are not in MLflow yet: send them with `python -m src.sync`", unsent)
 
 
-def _carry(connection: Connection, folder: Path, store: str) -> None:
+def _carry(connection: Connection, folder: Path, store: str, lock: Lock) -> None:
     """The process; it ends when the sweep closes its end of the pipe, or dies, and all is sent."""
     os.setsid()  # Ctrl-C reaches the sweep alone
     drains: dict[Path, Drain] = {}
@@ -49,7 +55,7 @@ def _carry(connection: Connection, folder: Path, store: str) -> None:
         closed = closed or connection.poll(rest)
         failed = False
         for journal in _oldest_first(folder):
-            drain = drains.setdefault(journal, Drain(journal, store))
+            drain = drains.setdefault(journal, Drain(journal, store, partial(lock, "mlflow")))
             drain.run()
             failed = failed or drain.failure is not None
             news = [f"MLflow cannot be reached ({drain.failure}); the sweep goes on"] * bool(drain.failure)
@@ -64,6 +70,8 @@ def _carry(connection: Connection, folder: Path, store: str) -> None:
 
 
 def _oldest_first(folder: Path) -> list[Path]:
-    """The journals in the order in which their runs began: the sweep's own first, the trials' belong under it."""
-    found = [(header["time"], path) for path in folder.rglob("*.jsonl") if (header := read_header(path))]
-    return [path for _, path in sorted(found)]
+    """The sweep's own first, the trials' belong under it; then in the order in which their runs began."""
+    found = [
+        ("parent" in header, header["time"], path) for path in folder.rglob("*.jsonl") if (header := read_header(path))
+    ]
+    return [path for *_, path in sorted(found)]

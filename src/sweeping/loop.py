@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from src.config import ROOT, cores
+from src.config import ROOT
 from src.errors import Failure
 from src.sweeping import report
 from src.sweeping.courier import Courier
+from src.sweeping.launchers import Launcher, launcher
 from src.sweeping.space import SweepConfig
+from src.sweeping.storage import failures
 from src.sweeping.study import FOLDER, Study
 from src.sweeping.worker import Ended, Failed, Interrupted, Job, Message, Validated, Worker
 from src.training.preparation import prepared
@@ -23,6 +29,7 @@ from src.training.tracking import DEFAULT_STORE, Tracker, resolve_store
 
 WORK = ROOT / "experiments" / ".work" / "sweeps"
 POLL_S = 0.5  # how soon a signal is heeded
+ASK_AGAIN_S = 5.0  # while other processes train the last trials: one of them may die
 
 
 def run(config: SweepConfig, given: Sequence[str]) -> None:
@@ -32,14 +39,13 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
         Failure: the study is another one, is under way already, or its data can't be prepared.
         SystemExit: a signal asked for the end; 143 or 130.
     """
-    folder = FOLDER / config.study
+    folder, work = FOLDER / config.study, WORK / config.study
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"), _stoppable() as stop:
+    with failures(), _place(folder, shared=config.sweep.storage is not None) as place, _stoppable() as stop:
         study = Study(config, given, folder)
         prepared(config)
-        work = WORK / config.study
         tracker = Tracker.resume(
-            journal=work / "tracking.jsonl",
+            journal=work / f"tracking{place}.jsonl",
             identity=study.journal,
             experiment=config.name,
             name=f"sweep {config.study}",
@@ -47,11 +53,13 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
             tags={"pipeline.profile": config.profile.name, "sweep.study": config.study},
             sender=False,
         )
-        courier = Courier(work, resolve_store(None, DEFAULT_STORE))
+        courier = Courier(work, resolve_store(None, DEFAULT_STORE), study.storage.lock)
         try:
-            with tracker:
-                _Loop(study, tracker, stop).run()
-                report.write(study, tracker)
+            with tracker, contextlib.closing(launcher(config, work / f"workers{place}")) as workers:
+                _Loop(study, workers, tracker, stop).run()
+                study.leave()
+                with FileLock(folder / "report.lock"):  # others that share the study end at the same time
+                    report.write(study, tracker)
                 if stop:
                     said = f"{len(study.trials)} trials have ended; the same command goes on"
                     print(f"{stop[0].name}: {said}", flush=True)
@@ -61,12 +69,14 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
 
 
 class _Loop:
-    def __init__(self, study: Study, tracker: Tracker, stop: list[signal.Signals]) -> None:
+    def __init__(self, study: Study, launcher: Launcher, tracker: Tracker, stop: list[signal.Signals]) -> None:
         self.study = study
+        self.launcher = launcher
         self.tracker = tracker
         self.stop = stop
         self.table = report.Table(study)
         self.workers: list[Worker] = []
+        self.rests_until = 0.0
 
     def run(self) -> None:
         report.warm()
@@ -75,41 +85,53 @@ class _Loop:
             while True:
                 self._hand_out()
                 busy = [worker for worker in self.workers if worker.job]
-                if not busy:
+                if not busy and (self.stop or self._is_over()):
                     return
                 if self.stop and not told:
                     told = True
                     for worker in busy:
                         worker.end()
-                ready = wait([each for w in busy for each in (w.connection, w.process.sentinel)], POLL_S)
-                for worker in busy:
+                watched = [each for worker in self.workers for each in worker.watched]
+                ready = wait([*self.launcher.watched, *watched], POLL_S)
+                for worker in list(self.workers):
                     if worker.connection in ready:
                         self._listen(worker)
-                    elif worker.process.sentinel in ready:
+                    elif not set(ready).isdisjoint(worker.watched):
                         self._bury(worker)
         finally:
             for worker in self.workers:
                 worker.connection.close()
             for worker in self.workers:
-                worker.process.join(POLL_S)
-                worker.end()
+                worker.leave()
+
+    def _is_over(self) -> bool:
+        """Nothing is left to be trained; nor do others train anything, of which some might be left."""
+        return not self.study.startable and not self.study.elsewhere
 
     def _hand_out(self) -> None:
-        """Gives each idle worker a trial, as long as there are some."""
+        """Gives each idle worker a trial, and asks for more workers, as long as there are trials to be started."""
         config = self.study.config
-        while not self.stop:
+        if arrived := self.launcher.arrived():
+            self.workers += arrived
+            self.rests_until = 0.0
+        while not self.stop and time.monotonic() >= self.rests_until:
             idle = next((worker for worker in self.workers if not worker.job), None)
-            if idle is None and len(self.workers) >= config.sweep.workers:
-                return
-            planned = self.study.next()
-            if planned is None:
-                return
             if idle is None:
-                idle = Worker(config.trainer.accelerator)
-                self.workers.append(idle)
-            if config.sweep.workers > 1 and planned.config["trainer"]["threads"] is None:
-                processes = config.sweep.workers * config.trainer.devices
-                planned.config["trainer"]["threads"] = max(1, cores() // processes)
+                pending = self.launcher.pending
+                if len(self.workers) + pending >= config.sweep.workers:
+                    return
+                if self.study.startable > pending:
+                    self.launcher.request()
+                    self.workers += self.launcher.arrived()
+                    continue
+            planned = self.study.next() if idle else None
+            if idle is None or planned is None:
+                self.rests_until = time.monotonic() + ASK_AGAIN_S
+                return
+            if planned.inherited:
+                print(f"trial {planned.number}: taken over from a process that died", flush=True)
+            if planned.config["trainer"]["threads"] is None:
+                planned.config["trainer"]["threads"] = self.launcher.threads
             idle.train(
                 Job(
                     number=planned.number,
@@ -141,41 +163,55 @@ class _Loop:
             case Failed(reason):
                 self.study.fail(number, reason)
                 self._close(worker)
-            case Interrupted():
-                worker.job = None
+            case Interrupted():  # all are to end; or a cluster wants its machine back
                 self.workers.remove(worker)
+                if not self.stop:
+                    print(f"trial {number}: interrupted, goes on elsewhere", flush=True)
+                    self.study.put_back(number)
+                    self.rests_until = 0.0
 
     def _bury(self, worker: Worker) -> None:
         """A worker died: its trial is another one's, unless all are to end."""
-        assert worker.job is not None
         self.workers.remove(worker)
-        number = worker.job.number
-        if self.stop:
+        if worker.job is None or self.stop:
             return
-        how = worker.death
+        number, how = worker.job.number, worker.death
         print(f"trial {number}: its process died ({how})", flush=True)
+        self.rests_until = 0.0
         if self.study.lost(number, how):
             self._close(worker)
 
     def _close(self, worker: Worker) -> None:
         assert worker.job is not None
         trial = self.study.optuna.get_trials(deepcopy=False)[worker.job.number]
+        worker.job = None
+        if not trial.state.is_finished():
+            print(f"trial {trial.number}: is another process's by now, this one was silent too long", flush=True)
+            return
         self.table.print(trial)
         self.tracker.log_metrics(report.progress(self.study, trial), trial.number)
-        worker.job = None
 
 
 @contextlib.contextmanager
-def _alone(path: os.PathLike[str]) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Failure(f"this study is under way already ({path} is held): wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _place(folder: Path, *, shared: bool) -> Iterator[str]:
+    """Holds the study's folder; of a shared study a place of its own, whose name is on what this process alone writes.
+
+    Raises:
+        Failure: another process holds the folder.
+    """
+    names = (f"-{socket.gethostname()}-{number}" for number in itertools.count()) if shared else iter([""])
+    for name in names:
+        lock = FileLock(folder / f"lock{name}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            yield name
+        finally:
+            lock.release()
+        return
+    raise Failure(f"this study is under way already ({folder / 'lock'} is held): wait for it, or stop it")
 
 
 @contextlib.contextmanager

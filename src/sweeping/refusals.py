@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from src.config import ConfigError
-from src.sweeping.space import LATENCY, PARAMETERS, Parameter, SweepConfig, configured, grid, listed
+from src.sweeping.space import LATENCY, PARAMETERS, Parameter, Sweep, SweepConfig, configured, grid, listed
+
+# The launchers that heed a key.
+USED_BY = {
+    "resources": ("ray", "submitit"),
+    "host": ("ray", "submitit"),
+    "address": ("ray",),
+    "cluster": ("submitit",),
+    "slurm": ("submitit",),
+}
 
 
 def refuse(config: SweepConfig, given: Sequence[str]) -> None:
@@ -47,10 +56,21 @@ def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
         yield "sweep.pruner: with several objectives nothing is pruned; say sweep.pruner=none"
     if several and sweep.sampler == "cmaes":
         yield "sweep.sampler: cmaes knows one objective only; use tpe, gp or random"
+    yield from _faults_of_launchers(config)
     if sweep.trials is None and sweep.minutes is None:
         yield "sweep.trials: neither trials nor minutes are given; a sweep needs a budget"
     if config.trainer.num_nodes > 1:
         yield "trainer.num_nodes: the processes of a trial are on one node; use trainer.devices, and sweep.workers"
+
+
+def _faults_of_launchers(config: SweepConfig) -> Iterator[str]:
+    """Keys that would be passed over in silence, and trials that would find no GPU."""
+    sweep = config.sweep
+    for key, launchers in USED_BY.items():
+        if getattr(sweep, key) != Sweep.model_fields[key].default and sweep.launcher not in launchers:
+            yield f"sweep.{key}: says nothing to sweep.launcher={sweep.launcher}; it is for {' and '.join(launchers)}"
+    if sweep.launcher != "local" and config.trainer.accelerator == "gpu" and not sweep.resources.gpus:
+        yield "sweep.resources.gpus: is 0, and trainer.accelerator=gpu needs one; say sweep.resources.gpus=1"
 
 
 def _faults_of_values(space: Mapping[str, Parameter], given: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # Objectives that are measured after training, beside the validation's metrics.
 PARAMETERS, LATENCY = "parameters", "latency_ms"
+# How the addresses of storages that several processes share begin.
+POSTGRESQL, JOURNAL = "postgresql://", "journal:"
 
 Bounds = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
@@ -110,6 +113,14 @@ class Parameter(Section):
         return all(key in chosen and chosen[key] in listed(wanted) for key, wanted in self.when.items())
 
 
+class Resources(Section):
+    """What a trial gets of a cluster."""
+
+    cpus: PositiveInt = 1  # also its threads, unless trainer.threads says otherwise
+    gpus: NonNegativeInt = 0
+    memory_gb: Positive | None = None
+
+
 class Sweep(Section):
     """What is searched, how, and for how long. A file per experiment: conf/sweep/."""
 
@@ -123,6 +134,23 @@ class Sweep(Section):
     workers: PositiveInt = 1  # processes; with more than one, who is first decides what the next trial knows
     retries: NonNegativeInt = 2  # of a trial whose process was killed
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the suggestions; the trainings have the configuration's
+
+    # More than one machine: docs/sweeps.md.
+    storage: str | None = None  # null: SQLite in the study's folder; postgresql://..., journal:PATH
+    heartbeat_s: PositiveInt = 60  # five missed ones, and another process takes a trial over
+    launcher: Literal["local", "ray", "submitit"] = "local"
+    resources: Resources = Resources()  # of a trial on a cluster
+    host: str | None = None  # how the cluster reaches this machine; null: found out
+    address: str = "auto"  # of the Ray cluster: auto, or ray://HOST:PORT
+    cluster: Literal["slurm", "local"] = "slurm"  # submitit's executor
+    slurm: dict[str, Scalar] = Field({})  # its parameters: partition, time (minutes), account, qos, ...
+
+    @pydantic.field_validator("storage")
+    @classmethod
+    def _known(cls, storage: str | None) -> str | None:
+        if storage is not None and not re.match(f"({POSTGRESQL}|{JOURNAL}).", storage):
+            raise ValueError("is none of null, postgresql://USER@HOST/DATABASE, journal:PATH")
+        return storage
 
 
 class SweepConfig(Config):

@@ -109,6 +109,16 @@ class Worker:
         if self.process.is_alive():
             self.process.terminate()
 
+    def leave(self) -> None:
+        """Lets it end by itself, for a moment, once its connection is closed."""
+        self.process.join(0.5)
+        self.end()
+
+    @property
+    def watched(self) -> list[Any]:
+        """What becomes ready when it says something, or dies."""
+        return [self.connection, self.process.sentinel]
+
     @property
     def death(self) -> str:
         """How it died, once it is dead."""

@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,18 @@ class Drain:
     dropped because it can never be sent.
     """
 
-    def __init__(self, journal: Path, store: str) -> None:
-        """Make one before MLflow is imported: it reads its settings only then."""
+    def __init__(
+        self, journal: Path, store: str, alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    ) -> None:
+        """Make one before MLflow is imported: it reads its settings only then.
+
+        `alone` holds off whoever else may open the journal's run: journals on several machines may be of one run.
+        """
         for name, value in QUIET_AND_BOUNDED.items():
             os.environ.setdefault(name, value)
         self.journal = journal
         self.store = store
+        self._alone = alone
         self.failure: str | None = None
         self.problems: list[str] = []
         self._connection: MlflowClient | None = None
@@ -106,7 +113,10 @@ class Drain:
     def _send_from(self, header: Mapping[str, Any], state: State) -> None:
         connecting = self._connection is None
         client = self._connection = self._connection or connect(self.store)
-        run_id, joined = (state.run_id, state.joined) if state.run_id else self._open_run(client, header)
+        run_id, joined = state.run_id, state.joined
+        if run_id is None:
+            with self._alone():
+                run_id, joined = self._open_run(client, header)
         record: Mapping[str, Any] = {}
         for end, record in _merge_metrics(records(self.journal, state.sent)):
             self._send(client, run_id, joined, record)
