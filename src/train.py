@@ -63,7 +63,7 @@ def train(config: Config) -> None:
             journal=work.journal,
             experiment=config.name,
             name=" ".join([*_changes(), config.run_name]),
-            params=config.plain(),
+            params=run.parameters(config),
             tags=run.tags(config, meta, work),
             description=run.note(config),
         ) as tracker:

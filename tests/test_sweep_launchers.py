@@ -99,6 +99,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         remote.wait(PROMPT_S)
 
 
+@pytest.mark.long
 def test_strangers_at_the_door_neither_get_in_nor_hold_it_up(tmp_path: Path) -> None:
     cluster = Processes()
     with contextlib.closing(home(cluster, tmp_path)) as launcher:
@@ -169,6 +170,7 @@ def gone_within(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_launcher_that_cannot_be_is_named_in_one_line(clone: Path, run: Run) -> None:
     for words, code, said in (
         (["sweep.launcher=submitit"], 1, 'sweep.cluster=slurm, sweep.slurm: submitit refuses: Could not detect "srun"'),

@@ -78,7 +78,7 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
             journal=work.journal,
             experiment=config.name,
             name=f"{job.study} {job.number}",
-            params=config.plain(),
+            params=training.parameters(config),
             tags=tags,
             description=training.note(config),
             parent=job.parent,

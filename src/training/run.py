@@ -53,6 +53,11 @@ def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str,
     }
 
 
+def parameters(config: Config) -> dict[str, Any]:
+    """What a run in MLflow has as parameters: all but where it wrote, by which any two runs would differ."""
+    return {key: value for key, value in config.plain().items() if key != "output"}
+
+
 @cache
 def _environment(device: str, threads: int) -> dict[str, str]:
     """What this process was started from: one that trains several runs has imported its code once."""
