@@ -178,9 +178,8 @@ def together(clone: Path, commands: list[tuple[dict[str, str], tuple[str, ...]]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stop", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_two_processes_of_which_the_first_is_ended_both_end_and_go_on_to_the_same_bits(
     stop: signal.Signals, code: int, clone: Path, run: Run
 ) -> None:

@@ -76,7 +76,7 @@ def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Ru
     assert sha256(clone, output_of(other.stdout)) != whole
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
     stop: signal.Signals, whole: str, clone: Path, run: Run
 ) -> None:
@@ -272,6 +272,7 @@ def test_debug_profile_prints_where_the_time_goes(clone: Path, run: Run) -> None
     assert "run_training_batch" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
     words = (
         "+experiment=facades_pix2pix",

@@ -221,6 +221,7 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_storage_that_cannot_be_is_refused_in_one_line_without_its_password(
     clone: Path, postgresql: str, run: Run
 ) -> None:

@@ -79,9 +79,10 @@ class _Loop:
         self.rests_until = 0.0
 
     def run(self) -> None:
-        report.warm()
         told = False
         try:
+            self._hand_out()
+            report.warm()  # while the workers begin
             while True:
                 self._hand_out()
                 busy = [worker for worker in self.workers if worker.job]

@@ -57,7 +57,12 @@ class Table:
 
 def warm() -> None:
     """Imports what `write` needs: while the workers import theirs it costs no time, at the end it would."""
-    for name in ("matplotlib.backends.backend_agg", "optuna.visualization", "plotly.graph_objects"):
+    for name in (
+        "matplotlib.backends.backend_agg",
+        "optuna.importance._fanova",  # and with it scikit-learn
+        "optuna.visualization",
+        "plotly.graph_objects",
+    ):
         importlib.import_module(name)
 
 
