@@ -79,10 +79,9 @@ class _Loop:
         self.rests_until = 0.0
 
     def run(self) -> None:
+        report.warm()
         told = False
         try:
-            self._hand_out()
-            report.warm()  # while the workers begin
             while True:
                 self._hand_out()
                 busy = [worker for worker in self.workers if worker.job]
@@ -189,8 +188,9 @@ class _Loop:
         if not trial.state.is_finished():
             print(f"trial {trial.number}: is another process's by now, this one was silent too long", flush=True)
             return
-        self.table.print(trial)
-        self.tracker.log_metrics(report.progress(self.study, trial), trial.number)
+        best = self.study.best
+        self.table.print(trial, best)
+        self.tracker.log_metrics(report.progress(self.study, trial, best), trial.number)
 
 
 @contextlib.contextmanager

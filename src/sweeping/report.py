@@ -44,15 +44,15 @@ class Table:
         head = "".join(f"{name:>14}" for name in self.objectives)
         print(f"{'trial':>5}  {'state':8}{head}{'seconds':>9}  parameters", flush=True)
 
-    def print(self, trial: FrozenTrial) -> None:
-        """The trial's line."""
+    def print(self, trial: FrozenTrial, best: Sequence[FrozenTrial]) -> None:
+        """The trial's line; `best`: the best of all, of which it may be one."""
         point = _point(trial)
         values = [*map("{:>14.5g}".format, point.values), *[f"{'':14}"] * len(self.objectives)][: len(self.objectives)]
         seconds = trial.user_attrs.get(SECONDS)
-        best = any(trial.number == best.number for best in self.study.best)
+        among = any(trial.number == each.number for each in best)
         told = trial.user_attrs.get(REASON) or " ".join(f"{_short(k)}={_text(v)}" for k, v in trial.params.items())
         time = f"{seconds:9.1f}" if seconds is not None else f"{'':9}"
-        print(f"{trial.number:>5}  {point.state:8}{''.join(values)}{time}  {'* ' * best}{told}", flush=True)
+        print(f"{trial.number:>5}  {point.state:8}{''.join(values)}{time}  {'* ' * among}{told}", flush=True)
 
 
 def warm() -> None:
@@ -77,9 +77,9 @@ def parameters(config: SweepConfig) -> dict[str, Any]:
     return {"sweep": sweep | {"objectives": dict(config.objectives)}, "name": config.name, "seed": config.seed}
 
 
-def progress(study: Study, trial: FrozenTrial) -> dict[str, float]:
+def progress(study: Study, trial: FrozenTrial, best: Sequence[FrozenTrial]) -> dict[str, float]:
     """A trial's values, and the best so far, as points at its number."""
-    objectives, best = list(study.config.objectives), study.best
+    objectives = list(study.config.objectives)
     found = dict(zip(objectives, _point(trial).values, strict=False))
     if len(objectives) == 1 and best:
         found[f"best_{objectives[0]}"] = best[0].values[0]
