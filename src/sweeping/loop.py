@@ -55,8 +55,12 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
         )
         courier = Courier(work, resolve_store(None, DEFAULT_STORE), study.storage.lock)
         try:
-            with tracker, contextlib.closing(launcher(config, work / f"workers{place}")) as workers:
-                _Loop(study, workers, tracker, stop).run()
+            with (
+                tracker,
+                contextlib.closing(launcher(config, work / f"workers{place}")) as workers,
+                contextlib.closing(_Loop(study, workers, tracker, stop)) as loop,
+            ):
+                loop.run()
                 study.leave()
                 with FileLock(folder / "report.lock"):  # others that share the study end at the same time
                     report.write(study, tracker)
@@ -101,8 +105,11 @@ class _Loop:
         finally:
             for worker in self.workers:
                 worker.connection.close()
-            for worker in self.workers:
-                worker.leave()
+
+    def close(self) -> None:
+        """Sees the workers off, which have been ending since they were hung up on."""
+        for worker in self.workers:
+            worker.leave()
 
     def _is_over(self) -> bool:
         """Nothing is left to be trained; nor do others train anything, of which some might be left."""
@@ -183,8 +190,9 @@ class _Loop:
 
     def _close(self, worker: Worker) -> None:
         assert worker.job is not None
-        trial = self.study.optuna.get_trials(deepcopy=False)[worker.job.number]
-        worker.job = None
+        number, worker.job = worker.job.number, None
+        self._hand_out()  # the worker does not wait for what is only told
+        trial = self.study.optuna.get_trials(deepcopy=False)[number]
         if not trial.state.is_finished():
             print(f"trial {trial.number}: is another process's by now, this one was silent too long", flush=True)
             return
