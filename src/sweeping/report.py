@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,9 @@ def _importance(study: Study) -> dict[str, float]:
     if len({tuple(trial.values) for trial in whole}) < ENOUGH:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
-    return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some regimes for parameter")  # a condition that few trials met
+        return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
 
 
 def _page(study: Study, shares: dict[str, float], path: Path) -> None:
