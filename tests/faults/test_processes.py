@@ -248,6 +248,7 @@ def with_conflict_markers(lock: str) -> str:
     ],
     ids=["truncated", "with conflict markers"],
 )
+@pytest.mark.long
 def test_a_damaged_lock_is_named_and_once_git_has_restored_it_nothing_runs_again(
     damage: Any, told: str, repository: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_damaged_lock_is_named_and_once_git_has_restored_it_nothing_runs_again
     assert run(repository, "git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.long
 def test_a_lock_that_was_cut_between_stages_is_made_again_without_a_training(repository: Path) -> None:
     lock, files = repository / "dvc.lock", good(repository)
     whole = recorded(repository)

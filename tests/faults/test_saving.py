@@ -156,6 +156,7 @@ def test_a_full_disk_ends_a_download_which_goes_on_from_what_has_arrived(reposit
     assert sha256_of(raw / "cifar-10-binary.tar.gz") == sha256_of(archive)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_packing_and_no_half_split_takes_a_whole_ones_name(repository: Path) -> None:
     words = ("python", "-m", "src.preprocess", "+experiment=imdb_lstm")
     wanted = digests(repository / DATA)
@@ -227,6 +228,7 @@ def test_damaged_weights_are_refused_until_they_are_trained_again(
     run(repository, *on(stage, again))
 
 
+@pytest.mark.long
 @damages
 def test_a_damaged_onnx_model_is_refused_until_it_is_exported_again(
     damage: Damage, repository: Path, output: str
