@@ -21,8 +21,10 @@ import yaml
 from src.config import Config, ConfigError, check, compose
 from src.data import packed
 from src.training import launcher
+from tests import processes
 from tests.conftest import Run, commands_environment
-from tests.test_runs import SMALL, output_of, sha256, start, wait_for
+from tests.processes import wait_for
+from tests.test_runs import SMALL, output_of, sha256, start
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -251,14 +253,7 @@ def test_a_sweep_of_ddp_trials_counts_those_that_fail_and_tries_again_what_lost_
         "sweep.study=ddp",
         "sweep.space={model.optimizer.lr: {choice: [0.1, 0.2, 1e38]}}",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.sweep", *words],
-        cwd=clone,
-        env=commands_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = processes.start(clone, "src.sweep", *words)
     next(followers(process)).kill()
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests import processes
 from tests.conftest import Run, commands_environment
+from tests.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,25 +43,7 @@ def sha256(clone: Path, folder: Path) -> str:
 
 
 def start(clone: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.train", *words],
-        cwd=clone,
-        env=commands_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
-    """Reads a process's lines until one matches."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(f"{pattern} did not come:\n{''.join(seen)}")
+    return processes.start(clone, "src.train", *words)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import Run, commands_environment
+from tests import processes
+from tests.conftest import Run
+from tests.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,24 +37,7 @@ TRIALS = 13  # beyond the ten that TPE draws at random
 
 
 def start(clone: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.sweep", *words],
-        cwd=clone,
-        env=commands_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(f"{pattern} did not come:\n{''.join(seen)}")
+    return processes.start(clone, "src.sweep", *words)
 
 
 def workers_of(sweep: int) -> list[psutil.Process]:

@@ -26,7 +26,8 @@ from src.sweeping.launchers.home import Home
 from src.sweeping.space import SweepConfig
 from src.sweeping.worker import Worker
 from tests.conftest import Run
-from tests.test_sweep import CIFAR, folder_of, start, trials_of, wait_for
+from tests.processes import wait_for
+from tests.test_sweep import CIFAR, folder_of, start, trials_of
 from tests.test_sweep_storage import SHORT, SWEEP, finished
 
 LOCAL = ("sweep.launcher=submitit", "sweep.cluster=local")

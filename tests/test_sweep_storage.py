@@ -16,8 +16,9 @@ from src.errors import Failure
 from src.sweeping import storage
 from src.sweeping.space import Sweep
 from tests.conftest import Run
+from tests.processes import wait_for
 from tests.servers import PASSWORD, PostgreSQL
-from tests.test_sweep import CIFAR, start, trials_of, wait_for, workers_of
+from tests.test_sweep import CIFAR, start, trials_of, workers_of
 
 SWEEP = ("python", "-m", "src.sweep")
 SPACE = {"model.optimizer.lr": {"float": [0.03, 0.4]}}

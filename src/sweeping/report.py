@@ -13,7 +13,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from src.config import ROOT, as_assignments, plain
+from src.config import ROOT, as_assignments
 from src.reporting import sweeps, tables
 from src.reporting.sweeps import Point
 from src.sweeping.space import SweepConfig, nested
@@ -69,8 +69,7 @@ def warm() -> None:
 
 def parameters(config: SweepConfig) -> dict[str, Any]:
     """What the sweep's run in MLflow has as parameters: what stays the same for as long as the study lives."""
-    fixed = ("space", "sampler", "pruner", "seed")
-    sweep = {key: value for key, value in plain(config.sweep).items() if key in fixed}
+    sweep = config.search
     for key, searched in sweep["space"].items():
         sweep["space"][key] = ", ".join(
             how if value is True else f"{how} {value}" for how, value in searched.items() if value

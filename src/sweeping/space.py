@@ -23,6 +23,7 @@ from src.config import (
     Section,
     check,
     compose_unchecked,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -167,6 +168,11 @@ class SweepConfig(Config):
     def objectives(self) -> dict[str, Literal["max", "min"]]:
         """Metric by metric, whether more or less is better."""
         return self.sweep.objectives or {self.trainer.monitor: self.trainer.mode}
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """What of the sweep stays the same for as long as the study lives."""
+        return {key: value for key, value in plain(self.sweep).items() if key in ("space", "sampler", "pruner", "seed")}
 
     def plain(self) -> dict[str, Any]:
         """What a trial's configuration starts from."""

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from src.config import ROOT, ConfigError, plain
+from src.config import ROOT, ConfigError
 from src.errors import Failure
 from src.sweeping import space, storage
 from src.sweeping.samplers import pruner, sampler
@@ -256,9 +256,7 @@ class Study:
         config["trainer"].pop("threads")  # the workers' number decides
         for key in ("output", "evaluation", "export", "description"):
             config.pop(key)
-        fixed = ("space", "sampler", "pruner", "seed")
-        searched = {key: value for key, value in plain(self.config.sweep).items() if key in fixed}
-        now = _flat({**config, "sweep": searched, "objectives": self.config.objectives})
+        now = _flat({**config, "sweep": self.config.search, "objectives": self.config.objectives})
         before = self.optuna.user_attrs.get(IDENTITY)
         if before is None:
             self.optuna.set_user_attr(IDENTITY, now)

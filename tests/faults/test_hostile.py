@@ -25,8 +25,9 @@ import yaml
 
 from src.config import compose, write_resolved
 from tests.conftest import Run, commands_environment
+from tests.processes import wait_for
 from tests.test_archives import tar_bytes, tar_member, zip_bytes, zip_member
-from tests.test_runs import LONG, SMALL, start, wait_for
+from tests.test_runs import LONG, SMALL, start
 from tests.tiny_data import cifar_members
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -20,7 +20,8 @@ import pytest
 from src.training.mlflow_sender import FAILURE_TAG, QUIET_AND_BOUNDED
 from src.training.tracking import PATIENCE_S
 from tests.conftest import commands_environment
-from tests.test_runs import SMALL, wait_for
+from tests.processes import wait_for
+from tests.test_runs import SMALL
 from tests.test_tracking import Server, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
