@@ -406,6 +406,15 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings hold, each value with its keys joined by dots; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 @functools.cache
 def parameters_of(target: str) -> dict[str, tuple[Any, Any]]:
     """What `target` can be given: its keyword-only parameters as name -> (annotation, default), read from its source.

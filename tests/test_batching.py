@@ -17,6 +17,7 @@ from src.data import packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, ImageBatches, PackedData, PairBatches, TextBatches, batches
 from src.data.packed import Packed
+from src.errors import Failure
 
 VOCABULARY = ["<unk>", "<pad>", *(f"word{i}" for i in range(98))]
 
@@ -265,6 +266,11 @@ def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluatio
     assert sizes == [5, 5, 8, 8, 8]
     evaluated = images(train=False, low_resolution=LowResolution(size=5, until=1.0), epochs=5)
     assert next(iter(evaluated))[0].shape[-1] == 8
+
+
+def test_more_padding_than_images_have_pixels_to_reflect_is_refused() -> None:
+    with pytest.raises(Failure, match=r"data\.loader\.crop_padding: 8, but the images are 8x8; give at most 7"):
+        images(crop_padding=8)
 
 
 def test_the_jitter_is_the_same_for_both_of_a_pair() -> None:

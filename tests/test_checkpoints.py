@@ -25,7 +25,7 @@ from src.training.checkpoints import (
     AtomicCheckpointIO,
     WorkFolder,
     differences,
-    digests,
+    digest_file,
     fingerprint,
     identity,
     is_whole,
@@ -129,7 +129,7 @@ def test_a_truncated_an_empty_and_an_unknown_checkpoint_are_noticed(tmp_path: Pa
         assert not is_whole(path)
     path.write_bytes(whole)
     assert is_whole(path)
-    digests(path).unlink()
+    digest_file(path).unlink()
     assert not is_whole(path)
 
 
@@ -207,7 +207,7 @@ def test_a_save_that_is_interrupted_between_its_files_again_and_again_leaves_a_w
         assert step_of(path) == (step if survived == 2 else 0)
     IO.save_checkpoint(checkpoint(4), path)
     assert is_whole(path)
-    assert len(digests(path).read_text().split()) == 1
+    assert len(digest_file(path).read_text().split()) == 1
 
 
 def save_on_a_full_disk(path: Path, answer: Any) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from src.config import Loader
 from src.data import augmentation, packed
+from src.errors import Failure
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -117,7 +118,20 @@ class Batches:
 
 
 class ImageBatches(Batches):
-    """(images uint8 [B, C, H, W], labels int64 [B])."""
+    """(images uint8 [B, C, H, W], labels int64 [B]).
+
+    Raises:
+        Failure: there is more crop padding than the images have pixels.
+    """
+
+    def __init__(self, split: dict[str, Tensor], meta: dict[str, Any], loader: Loader, **how: Any) -> None:
+        super().__init__(split, meta, loader, **how)
+        height, width = split["images"].shape[2:]
+        if loader.crop_padding >= min(height, width):  # there would be too few pixels to reflect
+            raise Failure(
+                f"data.loader.crop_padding: {loader.crop_padding}, but the images are {height}x{width}; "
+                f"give at most {min(height, width) - 1}"
+            )
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         images, labels = self.split["images"], self.split["labels"]

@@ -137,15 +137,12 @@ def largest_difference(
     for size in (1, 2, 7, 32):
         for batch in examples:
             given = tuple(value[:size] for value in batch)
-            if (
-                len(inputs.names) > 1
-            ):  # texts of a smaller batch are shorter too: another length is tried with each size
+            if len(inputs.names) > 1:  # texts: those of a smaller batch are shorter, another length with each size
                 given = (given[0][:, : int(given[1].max())], *given[1:])
             with torch.inference_mode():
                 wanted = original(*given).numpy()
-            found = exported.run(None, {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)})[
-                0
-            ]
+            named = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+            found = exported.run(None, named)[0]
             if found.shape != wanted.shape:
                 raise Failure(
                     f"{path}: answers with shape {found.shape} where PyTorch gives {wanted.shape}; not exported"

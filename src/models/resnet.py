@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config import PositiveInt
+
+
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution without bias that keeps the size, [B, in, H, W] -> [B, out, H, W], quick on small maps too.
+
+    The library's bf16 convolutions on a CPU fill a tile of the processor with 16 pixels of one row, with 32 for the
+    filters' gradient. Small maps leave most of it empty, so they are laid side by side, a column of zeros between two.
+    """
+
+    SMALL = 8  # pixels in a row up to which maps are laid side by side
+    STRIP = 64  # pixels in a row of what they then form
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[3]
+        if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and width <= self.SMALL):
+            return super().forward(x)
+        beside = max(n for n in range(1, self.STRIP // (width + 1) + 1) if x.shape[0] % n == 0)
+        rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1)).unflatten(0, (-1, beside))  # [B/n, n, H, W+1, in]
+        strips = super().forward(rows.transpose(1, 2).flatten(2, 3).permute(0, 3, 1, 2))  # [B/n, out, H, n*(W+1)]
+        rows = strips.permute(0, 2, 3, 1).unflatten(2, (beside, -1))[:, :, :, :width]
+        return rows.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
@@ -21,11 +44,24 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
     from torchvision.models import resnet18 as torchvision_resnet18
 
     network = torchvision_resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=3, stride=1, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=3, padding=1)
     network.maxpool = nn.Identity()
-    # He initialisation with fan_out is torchvision's own; the stem that replaces theirs gets the same.
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1):
+            quick = Convolution(module.in_channels, module.out_channels)
+            nn.init.kaiming_normal_(quick.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+            network.set_submodule(name, quick)
     return network
+
+
+def _passing(inputs: int, outputs: int) -> Convolution:
+    """A convolution that passes its inputs unchanged at the start, in its first outputs; the others are random.
+
+    Zagoruyko and Komodakis, 2017.
+    """
+    convolution = Convolution(inputs, outputs)
+    nn.init.dirac_(convolution.weight[:inputs])
+    return convolution
 
 
 def _normalisation(width: int) -> nn.BatchNorm2d:
@@ -35,82 +71,14 @@ def _normalisation(width: int) -> nn.BatchNorm2d:
     return norm
 
 
-class Convolution(nn.Conv2d):
-    """A 3x3 convolution without bias that keeps the size, [B, in, H, W] -> [B, out, H, W], quick on small maps too.
-
-    The library's bf16 convolutions on a CPU work along rows. Where these are short, first the filters' gradient runs at
-    a third of the processor's speed or less (maps of 7x7), then all does (3x3): there it is matrix multiplication.
-    """
-
-    SMALL, TINY = 8, 4  # pixels a side up to which the filters' gradient, or all, is matrix multiplication
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1, bias=False)
-        # The first inputs pass unchanged at the start (Zagoruyko and Komodakis, 2017); other outputs are random.
-        nn.init.dirac_(self.weight[:inputs])
-
-    def forward(self, x: Tensor) -> Tensor:
-        cpu_bf16 = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if self.training and cpu_bf16 and max(x.shape[2:]) <= self.SMALL:
-            quick = _TinyConvolution if max(x.shape[2:]) <= self.TINY else _SmallConvolution
-            return quick.apply(x.bfloat16(), self.weight.bfloat16())
-        return super().forward(x)
-
-
-def _neighbourhoods(maps: Tensor) -> Tensor:
-    """Each pixel's 3x3 neighbourhood as a row: [B, C, H, W] -> [B*H*W, 9*C]; a view on the padded maps, copied once."""
-    padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    return padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
-
-
-def _filters_gradient(grad: Tensor, neighbourhoods: Tensor) -> Tensor:
-    """Of the output's gradient [B, out, H, W] and the inputs' neighbourhoods [B*H*W, 9*in]: [out, in, 3, 3]."""
-    to_filters = grad.permute(0, 2, 3, 1).flatten(0, 2).T @ neighbourhoods
-    return to_filters.view(len(to_filters), 3, 3, -1).permute(0, 3, 1, 2)
-
-
-class _SmallConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        grad = grads[0].contiguous(memory_format=torch.channels_last)
-        to_input, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
-        )
-        return to_input, _filters_gradient(grad, _neighbourhoods(x))
-
-
-class _TinyConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        neighbourhoods = _neighbourhoods(x)
-        ctx.save_for_backward(neighbourhoods, weight)
-        out = neighbourhoods @ weight.permute(0, 2, 3, 1).flatten(1).T
-        return out.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        neighbourhoods, weight = ctx.saved_tensors
-        (grad,) = grads
-        # The gradient of the input is the convolution of the output's with the filters turned round.
-        turned = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)
-        to_input = (_neighbourhoods(grad) @ turned).view(len(grad), *grad.shape[2:], -1).permute(0, 3, 1, 2)
-        return to_input, _filters_gradient(grad, neighbourhoods)
-
-
 class _Block(nn.Module):
     """Convolution and pooling, then a residual convolution: [B, in, H, W] -> [B, out, H/2, W/2]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.enter = Convolution(inputs, outputs)
+        self.enter = _passing(inputs, outputs)
         self.enter_norm = _normalisation(outputs)
-        self.residual = Convolution(outputs, outputs)
+        self.residual = _passing(outputs, outputs)
         self.residual_norm = _normalisation(outputs)
 
     def forward(self, x: Tensor) -> Tensor:

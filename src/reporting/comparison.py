@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from src.config import flattened
 from src.reporting.significance import Summary, Test, summarised, tested
 
 LESS_IS_BETTER = ("loss", "l1", "error", "ms", "seconds")  # last words of metrics' names
@@ -195,15 +196,7 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section, values in config.items():
         if section not in LEFT_OUT:
             below = LEFT_OUT_BELOW.get(section, set())
-            yield from _flat(section, {key: value for key, value in values.items() if key not in below})
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(f"{prefix}.{key}", item)
-    else:
-        yield prefix, value
+            yield from flattened({section: {key: value for key, value in values.items() if key not in below}})
 
 
 def _is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from src.config import ROOT, ConfigError
+from src.config import ROOT, ConfigError, flattened
 from src.errors import Failure
 from src.sweeping import space, storage
 from src.sweeping.samplers import pruner, sampler
@@ -256,7 +256,8 @@ class Study:
         config["trainer"].pop("threads")  # the workers' number decides
         for key in ("output", "evaluation", "export", "description"):
             config.pop(key)
-        now = _flat({**config, "sweep": self.config.search, "objectives": self.config.objectives})
+        asked = {**config, "sweep": self.config.search, "objectives": self.config.objectives}
+        now = {key: json.dumps(value, sort_keys=True) for key, value in flattened(asked)}
         before = self.optuna.user_attrs.get(IDENTITY)
         if before is None:
             self.optuna.set_user_attr(IDENTITY, now)
@@ -272,11 +273,3 @@ class Study:
                 f"the study {self.config.study} is another: {'; '.join(differs)}. Give this one its own name, "
                 f"sweep.study=NAME{remove}"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value, sort_keys=True)}
-    return flat

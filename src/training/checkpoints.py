@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from src.config import ROOT
+from src.config import ROOT, flattened
 from src.errors import Failure
 from src.files import sha256_of, write_atomically
 
@@ -45,9 +45,9 @@ class AtomicCheckpointIO(CheckpointIO):
         torch.save(checkpoint, buffer)
         content = buffer.getvalue()
         sha256 = hashlib.sha256(content).hexdigest()
-        write_atomically(digests(path), " ".join([*known_digests(path), sha256]).encode())
+        write_atomically(digest_file(path), " ".join([*known_digests(path), sha256]).encode())
         write_atomically(path, content)
-        write_atomically(digests(path), sha256.encode())
+        write_atomically(digest_file(path), sha256.encode())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -61,18 +61,18 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        for name in (Path(path), digests(Path(path))):
+        for name in (Path(path), digest_file(Path(path))):
             name.unlink(missing_ok=True)
 
 
-def digests(path: Path) -> Path:
+def digest_file(path: Path) -> Path:
     """The file that names the sha256 of a checkpoint."""
     return path.with_name(path.name + ".sha256")
 
 
 def known_digests(path: Path) -> list[str]:
     """The sha256 that a checkpoint may have: one, or several where a save did not get to its end."""
-    return digests(path).read_text(errors="replace").split() if digests(path).is_file() else []
+    return digest_file(path).read_text(errors="replace").split() if digest_file(path).is_file() else []
 
 
 def is_whole(path: Path) -> bool:
@@ -85,22 +85,14 @@ def identity(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, st
 
     `config`: the sections that training reads. `data`: the sha256 of each packed split.
     """
-    known = {**flattened(config), **flattened({"data": data})}
+    given = [*flattened(config), *flattened({"data": data})]
+    known = {key: json.dumps(value, sort_keys=True) for key, value in given}
     for room in CODE:
         for path in sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]:
             known[path.relative_to(ROOT).as_posix()] = sha256_of(path)
     known["requirements.lock"] = sha256_of(ROOT / "requirements.lock")
     known["threads"] = str(torch.get_num_threads())
     return known
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one, with dots in its keys; values as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= flattened(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value, sort_keys=True)}
-    return flat
 
 
 def fingerprint(identity: Mapping[str, str]) -> str:

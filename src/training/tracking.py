@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from src.config import ROOT
+from src.config import ROOT, flattened
 from src.training.journal import (
     MAX_PARAM_LENGTH,
     append,
@@ -229,7 +229,7 @@ class Tracker:
         `params_full.json`.
         """
         flat: dict[str, str] = {}
-        for key, value in _flatten(params):
+        for key, value in flattened(params):
             clean = clean_name(key)
             while clean in flat:  # two names that differ only in characters that MLflow refuses
                 clean += "_"
@@ -339,11 +339,3 @@ def send_unsent(folder: Path, store: str | None = None) -> Report:
         sent += before - after
         unsent += after
     return Report(sent, unsent, tuple(problems))
-
-
-def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
