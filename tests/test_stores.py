@@ -75,6 +75,7 @@ def healthy(address: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_two_trainings_at_once_are_in_postgresql_and_their_plots_in_s3(
     server: str, database: str, s3: S3, clone: Path, tmp_path: Path
 ) -> None:

@@ -205,6 +205,7 @@ def test_trials_that_fail_are_recorded_with_their_reason_and_the_sweep_goes_on(c
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_two_workers_find_a_pareto_front_though_one_of_them_is_killed(clone: Path) -> None:
     process = start(
         clone,

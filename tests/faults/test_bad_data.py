@@ -216,9 +216,8 @@ TRAINED: dict[str, tuple[str, Files, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if "reviews" in name else pytest.param(name, marks=pytest.mark.long) for name in TRAINED]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRAINED)
 def test_odd_data_that_is_right_is_trained_and_evaluated_on(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
     data, changes, small = TRAINED[name]
     words = words_for(data, changes, tmp_path)

@@ -195,16 +195,16 @@ def test_a_second_process_is_refused_at_once_and_told_who_is_at_it(
 @pytest.mark.parametrize(
     ("values", "stage", "told"),
     [
-        pytest.param(
+        (
             {"model.optimizer.lr": 1e38, "trainer.gradient_clip": None},
             "train",
             "train failed: the loss became NaN or infinite in epoch 1: lower model.optimizer.lr",
-            marks=pytest.mark.long,
         ),
         ({"export.tolerance": 1e-30}, "export", "export failed: .*answers differ from PyTorch's by up to"),
     ],
     ids=["a loss that is no number", "an export that is not exact enough"],
 )
+@pytest.mark.long
 def test_a_stage_that_fails_leaves_the_last_good_model_and_export(
     values: dict[str, Any], stage: str, told: str, repository: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_full_disk_ends_packing_and_no_half_split_takes_a_whole_ones_name(repo
 # --- files that are no longer what was written ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @damages
 def test_a_damaged_checkpoint_is_not_resumed_and_training_starts_anew(
     damage: Damage, repository: Path, output: str
@@ -247,6 +248,7 @@ def test_a_damaged_onnx_model_is_refused_until_it_is_exported_again(
     assert run(repository, *words).stdout == answer
 
 
+@pytest.mark.long
 @damages
 def test_a_damaged_packed_split_is_refused_until_it_is_packed_again(
     damage: Damage, repository: Path, output: str
