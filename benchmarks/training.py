@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytorch_lightning as pl
 import torch
@@ -28,6 +29,7 @@ from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
 from src.models.adversarial import scaled
 from src.models.pix2pix import Pix2Pix
+from src.models.resnet import Convolution
 from src.training import determinism, startup
 from src.training.history import History
 from src.training.interruption import Interruption
@@ -214,21 +216,28 @@ class Loops:
     def flops(self, steps: int) -> float:
         """Floating-point operations of a step, as the mean of the steps that are timed.
 
-        Counted on four examples of one batch, and in proportion to the elements of a batch: pixels, or tokens with
-        their padding. oneDNN's LSTM hides its matrix products from the counter, so texts are counted without it.
+        Counted on two and on four examples: one part grows with the elements of a batch (pixels, or tokens with their
+        padding), the optimizer's does not. oneDNN's LSTM hides its matrix products from the counter, so texts are
+        counted without it; zeros between small maps are no work.
         """
         model = self.config.model(self.meta).to(self.device).train()
         made = list(islice(self.batches(), 1, steps))
-        few = tuple(values[:4] for values in made[0])
         step = self.stepping(model, steps)
-        with (
-            warnings.catch_warnings(action="ignore"),  # of Intel GPUs, by mkldnn.flags
-            torch.backends.mkldnn.flags(enabled=self.meta["kind"] != "text"),
-            FlopCounterMode(display=False) as counter,
-        ):
-            step(few)
+        sizes, counts = [], []
+        for examples in (2, 4):
+            few = tuple(values[:examples] for values in made[0])
+            with (
+                warnings.catch_warnings(action="ignore"),  # of Intel GPUs, by mkldnn.flags
+                torch.backends.mkldnn.flags(enabled=self.meta["kind"] != "text"),
+                patch.object(Convolution, "SMALL", 0),
+                FlopCounterMode(display=False) as counter,
+            ):
+                step(few)
+            sizes.append(few[0].numel())
+            counts.append(counter.get_total_flops())
+        growth = (counts[1] - counts[0]) / (sizes[1] - sizes[0])
         elements = sum(batch[0].numel() for batch in made) / len(made)
-        return counter.get_total_flops() * elements / few[0].numel()
+        return counts[0] + growth * (elements - sizes[0])
 
 
 def optimizers_of(model: pl.LightningModule, steps: int) -> tuple[list[Any], list[Any]]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,7 +22,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.config import ROOT, flattened
 from src.errors import Failure
-from src.files import sha256_of, write_atomically
+from src.files import replacing, sha256_of, write_atomically
 
 WORK = ROOT / "experiments" / ".work"
 LAST, NOTE = "last.ckpt", "run.json"
@@ -41,12 +40,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        content = buffer.getvalue()
-        sha256 = hashlib.sha256(content).hexdigest()
-        write_atomically(digest_file(path), " ".join([*known_digests(path), sha256]).encode())
-        write_atomically(path, content)
+        with replacing(path) as file:
+            writer = _HashingWriter(file)
+            torch.save(checkpoint, writer)  # type: ignore[arg-type]  # to write and to flush is all that torch asks
+            sha256 = writer.sha256()
+            write_atomically(digest_file(path), " ".join([*known_digests(path), sha256]).encode())
         write_atomically(digest_file(path), sha256.encode())
 
     def load_checkpoint(
@@ -63,6 +61,37 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         for name in (Path(path), digest_file(Path(path))):
             name.unlink(missing_ok=True)
+
+
+class _HashingWriter:
+    """Passes on to a file what torch writes, and hashes it: a checkpoint is never in memory a second time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(content)
+            except OSError as error:  # no exception may pass through torch's C code
+                self.error = error
+        self.hash.update(content)
+        return len(content)
+
+    def flush(self) -> None:
+        """Torch asks for it at the end; the file's owner flushes."""
+
+    def sha256(self) -> str:
+        """Of all that was written.
+
+        Raises:
+            OSError: some of it could not be.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.hash.hexdigest()
 
 
 def digest_file(path: Path) -> Path:
