@@ -216,16 +216,16 @@ class Loops:
     def flops(self, steps: int) -> float:
         """Floating-point operations of a step, as the mean of the steps that are timed.
 
-        Counted on two and on four examples: one part grows with the elements of a batch (pixels, or tokens with their
-        padding), the optimizer's does not. oneDNN's LSTM hides its matrix products from the counter, so texts are
-        counted without it; zeros between small maps are no work.
+        Counted on one example twice and four times: one part grows with the elements of a batch (pixels, or tokens
+        with their padding), the optimizer's does not. oneDNN's LSTM hides its matrix products from the counter, so
+        texts are counted without it; zeros between small maps are no work.
         """
         model = self.config.model(self.meta).to(self.device).train()
         made = list(islice(self.batches(), 1, steps))
         step = self.stepping(model, steps)
         sizes, counts = [], []
         for examples in (2, 4):
-            few = tuple(values[:examples] for values in made[0])
+            few = tuple(torch.cat([values[:1]] * examples) for values in made[0])
             with (
                 warnings.catch_warnings(action="ignore"),  # of Intel GPUs, by mkldnn.flags
                 torch.backends.mkldnn.flags(enabled=self.meta["kind"] != "text"),

@@ -30,7 +30,7 @@ TINY = {
         "data.loader.batch_size=4",
         "data.loader.max_tokens=20",
     ),
-    "facades_pix2pix": ("model.width=4", "data.size=32", "data.loader.batch_size=2"),
+    "facades_pix2pix_128": ("model.width=4", "data.size=32", "data.loader.batch_size=2"),
 }
 
 
@@ -133,8 +133,8 @@ def test_given_archives_are_measured_instead_of_generated_data(tmp_path: Path) -
 
 
 def test_the_profile_is_full_unless_an_override_names_one(tmp_path: Path) -> None:
-    assert Setting(tmp_path).compose("facades_pix2pix").profile.name == "full"
-    assert tiny(tmp_path, "facades_pix2pix").compose("facades_pix2pix").profile.name == "sample"
+    assert Setting(tmp_path).compose("facades_pix2pix_128").profile.name == "full"
+    assert tiny(tmp_path, "facades_pix2pix_128").compose("facades_pix2pix_128").profile.name == "sample"
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_that_there_are(
@@ -169,7 +169,7 @@ def test_training_compares_the_three_loops(tmp_path: Path, experiment: str) -> N
 @pytest.mark.slow
 def test_the_hand_written_loop_trains_as_the_trainer_does(tmp_path: Path) -> None:
     """The same work, not just the same time: without dropout's random numbers both end with the same weights."""
-    for experiment, more in {"cifar10_resnet": (), "facades_pix2pix": ("model.dropout=0.0",)}.items():
+    for experiment, more in {"cifar10_resnet": (), "facades_pix2pix_128": ("model.dropout=0.0",)}.items():
         setting = tiny(tmp_path, experiment)
         setting = Setting(tmp_path, (experiment,), (*setting.overrides, "trainer.precision='32'", *more))
         found = []
