@@ -41,7 +41,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a write does not tell
+        if error.filename in (None, str(temporary)):  # a write does not tell; a file within may have its own fault
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

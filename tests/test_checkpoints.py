@@ -20,16 +20,9 @@ import pytest
 import torch
 
 from src.errors import Failure
+from src.identity import differences, fingerprint
 from src.training import checkpoints
-from src.training.checkpoints import (
-    AtomicCheckpointIO,
-    WorkFolder,
-    differences,
-    digest_file,
-    fingerprint,
-    identity,
-    is_whole,
-)
+from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_whole
 
 IO = AtomicCheckpointIO()
 
@@ -232,6 +225,17 @@ def test_a_save_that_does_not_fit_keeps_the_old_checkpoint_and_fails_aloud(
     assert is_whole(path)
     assert step_of(path) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+
+
+def test_a_digest_that_cannot_be_written_is_named_itself_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    IO.save_checkpoint(checkpoint(0), path)
+    digest_file(path).unlink()
+    digest_file(path).mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        IO.save_checkpoint(checkpoint(1), path)
+    assert refused.value.filename == str(digest_file(path))
+    assert step_of(path) == 0
 
 
 # --- the fingerprint --------------------------------------------------------------------------------------------------

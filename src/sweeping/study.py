@@ -7,7 +7,6 @@ the trials that it was given, until it is silent for too long.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import uuid
@@ -19,8 +18,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from src.config import ROOT, ConfigError, flattened
+from src.config import ROOT, ConfigError
 from src.errors import Failure
+from src.identity import described, differences
 from src.sweeping import space, storage
 from src.sweeping.samplers import pruner, sampler
 from src.sweeping.space import SweepConfig
@@ -257,19 +257,14 @@ class Study:
         for key in ("output", "evaluation", "export", "description"):
             config.pop(key)
         asked = {**config, "sweep": self.config.search, "objectives": self.config.objectives}
-        now = {key: json.dumps(value, sort_keys=True) for key, value in flattened(asked)}
+        now = described(asked)
         before = self.optuna.user_attrs.get(IDENTITY)
         if before is None:
             self.optuna.set_user_attr(IDENTITY, now)
             self.optuna.set_user_attr(JOURNAL, uuid.uuid4().hex)
         elif before != now:
-            differs = [
-                f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}"
-                for key in sorted(before.keys() | now.keys())
-                if before.get(key) != now.get(key)
-            ]
             remove = "" if self.storage.shared else f", or remove {self.folder.relative_to(ROOT)}"
             raise Failure(
-                f"the study {self.config.study} is another: {'; '.join(differs)}. Give this one its own name, "
-                f"sweep.study=NAME{remove}"
+                f"the study {self.config.study} is another: {'; '.join(differences(before, now))}. "
+                f"Give this one its own name, sweep.study=NAME{remove}"
             )

@@ -20,9 +20,10 @@ import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from src.config import ROOT, flattened
+from src.config import ROOT
 from src.errors import Failure
 from src.files import replacing, sha256_of, write_atomically
+from src.identity import described, differences, fingerprint
 
 WORK = ROOT / "experiments" / ".work"
 LAST, NOTE = "last.ckpt", "run.json"
@@ -114,30 +115,13 @@ def identity(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, st
 
     `config`: the sections that training reads. `data`: the sha256 of each packed split.
     """
-    given = [*flattened(config), *flattened({"data": data})]
-    known = {key: json.dumps(value, sort_keys=True) for key, value in given}
+    known = described(config) | described({"data": data})
     for room in CODE:
         for path in sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]:
             known[path.relative_to(ROOT).as_posix()] = sha256_of(path)
     known["requirements.lock"] = sha256_of(ROOT / "requirements.lock")
     known["threads"] = str(torch.get_num_threads())
     return known
-
-
-def fingerprint(identity: Mapping[str, str]) -> str:
-    """16 hex digits for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What differs between two identities, one phrase each; of files and digests the names alone."""
-    said = []
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key, "not there"), new.get(key, "not there")
-        if before != now:
-            digest = key.endswith((".py", ".lock", ".sha256"))
-            said.append(key if digest else f"{key} was {before}, is {now}")
-    return said
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""What makes a run or a study the one that it is: everything that its results depend on, by name, as plain strings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from src.config import flattened
+
+
+def described(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as JSON, each under its keys joined by dots."""
+    return {key: json.dumps(value, sort_keys=True) for key, value in flattened(values)}
+
+
+def fingerprint(identity: Mapping[str, str]) -> str:
+    """16 hex digits for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What differs between two identities, one phrase each; of files and digests the names alone."""
+    said = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key, "not there"), new.get(key, "not there")
+        if before != now:
+            digest = key.endswith((".py", ".lock", ".sha256"))
+            said.append(key if digest else f"{key} was {before}, is {now}")
+    return said
