@@ -1,8 +1,12 @@
-"""Inference: each model as PyTorch runs it and as the exported ONNX graph, at two batch sizes and thread counts."""
+"""Inference: each model as PyTorch runs it and as the exported ONNX graph, in int8 too where it can be had.
+
+At two batch sizes and thread counts.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from benchmarks.table import Figure, Target, at_least
 from benchmarks.timing import paired, per_call
 from src.data import packed
 from src.data.batching import batches
-from src.models import onnx_export
+from src.models import onnx_export, quantization
 from src.training import determinism
 
 SPEED_UP: dict[str, Target] = {"images": at_least(1.8), "pairs": at_least(1.8)}  # at batch 1
@@ -47,6 +51,10 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     # Two examples of the middle length suffice to see that it is the same function; export itself checks more.
     few = [tuple(values[:2] for values in examples[len(examples) // 2])]
     onnx_export.largest_difference(model, inputs, few, path, config.export.tolerance)
+    graphs = {"ONNX Runtime": path}
+    if meta["kind"] != "text":
+        graphs["ONNX Runtime, int8"] = int8 = setting.folder / f"{name}.int8.onnx"
+        quantization.write_int8(path, inputs, few, int8)  # the speed does not depend on the ranges
     figures = []
     cores = len(os.sched_getaffinity(0))
     for threads in dict.fromkeys((1, cores)):
@@ -55,7 +63,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
             target = SPEED_UP.get(meta["kind"]) if size == 1 else None
             given = tuple(values[torch.arange(size) % len(values)] for values in examples[len(examples) // 2])
             label = f"inference {name}, batch {size}, {threads} thread{'s' * (threads > 1)}"
-            figures += _compared(label, model, inputs, given, path, threads, rounds, target)
+            figures += _compared(label, model, inputs, given, graphs, threads, rounds, target)
     return figures
 
 
@@ -64,14 +72,14 @@ def _compared(
     model: LightningModule,
     inputs: onnx_export.Inputs,
     given: tuple[Tensor, ...],
-    path: Path,
+    graphs: Mapping[str, Path],
     threads: int,
     rounds: int,
     target: Target | None,
 ) -> list[Figure]:
-    """Milliseconds a batch of either, and how many times as fast the exported one is."""
-    original, exported = onnx_export.answering(model), onnx_export.session(path, threads)
-    feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+    """Milliseconds a batch of each, and how many times as fast the exported ones are."""
+    original = onnx_export.answering(model)
+    feed = onnx_export.feed(inputs, given)
 
     def eager() -> Any:
         with torch.inference_mode():
@@ -80,12 +88,16 @@ def _compared(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        calls = {"eager": per_call(eager, SECONDS), "onnx": per_call(partial(exported.run, None, feed), SECONDS)}
-        times = paired(calls, rounds)
+        sessions = {name: onnx_export.session(path, threads) for name, path in graphs.items()}
+        exported = {name: per_call(partial(each.run, None, feed), SECONDS) for name, each in sessions.items()}
+        times = paired({"PyTorch eager": per_call(eager, SECONDS)} | exported, rounds)
     finally:
         torch.set_num_threads(before)
-    return [
-        Figure(label, "PyTorch eager", times.spread("eager", lambda s: 1000 * s), "ms"),
-        Figure(label, "ONNX Runtime", times.spread("onnx", lambda s: 1000 * s), "ms"),
-        Figure(label, "speed of ONNX Runtime / eager", times.ratio("eager", "onnx"), "x", target),
-    ]
+    eager_ms = Figure(label, "PyTorch eager", times.spread("PyTorch eager", lambda s: 1000 * s), "ms")
+    found = [eager_ms]
+    for name in graphs:
+        found += [
+            Figure(label, name, times.spread(name, lambda s: 1000 * s), "ms"),
+            Figure(label, f"speed of {name} / eager", times.ratio("PyTorch eager", name), "x", target),
+        ]
+    return found

@@ -306,10 +306,11 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    """How far an exported model may be from the original, and how its latency is measured."""
+    """What is exported, how far it may be from the original, and how its latency is measured."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     tolerance: Positive = 1e-3
+    int8: bool = False  # model.int8.onnx beside model.onnx, for networks of convolutions
     latency_batches: list[PositiveInt] = [1, 32]
     latency_seconds: Positive = 1.0
 

@@ -2,7 +2,8 @@
 
     python -m src.export -cp ../experiments/cifar10_resnet -cn config      (what DVC runs)
 
-Writes `export/`: model.onnx, model.safetensors, signature.json (what `src.predict` reads), README.md (the model card).
+Writes `export/`: model.onnx, model.safetensors, signature.json (what `src.predict` reads), README.md (the model card);
+with `export.int8=true` model.int8.onnx as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def export(config: Config) -> None:
     """Exports, compares with the original on real inputs at several sizes, and measures the latency.
 
     Raises:
-        Failure: there is no trained model, or the exported one answers differently; then nothing is left in `export/`.
+        Failure: there is no trained model, the exported one answers differently, or it can't be had in int8; then
+            nothing of it is left in `export/`.
     """
     import shutil
 
@@ -29,7 +31,7 @@ def export(config: Config) -> None:
 
     from src.data import packed
     from src.data.batching import batches
-    from src.models import onnx_export, weights
+    from src.models import onnx_export, quantization, weights
     from src.reporting import card, plots, tables
     from src.training import determinism
     from src.training.tracking import Tracker
@@ -41,29 +43,37 @@ def export(config: Config) -> None:
     with Tracker.join(
         journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
     ) as tracker:
-        inputs, examples = onnx_export.given_to(
-            model, meta["kind"], batches(config.processed, "val", config.loader, train=False)
-        )
+        val = batches(config.processed, "val", config.loader, train=False)
+        inputs, examples = onnx_export.given_to(model, meta["kind"], val)
 
         folder = config.folder / "export"
         building = config.folder / ".export"  # replaces the last good export only when it is whole
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        onnx_export.write(model, inputs, examples, building / "model.onnx", opset=config.export.opset)
-        difference = onnx_export.largest_difference(
-            model, inputs, examples, building / "model.onnx", config.export.tolerance
-        )
+        whole, int8 = building / "model.onnx", building / "model.int8.onnx"
+        onnx_export.write(model, inputs, examples, whole, opset=config.export.opset)
+        difference = onnx_export.largest_difference(model, inputs, examples, whole, config.export.tolerance)
+        called = signature(config, meta, model) | {"sha256": sha256_of(whole)}
+        cost: dict[str, float] = {}
+        if config.export.int8:
+            train = batches(config.processed, "train", config.loader, train=False)
+            quantization.write_int8(whole, inputs, onnx_export.given_to(model, meta["kind"], train)[1], int8)
+            answered = examples if model.task == "generation" else val
+            cost = quantization.cost(whole, int8, inputs, answered, model.task)
+            called |= {"int8_sha256": sha256_of(int8)}
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-        called = signature(config, meta, model) | {"sha256": sha256_of(building / "model.onnx")}
         (building / "signature.json").write_text(json.dumps(called, indent=1, ensure_ascii=False) + "\n")
-        text = card.model_card(_card(config, meta, model, note, difference, building))
+        text = card.model_card(_card(config, meta, model, note, difference, cost, building))
         (building / "README.md").write_text(text)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         print(f"largest difference to PyTorch on real inputs: {difference:.2e}", flush=True)
+        if cost:
+            print(_in_int8(cost), flush=True)
 
-        rows = onnx_export.latency(model, inputs, examples, folder / "model.onnx", config.export)
-        table = tables.markdown(rows, ["batch", "pytorch_ms", "onnxruntime_ms", "speedup"])
+        graphs = {"onnxruntime": folder / whole.name} | ({"int8": folder / int8.name} if cost else {})
+        rows = onnx_export.latency(model, inputs, examples, graphs, config.export)
+        table = tables.markdown(rows, list(rows[0]))
         # Times differ from run to run: this table stands beside DVC's outputs, not in them.
         (config.folder / "latency.md").write_text(f"One thread, milliseconds a batch, this machine.\n\n{table}")
         print(table, flush=True)
@@ -71,10 +81,9 @@ def export(config: Config) -> None:
         tracker.log_artifact(folder, "export")
         tracker.log_artifact(config.folder / "latency.md", "export")
         tracker.log_artifact(config.folder / "latency.png", "plots")
-        tracker.log_metrics({"onnx_largest_difference": difference}, step=0)
-        tracker.log_metrics(
-            {f"{key}_batch{row['batch']}": row[key] for row in rows for key in ("pytorch_ms", "onnxruntime_ms")}, 0
-        )
+        tracker.log_metrics({"onnx_largest_difference": difference} | cost, step=0)
+        times = [(row["batch"], key, row[key]) for row in rows for key in row if key.endswith("_ms")]
+        tracker.log_metrics({f"{key}_batch{size}": value for size, key, value in times}, step=0)
 
 
 def signature(config: Config, meta: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -89,8 +98,22 @@ def signature(config: Config, meta: Mapping[str, Any], model: Any) -> dict[str, 
     return about | {"max_tokens": config.loader.max_tokens} | known
 
 
+def _in_int8(cost: Mapping[str, float]) -> str:
+    """What int8 costs, in a sentence."""
+    said = f"In int8 the answers differ from the fp32 graph's by {cost['int8_difference']:.1e} on average"
+    for name in [key.removesuffix("_int8") for key in cost if key.endswith("_int8")]:
+        said += f"; {name} is {cost[f'{name}_int8']:.4g}, the fp32 graph's {cost[f'{name}_onnx']:.4g}"
+    return f"{said}."
+
+
 def _card(
-    config: Config, meta: Mapping[str, Any], model: Any, note: Mapping[str, Any], difference: float, folder: Any
+    config: Config,
+    meta: Mapping[str, Any],
+    model: Any,
+    note: Mapping[str, Any],
+    difference: float,
+    cost: Mapping[str, float],
+    folder: Any,
 ) -> Any:
     from src.reporting.card import Card
 
@@ -104,6 +127,7 @@ def _card(
     }
     limits = [
         f"Answers differ from PyTorch's by at most {difference:.0e} on real inputs of several sizes.",
+        *([_in_int8(cost)] if cost else []),
         f"Trained on {meta['source']['origin']} data alone: it knows no other kind of input.",
     ]
     return Card(

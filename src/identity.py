@@ -15,8 +15,8 @@ def described(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in flattened(values)}
 
 
-def fingerprint(identity: Mapping[str, str]) -> str:
-    """16 hex digits for an identity."""
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """16 hex digits for an identity, or for anything else that JSON can write."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

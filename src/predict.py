@@ -1,6 +1,7 @@
 """Answers from an exported model, with ONNX Runtime alone: torch is not imported.
 
 python -m src.predict experiments/cifar10_resnet/export photo.png
+python -m src.predict experiments/cifar10_resnet/export photo.png --int8     (exported with export.int8=true)
 python -m src.predict experiments/imdb_lstm/export "A film that I would see again."
 python -m src.predict experiments/imdb_lstm/export review.txt
 python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
@@ -24,13 +25,13 @@ from src.files import sha256_of
 
 
 class Predictor:
-    """An exported model: its graph and its signature.json.
+    """An exported model: its graph, in fp32 or int8, and its signature.json.
 
     Raises:
-        Failure: the folder holds no exported model, or a damaged one.
+        Failure: the folder holds no such exported model, or a damaged one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, int8: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -38,11 +39,12 @@ class Predictor:
         try:
             self.signature: dict[str, Any] = json.loads((folder / "signature.json").read_text())
             # ONNX Runtime takes a flipped bit as it is.
-            if sha256_of(folder / "model.onnx") != self.signature.get("sha256"):
-                raise ValueError("model.onnx is damaged: its sha256 is not the one in signature.json")
-            self.session = onnxruntime.InferenceSession(
-                folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-            )
+            graph, written = (folder / "model.int8.onnx", "int8_sha256") if int8 else (folder / "model.onnx", "sha256")
+            if int8 and written not in self.signature:
+                raise ValueError("it was exported without export.int8=true")
+            if sha256_of(graph) != self.signature.get(written):
+                raise ValueError(f"{graph.name} is damaged: its sha256 is not the one in signature.json")
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's have no base class of their own
             why = " ".join(str(error).split())
             raise Failure(
@@ -101,7 +103,9 @@ def tokenize(text: str, settings: Mapping[str, Any]) -> list[str]:
     return text.split()
 
 
-def predict(folder: Path, given: str | None, output: Path | None, *, top: int, count: int, seed: int) -> None:
+def predict(
+    folder: Path, given: str | None, output: Path | None, *, top: int, count: int, seed: int, int8: bool = False
+) -> None:
     """Prints classes with their probabilities, or writes the picture.
 
     A generator takes no input: it draws `count` images from `seed`, which are written as one picture.
@@ -109,7 +113,7 @@ def predict(folder: Path, given: str | None, output: Path | None, *, top: int, c
     Raises:
         Failure: the model or the input can't be read.
     """
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, int8=int8)
     signature = predictor.signature
     if signature["profile"] == "sample":
         print(
@@ -181,6 +185,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="how many classes are shown (default: 5)")
     parser.add_argument("--count", type=int, default=16, help="how many images a generator draws (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="what they are drawn from (default: 0)")
+    parser.add_argument("--int8", action="store_true", help="the model in int8: smaller, faster, a little less exact")
     arguments = parser.parse_args()
     try:
         predict(
@@ -190,6 +195,7 @@ def main() -> None:
             top=arguments.top,
             count=arguments.count,
             seed=arguments.seed,
+            int8=arguments.int8,
         )
     except Failure as error:
         print(f"predict failed: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ FEW = (
     "trainer.threads=1",
     "evaluation.judge_steps=20",
     "export.latency_seconds=0.05",
+    "export.int8=true",
 )
 # Images that are drawn from a single number lie along a line: each has others right beside it.
 COLLAPSING = {"mnist_dcgan": ("model.latent=1",)}
@@ -58,6 +59,8 @@ def test_a_classic_network_goes_through_all_stages(experiment: str, clone: Path,
     assert metrics["profile"] == "sample"
     assert FIGURES[experiment] <= set(metrics)
 
+    assert "In int8 the answers differ from the fp32 graph's by" in (folder / "export" / "README.md").read_text()
+
     shown = [f"epoch_{epoch:03}.png" for epoch in (1, 2)]
     assert sorted(path.name for path in folder.glob("progress/*")) == shown
     assert sorted(path.name for path in logged(clone, experiment).glob("progress/*")) == shown
@@ -65,10 +68,10 @@ def test_a_classic_network_goes_through_all_stages(experiment: str, clone: Path,
     Image.new("L", (28, 28), 200).save(clone / "given.png")
     model, made = f"{found[1]}/export", clone / "made.png"
     if experiment == "mnist_autoencoder":
-        run("python", "-m", "src.predict", model, "given.png", "--output", str(made))
+        run("python", "-m", "src.predict", model, "given.png", "--int8", "--output", str(made))
         assert Image.open(made).size == (28, 28)
     else:
-        run("python", "-m", "src.predict", model, "--count", "9", "--seed", "3", "--output", str(made))
+        run("python", "-m", "src.predict", model, "--int8", "--count", "9", "--seed", "3", "--output", str(made))
         assert Image.open(made).size == (3 * 28, 3 * 28)
         said = re.search(r"^The generator collapsed in epoch 1: .*$", done.stdout, re.MULTILINE)
         assert said

@@ -180,7 +180,9 @@ def test_a_graph_that_answers_nan_is_refused(tmp_path: Path) -> None:
 
 def test_latency_is_measured_for_each_batch_size_and_the_threads_are_put_back(picture_graph: Path) -> None:
     threads, wanted = torch.get_num_threads(), Export(latency_batches=[1, 3], latency_seconds=0.01)
-    rows = onnx_export.latency(image_classifier(), onnx_export.IMAGE, [pictures(2)], picture_graph, wanted)
+    graphs = {"one": picture_graph, "other": picture_graph}
+    rows = onnx_export.latency(image_classifier(), onnx_export.IMAGE, [pictures(2)], graphs, wanted)
     assert [row["batch"] for row in rows] == [1, 3]
-    assert all(row["speedup"] == pytest.approx(row["pytorch_ms"] / row["onnxruntime_ms"]) for row in rows)
+    for name in graphs:
+        assert all(row[f"{name}_speedup"] == pytest.approx(row["pytorch_ms"] / row[f"{name}_ms"]) for row in rows)
     assert torch.get_num_threads() == threads

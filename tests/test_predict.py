@@ -295,6 +295,33 @@ def test_any_other_model_wants_an_input(refused: Callable[..., str], tmp_path: P
     assert "no input: tiny wants a text" in refused(text_model(tmp_path / "texts"))
 
 
+# --- int8 -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_int8_graph_answers_where_it_is_asked_for(call: Call, tmp_path: Path) -> None:
+    model, photo = image_model(tmp_path / "export"), tmp_path / "photo.png"
+    photo.write_bytes(plain_png((0, 200, 0)))
+    graph = onnx.load(model / "model.onnx")
+    (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == "scale")
+    scale.CopyFrom(constant("scale", -0.02))  # another graph, by which it is known: it prefers what is dark
+    onnx.save(graph, model / "model.int8.onnx")
+    signature = json.loads((model / "signature.json").read_text())
+    signature["int8_sha256"] = sha256_of(model / "model.int8.onnx")
+    (model / "signature.json").write_text(json.dumps(signature))
+    assert call(model, photo, "--top", 1)[1].split()[1] == "green"
+    assert call(model, photo, "--top", 1, "--int8")[1].split()[1] != "green"
+
+
+def test_a_model_that_was_exported_without_int8_says_how_to_get_it(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "exported without export.int8=true" in refused(image_model(tmp_path / "export"), "photo.png", "--int8")
+
+
+def test_a_damaged_int8_graph_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    model = image_model(tmp_path / "export", int8_sha256="0" * 64)
+    (model / "model.int8.onnx").write_bytes((model / "model.onnx").read_bytes())
+    assert "model.int8.onnx is damaged" in refused(model, "photo.png", "--int8")
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 

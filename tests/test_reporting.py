@@ -46,6 +46,7 @@ PICTURES: dict[str, Callable[..., None]] = {
     "no mistakes": partial(plots.mistakes, IMAGES[:0], []),
     "grid": partial(plots.image_grid, {"input": IMAGES, "output": 255 - IMAGES}),
     "latency": partial(plots.latency, LATENCY),
+    "latency in int8": partial(plots.latency, [row | {"int8_ms": row["onnxruntime_ms"] / 3} for row in LATENCY]),
 }
 
 

@@ -7,7 +7,7 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from src.config import Export
 from src.errors import Failure
+from src.models.inference import without_transposed
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def write(model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
             name: torch.export.Dim(name, min=1, max=65536 if name == "batch" else 100_000) for name in sizes.values()
         }
     shapes = tuple({place: dimensions[name] for place, name in sizes.items()} for sizes in inputs.free)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
-            answering(model),
+            answering(without_transposed(model)),
             given,
             dynamo=True,
             opset_version=opset,
@@ -102,8 +103,8 @@ def write(model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's progress notes and warnings; what it raises is raised."""
+def quiet() -> Iterator[None]:
+    """Without the progress notes and warnings of those who write graphs; what they raise is raised."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -124,6 +125,11 @@ def session(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def feed(inputs: Inputs, given: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """The inputs by their names, as a session takes them."""
+    return {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+
+
 def largest_difference(
     model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...]], path: Path, tolerance: float
 ) -> float:
@@ -141,8 +147,7 @@ def largest_difference(
                 given = (given[0][:, : int(given[1].max())], *given[1:])
             with torch.inference_mode():
                 wanted = original(*given).numpy()
-            named = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
-            found = exported.run(None, named)[0]
+            found = exported.run(None, feed(inputs, given))[0]
             if found.shape != wanted.shape:
                 raise Failure(
                     f"{path}: answers with shape {found.shape} where PyTorch gives {wanted.shape}; not exported"
@@ -157,22 +162,31 @@ def largest_difference(
 
 
 def latency(
-    model: nn.Module, inputs: Inputs, examples: Sequence[tuple[Tensor, ...]], path: Path, wanted: Export
+    model: nn.Module,
+    inputs: Inputs,
+    examples: Sequence[tuple[Tensor, ...]],
+    graphs: Mapping[str, Path],
+    wanted: Export,
 ) -> list[dict[str, float]]:
-    """Median milliseconds a batch, PyTorch eager and ONNX Runtime in turn, one thread each; a row per batch size."""
-    original, exported = answering(model), session(path, threads=1)
+    """Median milliseconds a batch, PyTorch eager and the graphs by their names in turn, one thread each.
+
+    Returns:
+        A row per batch size: `batch`, `pytorch_ms`, and of each graph `NAME_ms` and `NAME_speedup` against PyTorch.
+    """
+    original, exported = answering(model), [session(path, threads=1) for path in graphs.values()]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = []
     try:
         for size in wanted.latency_batches:
             given = tuple(_repeated(value, size) for value in examples[len(examples) // 2])
-            feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
+            calls = [partial(each.run, None, feed(inputs, given)) for each in exported]
             with torch.inference_mode():
-                times = _medians([partial(original, *given), partial(exported.run, None, feed)], wanted.latency_seconds)
-            rows.append(
-                {"batch": size, "pytorch_ms": times[0], "onnxruntime_ms": times[1], "speedup": times[0] / times[1]}
-            )
+                eager, *others = _medians([partial(original, *given), *calls], wanted.latency_seconds)
+            row = {"batch": size, "pytorch_ms": eager}
+            for name, found in zip(graphs, others, strict=True):
+                row |= {f"{name}_ms": found, f"{name}_speedup": eager / found}
+            rows.append(row)
     finally:
         torch.set_num_threads(threads)
     return rows

@@ -351,16 +351,20 @@ def _draw_grid(
 def latency(rows: Sequence[Mapping[str, float]], path: Path, *, label: str, sample: bool) -> None:
     """Milliseconds per example, PyTorch beside ONNX Runtime, for each batch size.
 
-    rows: batch (examples), pytorch_ms and onnxruntime_ms (milliseconds for the whole batch, e.g. medians).
+    rows: batch (examples), pytorch_ms, onnxruntime_ms and perhaps int8_ms (milliseconds for the whole batch, e.g.
+    medians).
     """
-    with picture(path, "Inference latency", 0.62 * len(rows) + 0.7, label=label, sample=sample) as figure:
+    engines = {"pytorch_ms": ("PyTorch", SKY), "onnxruntime_ms": ("ONNX Runtime", BLUE), "int8_ms": ("int8", GREEN)}
+    engines = {key: how for key, how in engines.items() if key in rows[0]}
+    thick = 0.76 / len(engines)
+    with picture(
+        path, "Inference latency", 0.31 * len(engines) * len(rows) + 0.7, label=label, sample=sample
+    ) as figure:
         axes = figure.subplots()
-        for engine, name, colour, offset in (
-            ("pytorch_ms", "PyTorch", SKY, -0.19),
-            ("onnxruntime_ms", "ONNX Runtime", BLUE, 0.19),
-        ):
-            each = [row[engine] / row["batch"] for row in rows]
-            bars = axes.barh([index + offset for index in range(len(rows))], each, 0.34, color=colour, label=name)
+        for place, (key, (name, colour)) in enumerate(engines.items()):
+            each = [row[key] / row["batch"] for row in rows]
+            where = [index + thick * (place - (len(engines) - 1) / 2) for index in range(len(rows))]
+            bars = axes.barh(where, each, 0.9 * thick, color=colour, label=name)
             texts = [f"{value:.3g} ms" for value in each]
             axes.bar_label(bars, texts, padding=4, size=8, color=INK)
         axes.set_yticks(range(len(rows)), [f"batch {row['batch']}" for row in rows])

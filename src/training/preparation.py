@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 import sys
 
@@ -12,6 +10,7 @@ from filelock import FileLock
 from src.config import ROOT, Config, DataConfig, plain, write_resolved
 from src.data import packed
 from src.errors import Failure
+from src.identity import fingerprint
 
 
 def prepared(config: Config) -> Config:
@@ -31,8 +30,7 @@ def prepared(config: Config) -> Config:
 
     if fits(config):
         return config
-    digest = hashlib.sha256(json.dumps(config.packing, sort_keys=True).encode()).hexdigest()[:8]
-    own = config.model_copy(update={"data_folder": f"data/direct/{digest}"})
+    own = config.model_copy(update={"data_folder": f"data/direct/{fingerprint(config.packing)[:8]}"})
     folder = ROOT / own.data_folder
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
