@@ -10,3 +10,8 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def bf16_tiles() -> bool:
+    """Whether the processor multiplies bf16 in tiles of 16 rows (Intel's AMX), which small operands leave empty."""
+    return bool(torch.cpu._is_amx_tile_supported())

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config import PositiveInt
+from src.hardware import bf16_tiles
 
 
 class Convolution(nn.Conv2d):
     """A 3x3 convolution without bias that keeps the size, [B, in, H, W] -> [B, out, H, W], quick on small maps too.
 
-    The library's bf16 convolutions on a CPU fill a tile of the processor with 16 pixels of one row, with 32 for the
-    filters' gradient. Small maps leave most of it empty, so they are laid side by side, a column of zeros between two.
+    The library's bf16 convolutions on a CPU take several pixels of one row at once; on one that multiplies in tiles 16,
+    and 32 for the filters' gradient. Small maps leave most of that empty, so they are laid side by side, a column of
+    zeros between two.
     """
 
-    SMALL = 8  # pixels in a row up to which maps are laid side by side
+    SMALL = 8 if bf16_tiles() else 2  # pixels in a row up to which maps are laid side by side
     STRIP = 64  # pixels in a row of what they then form
 
     def __init__(self, inputs: int, outputs: int) -> None:
