@@ -7,6 +7,7 @@ python -m src.evaluate -cp ../experiments/runs/NAME/RUN -cn config         a dir
 from __future__ import annotations
 
 from src.config import Config, main
+from src.training import startup
 
 
 def evaluate(config: Config) -> None:
@@ -15,8 +16,6 @@ def evaluate(config: Config) -> None:
     Raises:
         Failure: there is no trained model, or the model or the data is damaged.
     """
-    from src.training import startup
-
     startup.import_lightning()
 
     from src.data import packed
@@ -55,3 +54,4 @@ def evaluate(config: Config) -> None:
 
 if __name__ == "__main__":
     main(evaluate)()
+    startup.leave()

@@ -14,6 +14,7 @@ from typing import Any
 
 from src.config import Config, main
 from src.files import sha256_of
+from src.training import startup
 
 
 def export(config: Config) -> None:
@@ -24,8 +25,6 @@ def export(config: Config) -> None:
             nothing of it is left in `export/`.
     """
     import shutil
-
-    from src.training import startup
 
     startup.import_lightning()
 
@@ -154,3 +153,4 @@ def _card(
 
 if __name__ == "__main__":
     main(export)()
+    startup.leave()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from src.config import Config, main, write_resolved
+from src.training import startup
 from src.training.journal import shorten
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def train(config: Config) -> None:
         ConfigError: a GPU is asked for and there is none; a launcher started another number of processes.
         Failure: the data can't be prepared; the same run is under way, or another one into the same folder.
     """
-    from src.training import launcher, startup
+    from src.training import launcher
 
     launcher.refuse(config.trainer)
     startup.import_lightning()
@@ -143,8 +144,6 @@ def command() -> None:
         main(train)()
         return
 
-    from src.training import startup
-
     startup.import_lightning()
 
     from src.training import follower, ranks
@@ -158,3 +157,4 @@ def command() -> None:
 
 if __name__ == "__main__":
     command()
+    startup.leave()

@@ -1,4 +1,4 @@
-"""Lightning without what it would import for nothing: looked at in a fresh process, since imports stay."""
+"""Lightning without what it would import for nothing, and an end at once: looked at in fresh processes."""
 
 from __future__ import annotations
 
@@ -33,3 +33,24 @@ def test_lightning_starts_without_torchvision_and_scipy_signal_and_all_that_is_u
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"after_start": [], "lightning": True, "similarity": 1.0, "resnet": [2, 10]}
+
+
+ENDING = """
+import atexit, threading, time
+from src.training.startup import leave
+
+class Part:
+    def __del__(self): print("taken apart")
+
+part = Part()
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+print("stage")
+leave()
+"""
+
+
+def test_a_process_leaves_after_its_threads_and_what_is_registered_and_is_not_taken_apart() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["stage", "thread", "registered", ""]
