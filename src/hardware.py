@@ -9,7 +9,7 @@ def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere bf16 is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cpu" and (bf16_tiles() or bool(torch.cpu._is_avx512_bf16_supported()))
 
 
 def bf16_tiles() -> bool:
