@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from src.config import SGD, Constant
 from src.models.classifier import ImageClassifier
+from src.models.layers import max_pool_2x2
 from src.models.resnet import Convolution, FastResNet, resnet18
 
 CLASSES = 10
@@ -158,3 +159,35 @@ def test_small_maps_have_the_gradients_that_an_ordinary_convolution_has(
     assert found[0][2].dtype == torch.float32
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(60, 3, 7, 10), (25, 16, 2, 2), (1, 8, 31, 31), (26, 5, 9, 9)])
+def test_pooling_gives_the_bits_of_the_library_and_keeps_two_bytes_for_each_maximum(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(shape).mul(4).round().to(dtype).contiguous(memory_format=torch.channels_last)  # with many ties
+    towards = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2).to(dtype)
+    found, kept = [], []
+    for pool in (max_pool_2x2, lambda x: F.max_pool2d(x, 2)):
+        x, held = given.clone().requires_grad_(), list[Tensor]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t) or t, lambda t: t):  # type: ignore[misc]
+            y = pool(x)
+        y.backward(towards)
+        assert x.grad is not None
+        found.append((y.detach(), x.grad))
+        kept.append(sum(t.nbytes for t in held))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+    assert kept[0] == 2 * towards.numel() < kept[1] / 4
+
+
+def test_pooling_leaves_to_the_library_what_has_no_gradient_another_layout_or_too_many_places() -> None:
+    for x in (
+        torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last),
+        torch.randn(2, 3, 8, 8).requires_grad_(),
+        torch.randn(1, 2, 200, 200).contiguous(memory_format=torch.channels_last).requires_grad_(),
+    ):
+        assert torch.equal(max_pool_2x2(x), F.max_pool2d(x, 2))

@@ -13,9 +13,10 @@ SCRIPT = """
 import json, sys
 from src.training.startup import import_lightning
 import_lightning()
-after_start = [name for name in ("torchvision", "scipy.signal", "matplotlib", "mlflow") if name in sys.modules]
-
 import torch
+unneeded = ["torchvision", "scipy.signal", "matplotlib", "mlflow"] + ["triton"] * (not torch.cuda.is_available())
+after_start = [name for name in unneeded if name in sys.modules]
+
 from src.models.resnet import resnet18
 from src.reporting import classification, translation
 pictures = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from src.config import PositiveInt
 from src.hardware import bf16_tiles
+from src.models.layers import max_pool_2x2
 
 
 class Convolution(nn.Conv2d):
@@ -84,7 +85,7 @@ class _Block(nn.Module):
         self.residual_norm = _normalisation(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.enter_norm(F.max_pool2d(self.enter(x), 2)))
+        x = F.gelu(self.enter_norm(max_pool_2x2(self.enter(x))))
         return F.gelu(x + self.residual_norm(self.residual(x)))
 
 
