@@ -27,10 +27,11 @@ from benchmarks.timing import Measure, StepClock, paired
 from src.config import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
+from src.hardware import keep_memory
 from src.models.adversarial import scaled
 from src.models.pix2pix import Pix2Pix
 from src.models.resnet import Convolution
-from src.training import determinism, startup
+from src.training import determinism
 from src.training.history import History
 from src.training.interruption import Interruption
 from src.training.trainer import adapt, bf16_pays, build_trainer, device_of
@@ -43,7 +44,7 @@ Step = Callable[[Batch], None]
 
 def measure(setting: Setting) -> list[Figure]:
     """Each experiment at its configuration: our trainer, a hand-written loop and the stock one, in turn."""
-    startup.keep_memory()
+    keep_memory()
     return [figure for name in setting.experiments for figure in measure_one(name, setting)]
 
 

@@ -41,11 +41,12 @@ def train(config: Config) -> None:
 
     launcher.refuse(config.trainer)
     startup.import_lightning()
-    startup.keep_memory()
 
+    from src.hardware import keep_memory
     from src.training.preparation import prepared
     from src.training.trainer import require_gpus
 
+    keep_memory()
     require_gpus(config.trainer)
     config = prepared(config)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from src.config import Loader, LowResolution
-from src.data import packed
+from src.data import batching, packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, ImageBatches, PackedData, PairBatches, TextBatches, batches
 from src.data.packed import Packed
@@ -266,6 +266,15 @@ def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluatio
     assert sizes == [5, 5, 8, 8, 8]
     evaluated = images(train=False, low_resolution=LowResolution(size=5, until=1.0), epochs=5)
     assert next(iter(evaluated))[0].shape[-1] == 8
+
+
+def test_memory_is_handed_back_once_where_images_become_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = images(low_resolution=LowResolution(size=5, until=0.5), epochs=5)
+    handed_back: list[int] = []
+    monkeypatch.setattr(batching, "hand_back_memory", lambda: handed_back.append(made.epoch))
+    for epoch in range(5):
+        made.set_epoch(epoch)
+    assert handed_back == [2]
 
 
 def test_more_padding_than_images_have_pixels_to_reflect_is_refused() -> None:

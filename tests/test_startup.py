@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +37,37 @@ def test_lightning_starts_without_torchvision_and_scipy_signal_and_all_that_is_u
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"after_start": [], "lightning": True, "similarity": 1.0, "resnet": [2, 10]}
+
+
+HELD = """
+import json, sys
+from src.hardware import hand_back_memory, keep_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+keep_memory()
+import torch
+found = [resident()]
+small = [torch.ones(2**19) for _ in range(200)]  # of 2 MiB each
+end = torch.ones(2**10)
+found.append(resident())
+del small
+found.append(resident())
+hand_back_memory()
+found.append(resident())
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is held and handed back")
+def test_freed_memory_is_kept_until_it_is_handed_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, held, freed, handed_back = json.loads(done.stdout)
+    assert held > before + 390
+    assert freed > held - 10
+    assert handed_back < before + 10
 
 
 ENDING = """

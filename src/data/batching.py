@@ -24,6 +24,7 @@ from torch import Tensor
 from src.config import Loader
 from src.data import augmentation, packed
 from src.errors import Failure
+from src.hardware import hand_back_memory
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -133,6 +134,18 @@ class ImageBatches(Batches):
                 f"give at most {min(height, width) - 1}"
             )
 
+    @property
+    def _low_resolution(self) -> int:
+        """The size that this epoch's images are brought to; 0: they keep their own."""
+        low = self.loader.low_resolution
+        return low.size if self.train and low and self.epoch < round(low.until * self.epochs) else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        before = self._low_resolution
+        super().set_epoch(epoch)
+        if self._low_resolution != before:
+            hand_back_memory()
+
     def collate(self, chosen: Tensor, index: int) -> Batch:
         images, labels = self.split["images"], self.split["labels"]
         there = chosen.to(images.device, non_blocking=True)
@@ -150,9 +163,8 @@ class ImageBatches(Batches):
         made = augmentation.crop_and_flip(images, there, self.loader.crop_padding, mirrored, random)
         if self.loader.rotation:
             made = augmentation.rotate(made, self.loader.rotation, generator(self.seed, "rotation", self.epoch, index))
-        low = self.loader.low_resolution
-        if low and self.epoch < round(low.until * self.epochs):
-            made = augmentation.shrink(made, low.size)
+        if size := self._low_resolution:
+            made = augmentation.shrink(made, size)
         return made, labels[there]
 
     @cached_property

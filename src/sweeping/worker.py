@@ -159,10 +159,11 @@ def warmed() -> ModuleType:
     from src.training import startup
 
     startup.import_lightning()
-    startup.keep_memory()
 
+    from src.hardware import keep_memory
     from src.sweeping import trial
 
+    keep_memory()
     gc.collect()
     gc.freeze()
     return trial

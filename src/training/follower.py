@@ -22,10 +22,11 @@ def follow() -> None:
     from src.config import check
     from src.data import packed
     from src.errors import Failure
-    from src.training import determinism, ranks, run, startup
+    from src.hardware import keep_memory
+    from src.training import determinism, ranks, run
     from src.training.trainer import require_gpus
 
-    startup.keep_memory()
+    keep_memory()
     try:
         while orders := ranks.broadcast(None):
             content, root = orders
