@@ -33,6 +33,6 @@ def keep_memory() -> None:
 
 
 def hand_back_memory() -> None:
-    """Hands freed memory back once, before steps of other sizes, which would not fit into its gaps."""
+    """Hands freed memory back once, before what is of other sizes, which would not fit into its gaps."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

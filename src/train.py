@@ -42,7 +42,7 @@ def train(config: Config) -> None:
     launcher.refuse(config.trainer)
     startup.import_lightning()
 
-    from src.hardware import keep_memory
+    from src.hardware import hand_back_memory, keep_memory
     from src.training.preparation import prepared
     from src.training.trainer import require_gpus
 
@@ -74,6 +74,7 @@ def train(config: Config) -> None:
                 tracker.log_text(patch, PATCH)
             progress = Progress(config.folder / "progress", partial(_draw, config, tracker))
             trained = run.fit(config, meta, work, tracker.log_metrics, [progress])
+            hand_back_memory()  # what draws and sends brings its own
             # What the run's summary must not leave out, such as a generator's collapse.
             model: Any = trained.model
             if hasattr(model, "remark") and (remark := model.remark(trained.history.rows)):
