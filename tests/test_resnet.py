@@ -190,4 +190,6 @@ def test_pooling_leaves_to_the_library_what_has_no_gradient_another_layout_or_to
         torch.randn(2, 3, 8, 8).requires_grad_(),
         torch.randn(1, 2, 200, 200).contiguous(memory_format=torch.channels_last).requires_grad_(),
     ):
-        assert torch.equal(max_pool_2x2(x), F.max_pool2d(x, 2))
+        pooled, usual = max_pool_2x2(x), F.max_pool2d(x, 2)
+        assert torch.equal(pooled, usual)
+        assert type(pooled.grad_fn) is type(usual.grad_fn)
