@@ -46,8 +46,8 @@ faults: setup  ## the whole fault matrix of docs/reliability.md, also what takes
 bench: setup  ## speed and memory against their targets, about five minutes; see python -m benchmarks --help
 	python -m benchmarks
 
-verify: setup  ## reproducibility, claim by claim, a quarter of an hour; see python -m src.verify --help
-	python -m src.verify --pipeline
+verify: setup  ## reproducibility, claim by claim, a quarter of an hour; see python -m verification --help
+	python -m verification --pipeline
 
 lint: setup  ## ruff and mypy
 	ruff check

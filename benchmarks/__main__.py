@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from src.errors import Failure
+from src.common.errors import Failure
 
 NAMES = ("machine", "training", "memory", "inference", "pipeline", "sweep")
 

@@ -20,7 +20,7 @@ from benchmarks.table import Figure, Target, at_least
 from benchmarks.timing import paired, per_call
 from src.data import packed
 from src.data.batching import batches
-from src.models import onnx_export, quantization
+from src.exporting import onnx_export, quantization
 from src.training import determinism
 
 SPEED_UP: dict[str, Target] = {"images": at_least(1.8), "pairs": at_least(1.8)}  # at batch 1

@@ -11,7 +11,7 @@ import torch
 from benchmarks.setting import Setting
 from benchmarks.table import Figure
 from benchmarks.timing import Measure, paired, per_call
-from src.training.provenance import environment
+from src.tracking.provenance import environment
 from src.training.trainer import device_of
 
 

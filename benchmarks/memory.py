@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 
 BEYOND_DATA = at_most(1.5)  # GiB
 STEPS = 10  # of each of two epochs: enough for the longest texts to have come by

@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
 from benchmarks.timing import paired
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 
 REPRO = at_most(240.0)  # seconds
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.config import Config, compose
+from src.configuration.composing import compose
+from src.configuration.schema import Config
 from src.data import packed
 
 EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")  # as a CPU is given them

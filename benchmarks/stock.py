@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import StepClock
-from src.config import Config
+from src.configuration.schema import Config
 from src.data.packed import PADDING
 from src.models.adversarial import initialise
 from src.models.pix2pix import PatchGAN, UNet

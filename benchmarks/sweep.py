@@ -12,8 +12,8 @@ import psutil
 from benchmarks.pipeline import environment, run
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 
 TRIALS, MANY, SETTLED = 20, 100, 10
 SHARE = at_most(0.5)  # of the time of `python -m src.train -m`

@@ -24,10 +24,10 @@ from benchmarks import machine, stock
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
 from benchmarks.timing import Measure, StepClock, paired
-from src.config import Config
+from src.common.hardware import keep_memory
+from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
-from src.hardware import keep_memory
 from src.models.adversarial import scaled
 from src.models.pix2pix import Pix2Pix
 from src.models.resnet import Convolution

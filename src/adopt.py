@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from src.common.errors import ConfigError
+from src.common.paths import ROOT
 from src.compose import compose_experiment
-from src.config import ROOT, ConfigError, refusal
+from src.configuration.refusing import refusal
 
 PARAMS = ROOT / "params.yaml"
 

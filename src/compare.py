@@ -15,8 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
 

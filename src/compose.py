@@ -16,7 +16,11 @@ from typing import Any
 
 import yaml
 
-from src.config import ROOT, Config, ConfigError, compose, overrides_of, refusal, write_resolved
+from src.common.errors import ConfigError
+from src.common.paths import ROOT
+from src.configuration.composing import compose, overrides_of, write_resolved
+from src.configuration.refusing import refusal
+from src.configuration.schema import Config
 
 
 def data_overrides(params: Mapping[str, Any], name: str) -> list[str]:

@@ -10,9 +10,13 @@ import json
 import shutil
 from pathlib import Path
 
-from src.config import ROOT, ConfigError, DataConfig, Official, main
-from src.data.sources import adopt, fetch
-from src.files import sha256_of
+from src.common.errors import ConfigError
+from src.common.files import sha256_of
+from src.common.paths import ROOT
+from src.configuration.command import main
+from src.configuration.schema import DataConfig, Official
+from src.data.fetching.adopting import adopt
+from src.data.fetching.download import fetch
 
 
 def download(config: DataConfig) -> None:

@@ -6,7 +6,8 @@ python -m src.evaluate -cp ../experiments/runs/NAME/RUN -cn config         a dir
 
 from __future__ import annotations
 
-from src.config import Config, main
+from src.configuration.command import main
+from src.configuration.schema import Config
 from src.training import startup
 
 
@@ -21,9 +22,10 @@ def evaluate(config: Config) -> None:
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
-    from src.reporting import classification, generation, reconstruction, tables, translation
+    from src.reporting import tables
+    from src.tasks import classification, generation, reconstruction, translation
+    from src.tracking.tracker import Tracker
     from src.training import determinism
-    from src.training.tracking import Tracker
 
     evaluations = {
         "classification": classification.evaluate,

@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from src.config import Config, main
-from src.files import sha256_of
+from src.common.files import sha256_of
+from src.configuration.command import main
+from src.configuration.schema import Config
 from src.training import startup
 
 
@@ -30,10 +31,11 @@ def export(config: Config) -> None:
 
     from src.data import packed
     from src.data.batching import batches
-    from src.models import onnx_export, quantization, weights
-    from src.reporting import card, plots, tables
+    from src.exporting import card, onnx_export, quantization
+    from src.models import weights
+    from src.reporting import plots, tables
+    from src.tracking.tracker import Tracker
     from src.training import determinism
-    from src.training.tracking import Tracker
 
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
@@ -114,7 +116,7 @@ def _card(
     cost: Mapping[str, float],
     folder: Any,
 ) -> Any:
-    from src.reporting.card import Card
+    from src.exporting.card import Card
 
     evaluated = config.folder / "metrics.json"
     metrics = json.loads(evaluated.read_text()) if evaluated.exists() else {}

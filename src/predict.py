@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from src.errors import Failure
-from src.files import sha256_of
+from src.common.errors import Failure
+from src.common.files import sha256_of
 
 
 class Predictor:

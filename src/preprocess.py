@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 
-from src.config import DataConfig, main
+from src.common.files import sha256_of
+from src.configuration.command import main
+from src.configuration.schema import DataConfig
 from src.data import packed
-from src.data.sources import SourceError
-from src.files import sha256_of
+from src.data.fetching.files import SourceError
 
 
 def preprocess(config: DataConfig) -> None:

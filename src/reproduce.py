@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from src.config import ROOT, write_resolved
-from src.errors import Failure
-from src.files import sha256_of
-from src.training.mlflow_sender import QUIET_AND_BOUNDED
+from src.common.errors import Failure
+from src.common.files import sha256_of
+from src.common.paths import ROOT
+from src.configuration.composing import write_resolved
+from src.tracking.store import QUIET_AND_BOUNDED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,8 +44,8 @@ def reproduce(run_id: str) -> bool:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from src.scratch import environment, worktree
-    from src.training.tracking import CONFIG, DEFAULT_STORE, PATCH, resolve_store
+    from src.common.git import environment, worktree
+    from src.tracking.tracker import CONFIG, DEFAULT_STORE, PATCH, resolve_store
 
     client = MlflowClient(resolve_store(None, DEFAULT_STORE))
     try:
@@ -85,8 +86,8 @@ def _artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
 
 def _refuse(run: Run, config: Any, patch: str) -> None:
     """Raises Failure where the run can't come out the same, or can't be made at all; with all the reasons."""
-    from src.training.provenance import LEFT_OUT
-    from src.training.tracking import DATA_TAG, MODEL_TAG
+    from src.tracking.provenance import LEFT_OUT
+    from src.tracking.tracker import DATA_TAG, MODEL_TAG
 
     tags = run.data.tags
     if not config or MODEL_TAG not in tags:
@@ -126,7 +127,7 @@ def _refuse(run: Run, config: Any, patch: str) -> None:
 
 def _say_what_differs(tags: Mapping[str, str]) -> None:
     """Names what of the machine is not as it was: the last bits may differ for it."""
-    from src.training.provenance import environment
+    from src.tracking.provenance import environment
 
     here = environment()
     for key in MACHINE:
@@ -136,7 +137,7 @@ def _say_what_differs(tags: Mapping[str, str]) -> None:
 
 def _facts(client: MlflowClient, run: Run) -> dict[str, Any]:
     """All that must come out the same: digests, and every point of every metric that is not of the clock."""
-    from src.training.tracking import MODEL_TAG, STATE_TAG
+    from src.tracking.tracker import MODEL_TAG, STATE_TAG
 
     facts: dict[str, Any] = {
         name: run.data.tags[tag]

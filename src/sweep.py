@@ -19,8 +19,9 @@ import os
 import re
 import sys
 
-from src.config import ConfigError, check, compose_unchecked, refusal
-from src.errors import Failure
+from src.common.errors import ConfigError, Failure
+from src.configuration.composing import check, compose_unchecked
+from src.configuration.refusing import refusal
 from src.sweeping import worker
 from src.sweeping.refusals import refuse
 from src.sweeping.space import SweepConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.config import ROOT
+from src.common.paths import ROOT
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m src.sync", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
-    from src.training.tracking import send_unsent
+    from src.tracking.tracker import send_unsent
 
     report = send_unsent(ROOT / "experiments" / ".work")
     for problem in report.problems:

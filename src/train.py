@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from src.config import Config, main, write_resolved
+from src.configuration.command import main
+from src.configuration.composing import write_resolved
+from src.configuration.schema import Config
+from src.tracking.journal import shorten
 from src.training import startup
-from src.training.journal import shorten
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from src.tracking.tracker import Tracker
     from src.training.run import Trained
-    from src.training.tracking import Tracker
 
 
 def train(config: Config) -> None:
@@ -42,7 +44,7 @@ def train(config: Config) -> None:
     launcher.refuse(config.trainer)
     startup.import_lightning()
 
-    from src.hardware import hand_back_memory, keep_memory
+    from src.common.hardware import hand_back_memory, keep_memory
     from src.training.preparation import prepared
     from src.training.trainer import require_gpus
 
@@ -51,11 +53,11 @@ def train(config: Config) -> None:
     config = prepared(config)
 
     from src.data import packed
+    from src.tracking.provenance import dirty_patch
+    from src.tracking.tracker import CONFIG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
     from src.training import determinism, run
     from src.training.checkpoints import held
     from src.training.progress import Progress
-    from src.training.provenance import dirty_patch
-    from src.training.tracking import CONFIG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
 
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from src.data.archives import read_archive
-from src.data.sources import SourceError
+from src.data.fetching.archives import read_archive
+from src.data.fetching.files import SourceError
 
 DATA = random.Random(0).randbytes(300_000)
 ROOT = Path(__file__).parents[1]
@@ -272,6 +272,8 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_is_light() -> None:
-    program = "import sys, src.data.archives; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
+    program = (
+        "import sys, src.data.fetching.archives; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
+    )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

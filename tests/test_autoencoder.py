@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.config import Adam, Constant, compose
+from src.common.errors import Failure
+from src.configuration.composing import compose
+from src.configuration.schema import Adam, Constant
 from src.data import packed
 from src.data.batching import ImageBatches
-from src.errors import Failure
-from src.models import onnx_export
+from src.exporting import onnx_export
 from src.models.autoencoder import Autoencoder, ConvCoder, DenseCoder, psnr
-from src.reporting import reconstruction
+from src.tasks import reconstruction
 
 SHAPE = [1, 8, 8]
 CODERS: dict[str, Any] = {

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.config import Loader, LowResolution
+from src.common.errors import Failure
+from src.configuration.schema import Loader, LowResolution
 from src.data import batching, packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, ImageBatches, PackedData, PairBatches, TextBatches, batches
 from src.data.packed import Packed
-from src.errors import Failure
 
 VOCABULARY = ["<unk>", "<pad>", *(f"word{i}" for i in range(98))]
 

@@ -17,8 +17,8 @@ from benchmarks.__main__ import main
 from benchmarks.setting import EXAMPLES, EXPERIMENTS, Setting
 from benchmarks.table import Figure, as_json, as_markdown, at_least, at_most, print_table
 from benchmarks.timing import Spread, StepClock, paired, per_call
+from src.common.errors import Failure
 from src.data import packed
-from src.errors import Failure
 from tests.tiny_data import cifar_members, write_tar
 
 TINY = {

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.errors import Failure
-from src.identity import differences, fingerprint
+from src.common.errors import Failure
+from src.common.identity import differences, fingerprint
 from src.training import checkpoints
 from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_whole
 

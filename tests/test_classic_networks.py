@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import SGD, Adam, ConfigError, Loader, compose
+from src.common.errors import ConfigError, Failure
+from src.configuration.composing import compose
+from src.configuration.schema import SGD, Adam, Loader
 from src.data.augmentation import rotate
 from src.data.batching import ImageBatches
-from src.errors import Failure
 from src.models.convnet import ConvNet
 from src.models.optimization import build_optimizer
 from src.models.perceptron import Perceptron

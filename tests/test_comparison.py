@@ -15,7 +15,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from src.config import ROOT, compose
+from src.common.paths import ROOT
+from src.configuration.composing import compose
 from src.reporting import comparison, comparison_page, significance, tables
 
 

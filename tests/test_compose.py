@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from src import compose as stage
+from src.common.errors import ConfigError
+from src.common.paths import ROOT
 from src.compose import compose_data, compose_experiment
-from src.config import ROOT, ConfigError, compose, overrides_of
+from src.configuration.composing import compose, overrides_of
 
 PARAMS: dict[str, Any] = {
     "profile": "sample",

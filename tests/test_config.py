@@ -13,20 +13,12 @@ import hydra
 import pytest
 import yaml
 
+from src.common.errors import ConfigError
+from src.common.paths import CONF, ROOT
 from src.compose import targets_of
-from src.config import (
-    CONF,
-    ROOT,
-    Adam,
-    Config,
-    ConfigError,
-    DataConfig,
-    Step,
-    check,
-    compose,
-    parameters_of,
-    write_resolved,
-)
+from src.configuration.composing import check, compose, write_resolved
+from src.configuration.schema import Adam, Config, DataConfig, Step
+from src.configuration.targets import parameters_of
 from tests.conftest import Run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -258,7 +250,7 @@ def test_the_keys_of_the_old_optimizer_are_refused_under_the_new_name() -> None:
         "src.train.train",
         "src.datas.x.X",
         "src.data",
-        "src.data.cifar10.",
+        "src.data.sets.cifar10.",
         "src.data.__import__('os')",
         "builtins.eval",
     ],
@@ -286,13 +278,16 @@ def test_a_target_outside_the_rooms_is_refused(target: str) -> None:
             ],
         ),
         (
-            "data._target_=src.data.cifar10.Cifar100",
-            ["data._target_: 'src.data.cifar10.Cifar100' is not there", "has Cifar10", "Did you mean 'Cifar10'?"],
+            "data._target_=src.data.sets.cifar10.Cifar100",
+            ["data._target_: 'src.data.sets.cifar10.Cifar100' is not there", "has Cifar10", "Did you mean 'Cifar10'?"],
         ),
-        ("data._target_=src.data.sources._move", ["data._target_: 'src.data.sources._move' is not there"]),  # private
         (
-            "data._target_=src.data.sources.shutil",
-            ["data._target_: 'src.data.sources.shutil' is not there"],
+            "data._target_=src.data.fetching.download._move",
+            ["data._target_: 'src.data.fetching.download._move' is not there"],
+        ),  # private
+        (
+            "data._target_=src.data.fetching.download.shutil",
+            ["data._target_: 'src.data.fetching.download.shutil' is not there"],
         ),  # imported
         ("~model.network._target_", ["model.network._target_: not given"]),
     ],
@@ -308,7 +303,7 @@ def targets_of_conf() -> list[str]:
     return sorted({target for path in files for target in targets_of(yaml.safe_load(path.read_text()))})
 
 
-@pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.image_folder.ImageFolders"])
+@pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.sets.image_folder.ImageFolders"])
 def test_the_parameters_read_from_the_source_are_those_of_the_real_signature(target: str) -> None:
     module_name, _, attribute = target.rpartition(".")
     module = importlib.import_module(module_name)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data.archives import read_archive
-from src.data.cifar10 import Cifar10
-from src.data.facades import PairedImages
-from src.data.image_folder import ImageFolders
-from src.data.imdb import BREAK, ReviewFolders, tokenizer_settings
+from src.data.fetching.archives import read_archive
+from src.data.fetching.files import SourceError
 from src.data.packed import Packed
-from src.data.sources import SourceError
+from src.data.sets.cifar10 import Cifar10
+from src.data.sets.facades import PairedImages
+from src.data.sets.image_folder import ImageFolders
+from src.data.sets.imdb import BREAK, ReviewFolders, tokenizer_settings
 from src.predict import tokenize
 from tests.tiny_data import cifar_members, cifar_records, plain_png, png, write_tar
 
@@ -287,7 +287,7 @@ def nasty_texts() -> Iterable[str]:
 def test_the_exported_tokenizer_gives_what_the_training_saw(tmp_path: Path) -> None:
     from torchtext.data.utils import get_tokenizer
 
-    from src.data.sample_reviews import pick_reviews
+    from src.data.samples.reviews import pick_reviews
 
     pick_reviews(tmp_path / "real.tar.gz", train=100, test=10)
     real = [content.decode() for _, content in read_archive(tmp_path / "real.tar.gz")]
@@ -298,7 +298,7 @@ def test_the_exported_tokenizer_gives_what_the_training_saw(tmp_path: Path) -> N
 
 
 def test_many_texts_are_tokenized_in_their_order() -> None:
-    from src.data import imdb
+    from src.data.sets import imdb
 
     texts = [f"Review {i}, <br />{'very ' * (i % 7)}good." for i in range(2500)]  # enough for several processes
     assert imdb.tokenize(texts) == imdb._tokenize(texts)

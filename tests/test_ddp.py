@@ -18,7 +18,9 @@ import pytest
 import torch
 import yaml
 
-from src.config import Config, ConfigError, check, compose
+from src.common.errors import ConfigError
+from src.configuration.composing import check, compose
+from src.configuration.schema import Config
 from src.data import packed
 from src.training import launcher
 from tests import processes
@@ -415,7 +417,7 @@ def test_a_batch_that_can_not_be_shared_out_evenly_is_refused_with_the_next_that
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [3, 9, 10, 11, 19, 21])
 def test_each_example_is_evaluated_once_and_every_process_has_as_many_batches(count: int, world: int) -> None:
-    from src.config import Loader
+    from src.configuration.schema import Loader
     from src.data.batching import ImageBatches
 
     split = {"images": torch.zeros(count, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(count)}
@@ -431,7 +433,7 @@ def test_each_example_is_evaluated_once_and_every_process_has_as_many_batches(co
 
 
 def test_fewer_examples_than_processes_are_refused() -> None:
-    from src.config import Loader
+    from src.configuration.schema import Loader
     from src.data.batching import ImageBatches
 
     split = {"images": torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(1)}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.common.paths import ROOT
 from src.compose import compose_experiment
-from src.config import ROOT, compose
+from src.configuration.composing import compose
 
 # The experiments that DVC runs by default, and those that a reader adds by removing a "#".
 PARAMS = yaml.safe_load(re.sub(r"(?m)^#(  \w+: \{)", r"\1", (ROOT / "params.yaml").read_text()))

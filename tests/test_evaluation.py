@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.config import Evaluation, Loader
+from src.configuration.schema import Evaluation, Loader
 from src.data.batching import ImageBatches, TextBatches
-from src.data.facade_palette import FACADE_PALETTE
-from src.models.segmenter import segmentation_scores, train_segmenter
-from src.reporting import classification, tables, translation
+from src.data.sets.facade_palette import FACADE_PALETTE
+from src.reporting import tables
+from src.scoring.segmenter import segmentation_scores, train_segmenter
+from src.tasks import classification, translation
 
 CLASSES = ["cat", "dog", "ship"]
 TITLE: dict[str, Any] = {"label": "test", "sample": True}

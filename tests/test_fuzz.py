@@ -21,14 +21,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import predict
-from src.config import CONF, ROOT, Config, ConfigError, DataConfig, check, compose
-from src.data import imdb, packed
-from src.data.archives import read_archive
-from src.data.image_folder import decode
+from src.common.errors import ConfigError, Failure
+from src.common.files import sha256_of
+from src.common.paths import CONF, ROOT
+from src.configuration.composing import check, compose
+from src.configuration.schema import Config, DataConfig
+from src.data import packed
+from src.data.fetching.archives import read_archive
+from src.data.fetching.files import SourceError
 from src.data.packed import Packed, PackedError
-from src.data.sources import SourceError
-from src.errors import Failure
-from src.files import sha256_of
+from src.data.sets import imdb
+from src.data.sets.image_folder import decode
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Adam, Constant, Loader, compose
+from src.common.errors import Failure
+from src.configuration.composing import compose
+from src.configuration.schema import Adam, Constant, Loader
 from src.data import packed
 from src.data.batching import ImageBatches
-from src.errors import Failure
-from src.models import onnx_export
-from src.models.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
+from src.exporting import onnx_export
 from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
-from src.models.judge import judgements, train_judge
-from src.reporting import generation
+from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
+from src.scoring.image_classifier import judgements, train_judge
+from src.tasks import generation
 
 SHAPE = [1, 8, 8]
 PARTS: dict[str, Any] = {

@@ -25,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.config import Config, ConfigError, Loader, compose
+from src.common.errors import ConfigError
+from src.configuration.composing import compose
+from src.configuration.schema import Config, Loader
 from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
 from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier

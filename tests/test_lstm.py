@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.config import AdamW, Constant
+from src.configuration.schema import AdamW, Constant
 from src.models.lstm import BidirectionalLSTM, MaskedPooling, TextClassifier, WordPairs, reverse_by_length
 
 Pooling = Literal["mean", "max", "mean_max", "attention"]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from src import download as download_module
-from src.config import ConfigError, compose
-from src.data.mnist import DIGITS, Mnist, read_idx
-from src.data.sources import SourceError
+from src.common.errors import ConfigError
+from src.common.files import sha256_of
+from src.configuration.composing import compose
+from src.data.fetching.files import SourceError
+from src.data.sets.mnist import DIGITS, Mnist, read_idx
 from src.download import download
-from src.files import sha256_of
 from src.preprocess import preprocess
 from tests.loopback import Host
 from tests.tiny_data import write_tar

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.config import ROOT, SGD, Adam, AdamW, Constant, Export
-from src.errors import Failure
-from src.models import onnx_export
+from src.common.errors import Failure
+from src.common.paths import ROOT
+from src.configuration.schema import SGD, Adam, AdamW, Constant, Export
+from src.exporting import onnx_export
 from src.models.classifier import ImageClassifier
 from src.models.lstm import TextClassifier
 from src.models.pix2pix import Pix2Pix

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import SGD, Adam, AdamW, Constant, Cosine, Linear, Muon, Step
+from src.configuration.schema import SGD, Adam, AdamW, Constant, Cosine, Linear, Muon, Step
 from src.models.optimization import build_optimizer, build_schedule, orthogonalised, rate_factor
 
 LINEAR = Linear(name="linear", warmup=0.2, hold=0.3, final=0.1)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from src.common.files import sha256_of
 from src.data import packed
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
-from src.files import sha256_of
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Adam, Linear, Loader, compose
+from src.common.errors import Failure
+from src.configuration.composing import compose
+from src.configuration.schema import Adam, Linear, Loader
 from src.data.batching import PairBatches
-from src.errors import Failure
 from src.models.adversarial import scaled
 from src.models.optimization import rate_factor
 from src.models.pix2pix import PatchGAN, Pix2Pix, UNet

@@ -17,10 +17,10 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from src import predict
-from src.config import Loader
+from src.common.files import sha256_of
+from src.configuration.schema import Loader
 from src.data.batching import TextBatches
-from src.data.imdb import tokenizer_settings
-from src.files import sha256_of
+from src.data.sets.imdb import tokenizer_settings
 from src.predict import Predictor
 from tests.tiny_data import plain_png
 

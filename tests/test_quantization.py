@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import ROOT
-from src.errors import Failure
-from src.models import onnx_export, quantization
-from src.models.inference import without_transposed
+from src.common.errors import Failure
+from src.common.paths import ROOT
+from src.exporting import onnx_export, quantization
+from src.exporting.inference import without_transposed
 from tests.test_onnx_export import OPSET, answers, generator, image_classifier, pictures, text_classifier, texts
 
 

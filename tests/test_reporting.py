@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.exporting.card import SNIPPETS, Card, model_card
 from src.reporting import plots, tables
-from src.reporting.card import SNIPPETS, Card, model_card
 
 CLASSES = ["cat", "dog", "ship"]
 RANDOM = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_what_is_no_probability_is_refused_by_the_calibration(confidence: list[f
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_torch() -> None:
-    code = "import sys, src.reporting.plots, src.reporting.card; print({'torch', 'matplotlib'} & sys.modules.keys())"
+    code = "import sys, src.reporting.plots, src.exporting.card; print({'torch', 'matplotlib'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.config import Optimizer, PositiveInt, Schedule
+from src.configuration.schema import Optimizer, PositiveInt, Schedule
 from src.models.lstm import TextClassifier
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import SGD, Constant
+from src.configuration.schema import SGD, Constant
 from src.models.classifier import ImageClassifier
 from src.models.layers import max_pool_2x2
 from src.models.resnet import Convolution, FastResNet, resnet18

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.archives import read_archive
-from src.data.facade_palette import FACADE_PALETTE
-from src.data.sample_facades import draw_facades
+from src.data.fetching.archives import read_archive
+from src.data.samples.facades import draw_facades
+from src.data.sets.facade_palette import FACADE_PALETTE
 
 
 @pytest.fixture(scope="module")

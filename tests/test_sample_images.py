@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.archives import read_archive
-from src.data.sample_images import draw_cifar10
+from src.data.fetching.archives import read_archive
+from src.data.samples.images import draw_cifar10
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.archives import read_archive
-from src.data.sample_reviews import pick_reviews
+from src.data.fetching.archives import read_archive
+from src.data.samples.reviews import pick_reviews
 
 
 @pytest.fixture(scope="module")

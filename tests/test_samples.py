@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from src.data.sample_facades import draw_facades
-from src.data.sample_images import draw_cifar10
-from src.data.sample_reviews import pick_reviews
+from src.data.samples.facades import draw_facades
+from src.data.samples.images import draw_cifar10
+from src.data.samples.reviews import pick_reviews
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from src.data.archives import read_archive
-from src.data.sources import SourceError, adopt, fetch
-from src.files import sha256_of
+from src.common.files import sha256_of
+from src.data.fetching.adopting import adopt
+from src.data.fetching.archives import read_archive
+from src.data.fetching.download import fetch
+from src.data.fetching.files import SourceError
 from tests.loopback import Host
 
 DATA = random.Random(0).randbytes(300_000)
@@ -367,7 +369,7 @@ def test_a_file_that_may_grow_no_further_leaves_nothing(host: Host, tmp_path: Pa
     (tmp_path / "mine" / "data").write_bytes(DATA)
     archive = {"url": host.serve("/a", DATA), "file": str(tmp_path / "mine/data"), "folder": str(tmp_path / "mine")}
     program = (
-        "import resource, sys; from pathlib import Path; from src.data.sources import SourceError, adopt\n"
+        "import resource, sys; from pathlib import Path; from src.data.fetching.adopting import adopt; from src.data.fetching.files import SourceError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "archive, folder = sys.argv[1], Path(sys.argv[2])\n"
         "try: adopt(archive, folder / 'raw' / 'data', sha256=None, partial_dir=folder / 'archives')\n"
@@ -524,6 +526,8 @@ def test_a_device_is_no_archive(take: Callable[..., str]) -> None:
 
 
 def test_importing_the_module_is_light() -> None:
-    program = "import sys, src.data.sources; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
+    program = (
+        "import sys, src.data.fetching.download; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
+    )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

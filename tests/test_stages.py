@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from src import download as download_module
-from src.config import Config, ConfigError, compose
+from src.common.errors import ConfigError
+from src.common.files import sha256_of
+from src.configuration.composing import compose
+from src.configuration.schema import Config
 from src.data import packed
-from src.data.sources import SourceError
+from src.data.fetching.files import SourceError
 from src.download import download
-from src.files import sha256_of
 from src.preprocess import preprocess
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar
@@ -158,7 +160,7 @@ def test_a_missing_file_of_the_users_is_refused(configure: Configure, tmp_path: 
             "data.archive: given, but profile=sample draws its own data; add profile=full",
         ),
         (
-            ["profile=sample", "data._target_=src.data.image_folder.ImageFolders"],
+            ["profile=sample", "data._target_=src.data.sets.image_folder.ImageFolders"],
             "profile: cifar10 has no embedded sample; add profile=full",
         ),
         (

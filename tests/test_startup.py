@@ -41,7 +41,7 @@ def test_lightning_starts_without_torchvision_and_scipy_signal_and_all_that_is_u
 
 HELD = """
 import json, sys
-from src.hardware import hand_back_memory, keep_memory
+from src.common.hardware import hand_back_memory, keep_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20

@@ -20,8 +20,9 @@ import psutil
 import pytest
 import yaml
 
-from src.config import ROOT, check, compose_unchecked
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
+from src.configuration.composing import check, compose_unchecked
 from src.sweeping.launchers.home import Home
 from src.sweeping.space import SweepConfig
 from src.sweeping.worker import Worker

@@ -8,7 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
-from src.config import CONF, ConfigError, check, compose, compose_unchecked, overrides_of
+from src.common.errors import ConfigError
+from src.common.paths import CONF
+from src.configuration.composing import check, compose, compose_unchecked, overrides_of
 from src.sweeping import refusals, samplers, space
 from src.sweeping.space import SweepConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import Failure
+from src.common.errors import Failure
 from src.sweeping import storage
 from src.sweeping.space import Sweep
 from tests.conftest import Run
@@ -107,7 +107,7 @@ def test_a_process_that_is_stopped_gives_its_trial_to_the_next_without_a_wait(cl
 
 def _ask(address: str, folder: Path, count: int, numbers: multiprocessing.Queue[int]) -> None:
     """A process that asks until there is no more; trains nothing."""
-    from src.config import check, compose_unchecked
+    from src.configuration.composing import check, compose_unchecked
     from src.sweeping.space import SweepConfig
     from src.sweeping.study import Study
 
@@ -125,7 +125,7 @@ def test_processes_that_create_and_ask_at_once_are_given_each_trial_once(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     address = request.getfixturevalue("postgresql") if kind == "postgresql" else f"journal:{tmp_path / 'study.log'}"
-    from src.config import ROOT
+    from src.common.paths import ROOT
 
     context = multiprocessing.get_context("spawn")
     numbers: multiprocessing.Queue[int] = context.Queue()

@@ -22,8 +22,10 @@ from typing import Any
 
 import pytest
 
-from src.training import journal, mlflow_sender, provenance, tracking
-from src.training.tracking import Tracker, send_unsent
+from src.tracking import journal, liveness, provenance, sender
+from src.tracking import store as tracking_store
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Tracker, send_unsent
 
 ROOT = Path(__file__).resolve().parents[1]
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
@@ -32,7 +34,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at on
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings with which MLflow is always imported, and no server from the developer's environment."""
-    for name, value in mlflow_sender.QUIET_AND_BOUNDED.items():
+    for name, value in tracking_store.QUIET_AND_BOUNDED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -41,7 +43,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One SQLite store for the module, in a folder whose name would break careless URIs."""
     path = tmp_path_factory.mktemp("a store, 100%") / "mlflow.db"
-    mlflow_sender.connect(f"sqlite:///{path}")
+    tracking_store.connect(f"sqlite:///{path}")
     return path
 
 
@@ -96,7 +98,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def child(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
     """A Python process that runs `code`, with this repository importable."""
-    environment = {name: value for name, value in os.environ.items() if name not in mlflow_sender.QUIET_AND_BOUNDED}
+    environment = {name: value for name, value in os.environ.items() if name not in tracking_store.QUIET_AND_BOUNDED}
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         env=environment | {"PYTHONPATH": str(ROOT)},
@@ -187,7 +189,7 @@ def test_how_the_block_ends_becomes_the_status(
     with pytest.raises(type(error)), Tracker.start(**run, store=store):
         raise error
     wait_until(lambda: only_run(store, run["experiment"]).info.status == status)
-    assert only_run(store, run["experiment"]).data.tags.get(mlflow_sender.FAILURE_TAG) == failure
+    assert only_run(store, run["experiment"]).data.tags.get(liveness.FAILURE_TAG) == failure
     assert run["journal"].exists() is (status != "FINISHED"), "a run that may be resumed keeps its journal"
 
 
@@ -200,7 +202,7 @@ def test_the_limits_are_those_of_the_installed_mlflow() -> None:
     assert journal.MAX_PARAM_LENGTH == validation.MAX_PARAM_VAL_LENGTH
     assert journal.MAX_TAG_LENGTH == validation.MAX_TAG_VAL_LENGTH
     assert journal.MAX_NAME_LENGTH == validation.MAX_ENTITY_KEY_LENGTH
-    assert mlflow_sender.METRICS_PER_CALL == validation.MAX_METRICS_PER_BATCH
+    assert sender.METRICS_PER_CALL == validation.MAX_METRICS_PER_BATCH
 
 
 def test_any_parameters_arrive_nested_long_many_or_oddly_named(store: str, run: dict[str, Any], tmp_path: Path) -> None:
@@ -259,8 +261,8 @@ def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
         """
         import os, sys, time
         from pathlib import Path
-        from src.training.journal import load_state
-        from src.training.tracking import Tracker
+        from src.tracking.journal import load_state
+        from src.tracking.tracker import Tracker
 
         journal, store, experiment = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
         tracker = Tracker.start(journal=journal, experiment=experiment, name="a run", params={"seed": 7},
@@ -293,8 +295,8 @@ def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
     assert found.info.status == "FINISHED"
     assert found.data.params == {"seed": "7"}
     assert found.data.tags["kind"] == "resumed"
-    assert found.data.tags[mlflow_sender.PID_TAG] == str(os.getpid())
-    assert mlflow_sender.FAILURE_TAG not in found.data.tags, "its own dead process must not close a resumed run"
+    assert found.data.tags[liveness.PID_TAG] == str(os.getpid())
+    assert liveness.FAILURE_TAG not in found.data.tags, "its own dead process must not close a resumed run"
     assert history(store, found.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(50)]
 
 
@@ -334,17 +336,16 @@ def test_dead_runs_are_closed_and_others_left_alone(store: str, run: dict[str, A
 
     gone = subprocess.Popen(["true"])
     gone.wait()
-    here = mlflow_sender.process_tags()
+    here = liveness.process_tags()
     cases = {
-        "no such process": here | {mlflow_sender.PID_TAG: str(gone.pid)},
-        "pid used again": here | {mlflow_sender.STARTED_TAG: "1000000000.00"},
-        "before the last boot": here | {mlflow_sender.BOOT_TAG: "another"},
+        "no such process": here | {liveness.PID_TAG: str(gone.pid)},
+        "pid used again": here | {liveness.STARTED_TAG: "1000000000.00"},
+        "before the last boot": here | {liveness.BOOT_TAG: "another"},
         "alive": here,
-        "another host": here | {mlflow_sender.HOST_TAG: "elsewhere", mlflow_sender.BOOT_TAG: "another"},
-        "another machine of that name": here
-        | {mlflow_sender.MACHINE_TAG: "another", mlflow_sender.BOOT_TAG: "another"},
-        "another container": here | {mlflow_sender.NAMESPACE_TAG: "another", mlflow_sender.PID_TAG: str(gone.pid)},
-        "not ours": {mlflow_sender.HOST_TAG: here[mlflow_sender.HOST_TAG]},
+        "another host": here | {liveness.HOST_TAG: "elsewhere", liveness.BOOT_TAG: "another"},
+        "another machine of that name": here | {liveness.MACHINE_TAG: "another", liveness.BOOT_TAG: "another"},
+        "another container": here | {liveness.NAMESPACE_TAG: "another", liveness.PID_TAG: str(gone.pid)},
+        "not ours": {liveness.HOST_TAG: here[liveness.HOST_TAG]},
     }
     client = MlflowClient(store)
     experiment = client.create_experiment("an earlier experiment")
@@ -363,9 +364,9 @@ def test_six_cold_starts_at_once_share_one_quiet_store(tmp_path: Path) -> None:
         """
         import os
         from pathlib import Path
-        from src.training import mlflow_sender, tracking
+        from src.tracking import store as tracking_store, tracker as tracking
 
-        os.environ.update(mlflow_sender.QUIET_AND_BOUNDED)
+        os.environ.update(tracking_store.QUIET_AND_BOUNDED)
         import mlflow   # once, and then six processes at the same instant
 
         processes = []
@@ -410,7 +411,7 @@ def test_an_evaluation_joins_the_run_that_trained_the_model(store: str, run: dic
     assert newer.info.run_name == "the run"
     assert newer.data.metrics == {"test/accuracy": 0.875}
     assert newer.data.tags["split"] == "test"
-    assert newer.data.tags[mlflow_sender.FAILURE_TAG] == "RuntimeError: the exported model differs"
+    assert newer.data.tags[liveness.FAILURE_TAG] == "RuntimeError: the exported model differs"
     assert newer.info.status == "FINISHED", "the training did finish"
 
 
@@ -674,7 +675,7 @@ def test_the_environment_is_told_without_git_and_without_importing_torch(tmp_pat
         """
         import sys, time
         from pathlib import Path
-        from src.training.provenance import dirty_patch, environment
+        from src.tracking.provenance import dirty_patch, environment
 
         begin = time.perf_counter()
         found = environment(root=Path.cwd())

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from src.errors import Failure
-from src.scratch import environment, git, worktree
-from src.training.provenance import dirty_patch
-from src.verify import Claim, compared
+from src.common.errors import Failure
+from src.common.git import environment, git, worktree
+from src.tracking.provenance import dirty_patch
+from verification.__main__ import Claim, compared
 
 BITS = {"weights": "1234", "optimizer": "5678"}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config import Build, compose
-from src.errors import Failure
+from src.common.errors import Failure
+from src.configuration.composing import compose
+from src.configuration.schema import Build
 from src.models import weights
 
 IMAGES = {"shape": [3, 32, 32], "classes": ["cat", "dog"], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}

@@ -21,10 +21,10 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from src.config import Loader
+from src.common.errors import Failure
+from src.common.hardware import hand_back_memory
+from src.configuration.schema import Loader
 from src.data import augmentation, packed
-from src.errors import Failure
-from src.hardware import hand_back_memory
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer

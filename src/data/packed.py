@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.errors import Failure
-from src.files import sha256_of, write_atomically
+from src.common.errors import Failure
+from src.common.files import sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Optimizer, Schedule
+from src.configuration.schema import Optimizer, Schedule
 from src.models.optimization import build_optimizer, build_schedule
 from src.models.sums import Summing
 

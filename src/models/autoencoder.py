@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from src.config import Activation, Build, Optimizer, PositiveInt, Probability, Schedule
-from src.errors import Failure
+from src.common.errors import Failure
+from src.configuration.schema import Activation, Build, Optimizer, PositiveInt, Probability, Schedule
 from src.models.layers import activated
 from src.models.optimization import build_optimizer, build_schedule
 from src.models.sums import Summing

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Build, Optimizer, Probability, Schedule
+from src.configuration.schema import Build, Optimizer, Probability, Schedule
 from src.models.optimization import build_optimizer, build_schedule
 from src.models.sums import Summing
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from src.config import Activation, PositiveInt, Probability
-from src.errors import Failure
+from src.common.errors import Failure
+from src.configuration.schema import Activation, PositiveInt, Probability
 from src.models.layers import activated
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
-from src.errors import Failure
+from src.common.errors import Failure
+from src.configuration.schema import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
 from src.models.adversarial import Adversarial, add, initialise, scaled
-from src.models.fidelity import COLLAPSED, diversity, frechet_distance
 from src.models.layers import activated
+from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance
 
 SHOWN = 64  # images that are drawn after each validation, from the same latent numbers each time
 COARSE = 7  # pixels a side at which validation compares drawn images with real ones

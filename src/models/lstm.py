@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import Optimizer, Positive, PositiveInt, Probability, Schedule
+from src.configuration.schema import Optimizer, Positive, PositiveInt, Probability, Schedule
 from src.models.classifier import Classifier
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.config import SGD as SGDConfig
-from src.config import Adam, AdamW, Constant, Cosine, Linear, Step
-from src.config import Muon as MuonConfig
-from src.hardware import fast_bf16
+from src.common.hardware import fast_bf16
+from src.configuration.schema import SGD as SGDConfig
+from src.configuration.schema import Adam, AdamW, Constant, Cosine, Linear, Step
+from src.configuration.schema import Muon as MuonConfig
 
 
 def build_optimizer(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from src.config import Activation, PositiveInt, Probability
+from src.configuration.schema import Activation, PositiveInt, Probability
 from src.models.layers import activated
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import NonNegative, Optimizer, PositiveInt, Probability, Schedule
-from src.errors import Failure
+from src.common.errors import Failure
+from src.configuration.schema import NonNegative, Optimizer, PositiveInt, Probability, Schedule
 from src.models.adversarial import Adversarial, add, initialise, scaled
 
 SHOWN = 4  # pictures that are drawn after each validation

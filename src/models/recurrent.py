@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from src.config import PositiveInt, Probability
+from src.configuration.schema import PositiveInt, Probability
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.config import PositiveInt
-from src.hardware import bf16_tiles
+from src.common.hardware import bf16_tiles
+from src.configuration.schema import PositiveInt
 from src.models.layers import max_pool_2x2
 
 

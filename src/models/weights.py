@@ -9,9 +9,9 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 
-from src.config import Build
-from src.errors import Failure
-from src.files import sha256_of, write_atomically
+from src.common.errors import Failure
+from src.common.files import sha256_of, write_atomically
+from src.configuration.schema import Build
 from src.models.sums import Summing
 
 NAME = "model.safetensors"

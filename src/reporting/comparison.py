@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from src.config import flattened
+from src.common.identity import flattened
 from src.reporting.significance import Summary, Test, summarised, tested
 
 LESS_IS_BETTER = ("loss", "l1", "error", "ms", "seconds")  # last words of metrics' names

@@ -15,17 +15,17 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 from src.sweeping import report
-from src.sweeping.courier import Courier
 from src.sweeping.launchers import Launcher, launcher
 from src.sweeping.space import SweepConfig
 from src.sweeping.storage import failures
 from src.sweeping.study import FOLDER, Study
 from src.sweeping.worker import Ended, Failed, Interrupted, Job, Message, Validated, Worker
+from src.tracking.courier import Courier
+from src.tracking.tracker import DEFAULT_STORE, Tracker, resolve_store
 from src.training.preparation import prepared
-from src.training.tracking import DEFAULT_STORE, Tracker, resolve_store
 
 WORK = ROOT / "experiments" / ".work" / "sweeps"
 POLL_S = 0.5  # how soon a signal is heeded

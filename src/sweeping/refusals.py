@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from src.config import ConfigError
+from src.common.errors import ConfigError
 from src.sweeping.space import LATENCY, PARAMETERS, Parameter, Sweep, SweepConfig, configured, grid, listed
 
 # The launchers that heed a key.

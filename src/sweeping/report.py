@@ -13,12 +13,13 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from src.config import ROOT, as_assignments
+from src.common.paths import ROOT
+from src.configuration.composing import as_assignments
 from src.reporting import sweeps, tables
 from src.reporting.sweeps import Point
 from src.sweeping.space import SweepConfig, nested
 from src.sweeping.study import OVERRIDES, REASON, SECONDS, Study
-from src.training.tracking import Tracker
+from src.tracking.tracker import Tracker
 
 BEST, TRIALS, PAGE = "best.yaml", "trials.csv", "study.html"
 # Where a trial ran and what it was called; what it computed does not hang on them.

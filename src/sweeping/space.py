@@ -13,18 +13,10 @@ import pydantic
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from src.config import (
-    CONF,
-    Config,
-    ConfigError,
-    NonNegativeInt,
-    Positive,
-    PositiveInt,
-    Section,
-    check,
-    compose_unchecked,
-    plain,
-)
+from src.common.errors import ConfigError
+from src.common.paths import CONF
+from src.configuration.composing import check, compose_unchecked
+from src.configuration.schema import Config, NonNegativeInt, Positive, PositiveInt, Section, plain
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

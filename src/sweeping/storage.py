@@ -28,8 +28,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 from src.sweeping.space import JOURNAL, Sweep
 
 DATABASE = "study.db"

@@ -18,9 +18,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from src.config import ROOT, ConfigError
-from src.errors import Failure
-from src.identity import described, differences
+from src.common.errors import ConfigError, Failure
+from src.common.identity import described, differences
+from src.common.paths import ROOT
 from src.sweeping import space, storage
 from src.sweeping.samplers import pruner, sampler
 from src.sweeping.space import SweepConfig

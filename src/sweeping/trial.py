@@ -13,17 +13,18 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from src.config import Config, write_resolved
+from src.common.errors import Failure, Lost
+from src.configuration.composing import write_resolved
+from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import batches
-from src.errors import Failure, Lost
 from src.reporting import tables
 from src.sweeping.space import LATENCY, PARAMETERS
 from src.sweeping.worker import Ended, Job
+from src.tracking.tracker import CONFIG, STATE_TAG, Tracker
 from src.training import determinism
 from src.training import run as training
 from src.training.preparation import prepared
-from src.training.tracking import CONFIG, STATE_TAG, Tracker
 from src.training.trainer import require_gpus
 
 STUDY_TAG, TRIAL_TAG, STATE = "sweep.study", "sweep.trial", "sweep.state"

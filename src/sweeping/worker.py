@@ -23,8 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from src.config import ROOT, check
-from src.errors import Failure, Lost
+from src.common.errors import Failure, Lost
+from src.common.paths import ROOT
+from src.configuration.composing import check
 
 LOG = "log.txt"
 
@@ -160,7 +161,7 @@ def warmed() -> ModuleType:
 
     startup.import_lightning()
 
-    from src.hardware import keep_memory
+    from src.common.hardware import keep_memory
     from src.sweeping import trial
 
     keep_memory()

@@ -20,14 +20,14 @@ import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from src.config import ROOT
-from src.errors import Failure
-from src.files import replacing, sha256_of, write_atomically
-from src.identity import described, differences, fingerprint
+from src.common.errors import Failure
+from src.common.files import replacing, sha256_of, write_atomically
+from src.common.identity import described, differences, fingerprint
+from src.common.paths import ROOT
 
 WORK = ROOT / "experiments" / ".work"
 LAST, NOTE = "last.ckpt", "run.json"
-CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/config.py")
+CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/configuration", "src/common")
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -19,10 +19,10 @@ def follow() -> None:
     """
     from torch import distributed
 
-    from src.config import check
+    from src.common.errors import Failure
+    from src.common.hardware import keep_memory
+    from src.configuration.composing import check
     from src.data import packed
-    from src.errors import Failure
-    from src.hardware import keep_memory
     from src.training import determinism, ranks, run
     from src.training.trainer import require_gpus
 

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from src.errors import Failure
+from src.common.errors import Failure
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a preemption's, Ctrl-C's
 SHARE = 0.02  # of the time at most goes into saving within an epoch

@@ -6,7 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 
-from src.config import ConfigError, Trainer
+from src.common.errors import ConfigError
+from src.configuration.schema import Trainer
 
 PATIENCE_S = 10.0  # for a process to notice by itself that another one is gone
 PORTS = range(15_000, 25_000)  # of jobs, by their numbers: below those that systems hand out by themselves

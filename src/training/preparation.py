@@ -7,10 +7,12 @@ import sys
 
 from filelock import FileLock
 
-from src.config import ROOT, Config, DataConfig, plain, write_resolved
+from src.common.errors import Failure
+from src.common.identity import fingerprint
+from src.common.paths import ROOT
+from src.configuration.composing import write_resolved
+from src.configuration.schema import Config, DataConfig, plain
 from src.data import packed
-from src.errors import Failure
-from src.identity import fingerprint
 
 
 def prepared(config: Config) -> Config:

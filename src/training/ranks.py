@@ -22,8 +22,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: i
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
-from src.config import ROOT, Trainer
-from src.errors import Failure, Lost
+from src.common.errors import Failure, Lost
+from src.common.paths import ROOT
+from src.configuration.schema import Trainer
 from src.training.launcher import PATIENCE_S, Launch, launch
 
 HOST = "127.0.0.1"

@@ -13,17 +13,18 @@ import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerStatus
 
-from src.config import ROOT, Config, plain
+from src.common.errors import Failure
+from src.common.paths import ROOT
+from src.configuration.schema import Config, plain
 from src.data import packed
 from src.data.batching import PackedData
-from src.errors import Failure
+from src.tracking.provenance import environment
+from src.tracking.tracker import DATA_TAG
 from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, LogMetrics, on_terminal
 from src.training.interruption import Interruption
-from src.training.provenance import environment
-from src.training.tracking import DATA_TAG
 from src.training.trainer import BEST, adapt, build_trainer
 
 

@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from src import config as schema
-from src.hardware import fast_bf16
+from src.common.errors import ConfigError
+from src.common.hardware import fast_bf16
+from src.configuration import schema
 from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
@@ -41,7 +42,7 @@ def require_gpus(config: schema.Trainer) -> None:
         ConfigError: there are fewer GPUs than asked for.
     """
     if device_of(config).type == "cuda" and (found := torch.cuda.device_count()) < config.devices:
-        raise schema.ConfigError(
+        raise ConfigError(
             f"trainer.devices: {config.devices} on {config.accelerator!r}, but torch sees {found} CUDA devices here; "
             "use trainer=cpu" + (f" or trainer.devices={found}" if found else "")
         )

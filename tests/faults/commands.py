@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from src.files import sha256_of
+from src.common.files import sha256_of
 from tests.conftest import commands_environment
 
 WAIT_S = 300.0

@@ -20,7 +20,7 @@ from tests.tiny_data import cifar_members, cifar_records, plain_png
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIRDS = """
-_target_: src.data.image_folder.ImageFolders
+_target_: src.data.sets.image_folder.ImageFolders
 name: birds
 size: 16
 loader: {batch_size: 50}

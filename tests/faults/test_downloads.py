@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from src.files import sha256_of
+from src.common.files import sha256_of
 from tests.conftest import Run, commands_environment
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src.config import compose, write_resolved
+from src.configuration.composing import compose, write_resolved
 from tests.conftest import Run, commands_environment
 from tests.processes import wait_for
 from tests.test_archives import tar_bytes, tar_member, zip_bytes, zip_member

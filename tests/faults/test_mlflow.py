@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from src.training.mlflow_sender import FAILURE_TAG, QUIET_AND_BOUNDED
-from src.training.tracking import PATIENCE_S
+from src.tracking.liveness import FAILURE_TAG
+from src.tracking.store import QUIET_AND_BOUNDED
+from src.tracking.tracker import PATIENCE_S
 from tests.conftest import commands_environment
 from tests.processes import wait_for
 from tests.test_runs import SMALL
@@ -72,10 +73,10 @@ def command(own: Path, *words: str, store: str = "") -> str:
 
 def empty_store(folder: Path) -> Path:
     """A database as MLflow makes it, without a run."""
-    from src.training import mlflow_sender
+    from src.tracking.store import connect
 
     folder.mkdir(parents=True, exist_ok=True)
-    mlflow_sender.connect(f"sqlite:///{folder / 'mlflow.db'}")
+    connect(f"sqlite:///{folder / 'mlflow.db'}")
     return folder / "mlflow.db"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.files import sha256_of
+from src.common.files import sha256_of
 from tests.faults.commands import (
     Damage,
     clone_of,

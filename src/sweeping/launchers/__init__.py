@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from src.config import cores
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.hardware import cores
 from src.sweeping.space import SweepConfig
 from src.sweeping.worker import Worker
 

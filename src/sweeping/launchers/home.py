@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.errors import Failure
+from src.common.errors import Failure
 from src.sweeping.remote import END, keep_alive, log_of
 from src.sweeping.space import SweepConfig
 from src.sweeping.worker import Worker

@@ -9,8 +9,8 @@ import subprocess
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 from src.sweeping.launchers import imported
 from src.sweeping.launchers.home import last_line, outward
 from src.sweeping.space import SweepConfig

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from src.config import ROOT
-from src.errors import Failure
+from src.common.errors import Failure
+from src.common.paths import ROOT
 from src.sweeping.launchers import imported
 from src.sweeping.launchers.home import last_line
 from src.sweeping.space import SweepConfig

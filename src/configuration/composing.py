@@ -1,0 +1,190 @@
+"""Composes `conf/` with overrides, checks the result against the schema, and writes resolved configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.common.errors import ConfigError
+from src.common.paths import CONF, ROOT
+from src.configuration.refusing import explain_fault, explain_hydra, listed
+from src.configuration.schema import Build, Config, Data, DataConfig
+from src.configuration.targets import schema_of
+
+
+def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
+    name = _root_.profile.name
+    if name not in values:
+        raise ValueError(f"by_profile has no value for profile {name!r}; it has {listed(values)}")
+    return values[name]
+
+
+def register_resolvers() -> None:
+    """`${by_profile:{sample: 2, full: 12}}` picks by profile.
+
+    `${unique:}` is new in each process, so no two runs share a folder; `${in_repository:PATH}` is the path from the
+    repository's root, so that what a run writes about itself does not name this machine's folders.
+    """
+    OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
+    OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("in_repository", lambda path: os.path.relpath(path, ROOT), replace=True)
+
+
+def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = Config) -> Any:
+    """Holds a composed configuration against the schema.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    register_resolvers()
+    try:
+        content: Any = composed
+        if isinstance(composed, DictConfig):
+            content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        if schema is DataConfig:
+            content = {key: content[key] for key in DataConfig.model_fields if key in content}
+        sections: dict[str, Any] = {
+            key: (schema_of(base, content[key], key), ...)
+            for key, base in (("data", Data), ("model", Build))
+            if key in content
+        }
+        schema = pydantic.create_model(schema.__name__, __base__=schema, **sections)
+        checked = schema.model_validate(content)
+        if isinstance(checked, Config):
+            _refuse_unequal_shares(checked)
+        return checked
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            "\n".join(dict.fromkeys(explain_fault(fault, content, schema) for fault in error.errors()))
+        ) from None
+
+
+def _refuse_unequal_shares(config: Config) -> None:
+    """Processes' gradients are averaged: with unequal shares of a batch some examples would count more than others."""
+    size, processes = config.loader.batch_size, config.trainer.processes
+    if size % processes:
+        raise ConfigError(
+            f"data.loader.batch_size: {size} can't be shared out evenly among {processes} processes (trainer.devices, "
+            f"trainer.num_nodes); the next that can is {size + processes - size % processes}"
+        )
+
+
+def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested values as Hydra's overrides; a null stays a null, `default` leaves conf/'s value alone.
+
+    A section that names itself, such as an optimizer, is exchanged as a whole.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from overrides_of(value, f"{prefix}{key}.")
+        elif value != "default":
+            yield f"{prefix}{key}={quoted(value)}"
+
+
+def quoted(value: Any) -> str:
+    """A value in Hydra's grammar, whose strings know no escape but that of a quote."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}: {quoted(item)}' for key, item in value.items() if item != 'default')}}}"
+    return json.dumps(value)
+
+
+def best_of(path: str) -> list[str]:
+    """The overrides in a sweep's best.yaml; `path` is relative to the repository's root, or absolute.
+
+    Raises:
+        ConfigError: it is not there, or is no mapping.
+    """
+    try:
+        values = yaml.safe_load((ROOT / Path(path).expanduser()).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"best={path}: {' '.join(str(error).split())}; a sweep writes such a file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"best={path}: holds no keys and values; a sweep writes such a file")
+    return list(overrides_of(values))
+
+
+def as_assignments(overrides: list[str]) -> list[str]:
+    """Hydra's overrides, made to mean what they look like.
+
+    `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of
+    Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
+    `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
+    after it; `debug=null` drops it. `+best=PATH` stands for what a sweep found, see `best_of`; what follows it wins.
+
+    Raises:
+        ConfigError: the file of `+best=` can't be read.
+    """
+    meant: list[str] = []
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    for override in overrides:
+        if best := re.fullmatch(r"\+?best=(.+)", override, re.DOTALL):
+            meant += as_assignments(best_of(best[1]))
+            continue
+        found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
+        if found and found[1] in groups:
+            meant.append(f"~{found[1]}" if found[2] == "null" else override)
+        elif found and found[2].startswith("{"):
+            meant += [f"++{found[1]}=null", f"++{override}"]
+        else:
+            meant.append(f"++{override}" if found else "experiment=".join(override.split("+experiment=", 1)))
+    return meant
+
+
+def compose(overrides: list[str]) -> Config:
+    """Composes `conf/` with Hydra's overrides and checks the result.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    return check(compose_unchecked(overrides))
+
+
+def compose_unchecked(overrides: list[str]) -> DictConfig:
+    """Composes `conf/` with Hydra's overrides; interpolations are not resolved yet.
+
+    Raises:
+        ConfigError: Hydra refuses it.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("config", as_assignments(overrides))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:  # OSError: a key too long
+        raise ConfigError(explain_hydra(error)) from None
+
+
+# A stage that is called on a resolved file writes where that file says: Hydra has no folder of its own to make.
+RESOLVED_HEAD = {
+    "defaults": ["_self_", {"override hydra/job_logging": "stdout"}],
+    "hydra": {"run": {"dir": "."}, "output_subdir": None},
+}
+
+
+def write_resolved(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a resolved configuration that the stages can be called on: `-cp FOLDER -cn NAME`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = "# Resolved from conf/ (and params.yaml): change those, not this.\n"
+    path.write_text(
+        header + yaml.safe_dump(RESOLVED_HEAD | dict(content), sort_keys=False, allow_unicode=True, width=120)
+    )

@@ -1,0 +1,97 @@
+"""Refusals: one line per fault, with the key's path, the value, what is allowed and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from src.common.paths import CONF
+from src.configuration.schema import Section
+
+
+def refusal(lines: str) -> int:
+    """Says what was refused, line by line; the exit code for it."""
+    for line in lines.splitlines():
+        print(f"configuration refused: {line}", file=sys.stderr)
+    return 2
+
+
+def explain_hydra(error: Exception) -> str:
+    """What Hydra or OmegaConf refused, in one line with the nearest name."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if options := getattr(error, "options", None):  # a group's choice that is not there
+        missing = str(getattr(error, "missing_cfg_file", ""))
+        group, _, choice = missing.rpartition("/")
+        return f"{group}={choice}: unknown; allowed: {listed(options)}{nearest(choice, options)}"
+    if "You must specify" in text:
+        return f"experiment: not given; say which: {', '.join('+experiment=' + name for name in experiments())}"
+    return text
+
+
+def experiments() -> list[str]:
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def explain_fault(fault: Any, content: Any, schema: type[Section]) -> str:
+    """One line for one of pydantic's faults."""
+    keys: list[str] = []
+    here: Any = content
+    # A union puts its tag or its branch into the path: keep what the content really has.
+    for place, part in enumerate(map(str, fault["loc"]), start=1):
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and part.isdigit():
+            here = here[int(part)]
+        elif fault["type"] != "missing" or place < len(fault["loc"]):
+            continue
+        keys.append(part)
+    where, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
+    match fault["type"]:
+        case "extra_forbidden":
+            allowed = _allowed_keys(schema, keys[:-1], content)
+            return f"{where}: unknown key; allowed: {listed(allowed)}{nearest(keys[-1], allowed)}"
+        case "missing":
+            return f"{where}: not given"
+        case "union_tag_invalid":
+            names = [name.strip(" '") for name in context["expected_tags"].split(",")]
+            if not context["tag"]:
+                return f"{where}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {listed(names)}"
+            return (
+                f"{where}.name: {context['tag']!r} is unknown; allowed: {listed(names)}{nearest(context['tag'], names)}"
+            )
+        case "literal_error":
+            names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
+            return f"{where}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {value!r} is not allowed: {said[0].lower()}{said[1:]}"
+
+
+def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[str]:
+    """The keys that the schema allows at `path`."""
+    for key in path:
+        content = content[key]
+        if key not in schema.model_fields:  # of a mapping of sections, whose field led to their schema
+            continue
+        named = _sections(schema.model_fields[key].annotation)
+        schema = next(
+            s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
+        )
+    return [field.alias or key for key, field in schema.model_fields.items()]
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in getattr(annotation, "__args__", ()) for section in _sections(part)]
+
+
+def listed(names: Any) -> str:
+    return ", ".join(sorted(str(name) for name in names))
+
+
+def nearest(name: str, names: Any) -> str:
+    found = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.5)
+    return f". Did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,1 @@
+"""How raw archives are had: downloaded, or taken from the user."""

@@ -1,0 +1,83 @@
+"""Takes the archive, folder or address that the user names as data.archive."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from src.data.fetching.download import checked_sha256, fetch
+from src.data.fetching.files import SourceError, disk_errors, expect_sha256, is_junk, replacing_durably
+
+if TYPE_CHECKING:
+    pass
+
+
+def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: Path) -> str:
+    """Brings what the user named as data.archive to `destination` and returns the sha256 of the result.
+
+    A URL is fetched; a file is copied; a folder becomes an uncompressed tar of its regular files under one top folder
+    of its name, whose bytes depend on nothing but their names and contents. The result must have `sha256`, if given.
+
+    Raises:
+        SourceError: nothing is there, it cannot be read, has another hash, or the folder holds a link or no file.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", archive):
+        return fetch([archive], destination, sha256=sha256, partial_dir=partial_dir)
+    expected = checked_sha256(sha256)
+    path = Path(os.path.abspath(Path(archive).expanduser()))
+    if not path.exists():
+        raise SourceError(
+            f"data.archive={archive}: nothing at {path} (working directory {Path.cwd()}): "
+            "give the path of a file or folder, or an https address"
+        )
+    with disk_errors(destination):
+        if path.is_dir():
+            if destination.resolve().is_relative_to(path.resolve()):
+                raise SourceError(f"data.archive={archive} holds {destination}, where it would go: name another folder")
+            files = _regular_files(path)
+            with replacing_durably(destination) as temporary:
+                _write_tar(path, files, temporary)
+                return expect_sha256(temporary, expected, f"the tar of {path}")
+        if not path.is_file():
+            raise SourceError(f"data.archive={archive}: {path} is neither a file nor a folder: give one of them")
+        if destination.exists() and path.samefile(destination):
+            return expect_sha256(destination, expected, str(path))
+        with replacing_durably(destination) as temporary:
+            shutil.copyfile(path, temporary)
+            return expect_sha256(temporary, expected, str(path))
+
+
+def _regular_files(folder: Path) -> list[str]:
+    """The relative posix names of the files in `folder`, sorted; refuses links and special files by name."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    names = []
+    for root, folders, files in os.walk(folder, onerror=fail):
+        for path in (Path(root, name) for name in folders + files):
+            mode = path.lstat().st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
+                raise SourceError(f"{path} is {kind}: a data folder may hold only files and folders, replace it")
+            name = path.relative_to(folder)
+            if stat.S_ISREG(mode) and not is_junk(PurePosixPath(name)):
+                names.append(name.as_posix())
+    if not names:
+        raise SourceError(f"{folder} holds no file: name the folder that holds the data")
+    return sorted(names)
+
+
+def _write_tar(folder: Path, names: Sequence[str], target: Path) -> None:
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            with (folder / name).open("rb") as file:
+                member = tarfile.TarInfo(f"{folder.name}/{name}")  # mtime, uid and gid 0, mode 0644
+                member.size = os.fstat(file.fileno()).st_size
+                tar.addfile(member, file)

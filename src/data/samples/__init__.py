@@ -1,0 +1,1 @@
+"""The embedded samples, drawn or picked offline in the official archive formats."""

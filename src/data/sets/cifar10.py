@@ -1,0 +1,72 @@
+"""CIFAR-10, the binary version: records of a label byte and 3,072 pixel bytes (red, green, blue planes of 32x32)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from src.configuration.schema import NonNegativeInt, OpenFraction
+from src.data.fetching.archives import read_archive
+from src.data.fetching.files import SourceError
+from src.data.packed import Packed, pack_images
+
+RECORD = 1 + 3 * 32 * 32
+
+
+class Cifar10:
+    """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin`, in whatever folder of it."""
+
+    archive_name = "cifar-10-binary.tar.gz"
+
+    def __init__(self, *, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+
+    def draw_sample(self, archive: Path) -> None:
+        """Writes the embedded sample in the official layout."""
+        from src.data.samples.images import draw_cifar10
+
+        draw_cifar10(archive)
+
+    def pack(self, archive: Path) -> Packed:
+        """Reads, checks and packs.
+
+        Raises:
+            SourceError: a file is missing, cut or holds an impossible label.
+        """
+        files = {name.rpartition("/")[2]: content for name, content in read_archive(archive)}
+        if "batches.meta.txt" not in files:
+            raise SourceError(
+                f"{archive}: no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one"
+            )
+        classes = files["batches.meta.txt"].decode("ascii", "replace").split()
+        train = [
+            _records(archive, name, files[name], len(classes))
+            for name in sorted(files)
+            if name.startswith("data_batch")
+        ]
+        if not train or "test_batch.bin" not in files:
+            raise SourceError(
+                f"{archive}: data_batch_*.bin or test_batch.bin is missing; it holds {', '.join(sorted(files))}"
+            )
+        return pack_images(
+            (np.concatenate([images for images, _ in train]), np.concatenate([labels for _, labels in train])),
+            None,
+            _records(archive, "test_batch.bin", files["test_batch.bin"], len(classes)),
+            classes=classes,
+            val_fraction=self.val_fraction,
+            split_seed=self.split_seed,
+        )
+
+
+def _records(archive: Path, name: str, content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 3, 32, 32] and labels uint8 [N]."""
+    if len(content) % RECORD or not content:
+        raise SourceError(
+            f"{archive}: {name} has {len(content)} bytes, no whole number of {RECORD}-byte records; fetch it anew"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+    if (worst := int(records[:, 0].max())) >= classes:
+        raise SourceError(f"{archive}: {name} holds the label {worst}, but there are {classes} classes; fetch it anew")
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]

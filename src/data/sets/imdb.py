@@ -1,0 +1,134 @@
+"""Reviews in the layout of aclImdb: `{train,test}/{pos,neg}/*.txt`; tokens, a vocabulary, and lengths kept."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from src.configuration.schema import NonNegativeInt, OpenFraction, PositiveInt
+from src.data.fetching.archives import read_archive
+from src.data.fetching.files import SourceError
+from src.data.packed import PADDING, UNKNOWN, Arrays, Packed, duplicates, stratified_holdout
+
+CLASSES = ("neg", "pos")
+BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+class ReviewFolders:
+    """Reads a folder or an archive of reviews; tokenizes with torchtext's `basic_english`.
+
+    The vocabulary is the `vocabulary` most frequent tokens of the training part, after `<unk>` and `<pad>`.
+    """
+
+    archive_name = "aclImdb_v1.tar.gz"
+
+    def __init__(
+        self, *, vocabulary: PositiveInt = 25000, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+
+    def draw_sample(self, archive: Path) -> None:
+        """Writes the embedded sample in the official layout."""
+        from src.data.samples.reviews import pick_reviews
+
+        pick_reviews(archive)
+
+    def pack(self, archive: Path) -> Packed:
+        """Reads, tokenizes and packs.
+
+        Raises:
+            SourceError: a folder is missing, a file is not UTF-8, or has no token.
+        """
+        from torchtext.vocab import Vocab
+
+        texts: dict[tuple[str, str], list[str]] = {
+            (split, label): [] for split in ("train", "test") for label in CLASSES
+        }
+        for name, content in sorted(read_archive(archive)):
+            key = tuple(([""] * 3 + name.split("/"))[-3:-1])
+            if key in texts and name.endswith(".txt"):
+                texts[key].append(_text(content, f"{archive}: {name}"))
+        for (split, label), found in texts.items():
+            if not found:
+                raise SourceError(
+                    f"{archive}: no {split}/{label}/*.txt in it; reviews belong into {{train,test}}/{{pos,neg}}/"
+                )
+        labels = {
+            split: np.repeat(np.arange(2), [len(texts[split, label]) for label in CLASSES])
+            for split in ("train", "test")
+        }
+        tokens = {split: tokenize([t for label in CLASSES for t in texts[split, label]]) for split in ("train", "test")}
+        keep, held = stratified_holdout(labels["train"], self.val_fraction, self.split_seed)
+        parts = {
+            "train": ([tokens["train"][i] for i in keep], labels["train"][keep]),
+            "val": ([tokens["train"][i] for i in held], labels["train"][held]),
+            "test": (tokens["test"], labels["test"]),
+        }
+        counts = Counter(token for example in parts["train"][0] for token in example)
+        vocabulary = Vocab(counts, max_size=self.vocabulary, specials=[UNKNOWN, PADDING])
+        meta = {
+            "kind": "text",
+            "classes": list(CLASSES),
+            "vocabulary": list(vocabulary.itos),
+            "tokenizer": tokenizer_settings(),
+            "duplicates": duplicates({k: [" ".join(example).encode() for example in x] for k, (x, _) in parts.items()}),
+        }
+        # Vocab.stoi is a defaultdict that grows at each look-up of a strange token; a plain dict does not.
+        ids = dict(vocabulary.stoi)
+        return Packed({split: _flat(examples, y, ids) for split, (examples, y) in parts.items()}, meta)
+
+
+def _text(content: bytes, name: str) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name} is not UTF-8 (byte {error.start}): convert or remove it") from None
+    if not text.strip():
+        raise SourceError(f"{name} is empty: remove it")
+    return text
+
+
+def _flat(examples: list[list[str]], labels: np.ndarray, ids: dict[str, int]) -> Arrays:
+    """Tokens one after the other, and where each example begins."""
+    flat = [ids.get(token, 0) for example in examples for token in example]
+    offsets = np.cumsum([0, *(len(example) for example in examples)])
+    return {"tokens": np.array(flat, np.int32), "offsets": offsets.astype(np.int64), "labels": labels.astype(np.int64)}
+
+
+def tokenizer_settings() -> dict[str, object]:
+    """`basic_english` as data: lower-case, then these substitutions in order, then split at blanks.
+
+    So that an exported model can be called without torchtext, which imports torch.
+    """
+    from torchtext.data import utils
+
+    rules = [(BREAK.pattern, " "), *zip(utils._patterns, utils._replacements, strict=True)]
+    return {"name": "basic_english", "lowercase": True, "substitutions": [list(rule) for rule in rules]}
+
+
+def tokenize(texts: list[str]) -> list[list[str]]:
+    """Lower-cased tokens of each text, HTML breaks removed; on all cores where there is enough to do."""
+    chunk = 1000
+    if len(texts) < 2 * chunk:
+        return _tokenize(texts)
+    chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
+    # fork: the workers inherit the imported torchtext instead of importing torch again.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
+        return [tokens for part in pool.map(_tokenize, chunks) for tokens in part]
+
+
+def _tokenize(texts: Iterable[str]) -> list[list[str]]:
+    from torchtext.data.utils import get_tokenizer
+
+    tokenizer = get_tokenizer("basic_english")
+    # A review of nothing but breaks or brackets has no token; one unknown keeps its place among the labels.
+    return [tokenizer(BREAK.sub(" ", text)) or [UNKNOWN] for text in texts]

@@ -1,0 +1,1 @@
+"""Networks and distances that judge what other networks make."""

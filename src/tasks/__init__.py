@@ -1,0 +1,1 @@
+"""What differs between tasks: how a model is evaluated, exported and called."""

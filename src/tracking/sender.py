@@ -1,0 +1,213 @@
+"""From a journal to MLflow. Everything here may be done twice: after a crash it goes on from the last saved state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from src.tracking.journal import State, load_state, lock_path, read_header, records, remove, save_state, shorten
+from src.tracking.liveness import close_dead_runs
+from src.tracking.store import QUIET_AND_BOUNDED, connect, experiment_id, one_line, user_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_TAG = "pipeline.model_sha256"  # by this `join` finds the run that trained a model
+
+STATE_TAG = "pipeline.optimizer_sha256"
+
+
+JOURNAL_TAG = "pipeline.journal"  # finds a run again that was created just before a crash
+
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages show a run under that one
+
+METRICS_PER_CALL = 1000  # MLflow's own limit; a test compares it
+
+REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's code for what no later attempt would change
+
+LOCK_TIMEOUT_S = 10.0  # another process that sends the same journal needs seconds
+
+
+class Drain:
+    """Carries a journal's records to a store, from where the last drain, of whatever process, stopped.
+
+    After each `run`, `failure` says why MLflow could not be reached (None when it was), and `problems` lists what was
+    dropped because it can never be sent.
+    """
+
+    def __init__(
+        self, journal: Path, store: str, alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    ) -> None:
+        """Make one before MLflow is imported: it reads its settings only then.
+
+        `alone` holds off whoever else may open the journal's run: journals on several machines may be of one run.
+        """
+        for name, value in QUIET_AND_BOUNDED.items():
+            os.environ.setdefault(name, value)
+        self.journal = journal
+        self.store = store
+        self._alone = alone
+        self.failure: str | None = None
+        self.problems: list[str] = []
+        self._connection: MlflowClient | None = None
+
+    def run(self) -> None:
+        """Send everything that the journal holds by now; raises nothing."""
+        self.failure = None
+        self.problems = []
+        if not self.journal.exists():  # all was sent; taking the lock would leave a stray file
+            return
+        try:
+            with FileLock(lock_path(self.journal), timeout=LOCK_TIMEOUT_S):
+                self._send_all()
+        except Timeout:
+            self.failure = "another process is sending it"
+        except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and the operating system's errors
+            self.failure = one_line(error)
+
+    def _send_all(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        header = read_header(self.journal)
+        if header is None:
+            return
+        fresh = State(header["journal"], self.store)
+        state = load_state(self.journal)
+        if state is None or (state.journal, state.store) != (fresh.journal, fresh.store):
+            state = fresh
+        try:
+            self._send_from(header, state)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state.run_id is None:
+                raise
+            self._send_from(header, fresh)  # the store was made anew, or the run purged from it: the journal has it all
+
+    def _send_from(self, header: Mapping[str, Any], state: State) -> None:
+        connecting = self._connection is None
+        client = self._connection = self._connection or connect(self.store)
+        run_id, joined = state.run_id, state.joined
+        if run_id is None:
+            with self._alone():
+                run_id, joined = self._open_run(client, header)
+        record: Mapping[str, Any] = {}
+        for end, record in _merge_metrics(records(self.journal, state.sent)):
+            self._send(client, run_id, joined, record)
+            save_state(self.journal, replace(state, run_id=run_id, joined=joined, sent=end))
+        if connecting:  # after this run's own process tags are in place
+            close_dead_runs(client)
+        if record.get("status") == "FINISHED" and read_header(self.journal) == header:
+            remove(self.journal)
+
+    def _open_run(self, client: MlflowClient, header: Mapping[str, Any]) -> tuple[str, bool]:
+        """Find or create the journal's run; returns its id and whether it belongs to another journal."""
+        experiment = experiment_id(client, self.store, header["experiment"])
+        ours = client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{header['journal']}'", max_results=1)
+        if ours:
+            return ours[0].info.run_id, False
+        if header["joins"]:
+            made_it = f"tags.`{MODEL_TAG}` = '{header['joins']}'"
+            newest = client.search_runs([experiment], made_it, order_by=["attributes.start_time DESC"], max_results=1)
+            if newest:
+                run_id = newest[0].info.run_id
+                self._send(client, run_id, True, {"tags": header["tags"]})
+                return run_id, True
+            self.problems.append(
+                f"no run in the experiment {header['experiment']} is tagged {MODEL_TAG}={header['joins'][:12]}...; "
+                f"a new run {header['name']} takes what was measured"
+            )
+        tags = {**header["tags"], **header["process"], JOURNAL_TAG: header["journal"], "mlflow.user": user_name()}
+        if parent := header.get("parent"):
+            tags[PARENT_TAG] = self._run_of(client, experiment, parent)
+        run = client.create_run(experiment, header["time"], tags, header["name"])
+        return run.info.run_id, False
+
+    def _run_of(self, client: MlflowClient, experiment: str, journal: str) -> str:
+        """The id of the run of another journal, deleted or not; raises where that has not been sent yet."""
+        from mlflow.entities import ViewType
+
+        wanted = f"tags.`{JOURNAL_TAG}` = '{journal}'"
+        found = client.search_runs([experiment], wanted, run_view_type=ViewType.ALL, max_results=1)
+        if not found:
+            raise LookupError("the run that it belongs under is not in MLflow yet")
+        return str(found[0].info.run_id)
+
+    def _send(self, client: MlflowClient, run_id: str, joined: bool, record: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        match record:
+            case {"points": points}:
+                self._log_batch(client, run_id, metrics=[Metric(*point) for point in points])
+            case {"params": params}:
+                self._log_batch(client, run_id, params=[Param(key, value) for key, value in params.items()])
+            case {"tags": tags}:
+                self._log_batch(client, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            case {"status": "RUNNING"}:
+                client.update_run(run_id, status="RUNNING")
+            case {"status": status, "time": ended} if not joined:  # a joined run keeps the status of its training
+                client.set_terminated(run_id, status, ended)
+            case {"artifact": path} if not Path(path).exists():
+                self.problems.append(f"artifact {path} vanished before it could be sent to MLflow")
+            case {"artifact": path, "folder": folder}:
+                with self._dropping(f"artifact {path}"):
+                    client.log_artifact(run_id, path, folder)
+            case {"text": text, "name": name}:
+                with self._dropping(f"artifact {name}"):
+                    client.log_text(run_id, text, name)
+            case {"damaged": line}:
+                self.problems.append(f"{self.journal} has a damaged line, which is left out: {shorten(line, 60)}")
+
+    def _log_batch(self, client: MlflowClient, run_id: str, **entities: Any) -> None:
+        """Send a list of metrics, params or tags; if MLflow refuses them, each alone, to lose only the one at fault.
+
+        The client itself splits what is over MLflow's 1000 metrics or 100 params or tags a call. A parameter that the
+        run has already, with the same value, is no fault to MLflow; with another value it is.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.log_batch(run_id, **entities)
+        except MlflowException as error:
+            if error.error_code != REFUSED:
+                raise
+            ((kind, items),) = entities.items()
+            for item in items:
+                one: dict[str, Any] = {kind: [item]}
+                with self._dropping(f"{kind} {item.key}"):
+                    client.log_batch(run_id, **one)
+
+    @contextlib.contextmanager
+    def _dropping(self, what: str) -> Iterator[None]:
+        """Pass over what MLflow refuses for what it is, and note it as a problem."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code != REFUSED:
+                raise
+            self.problems.append(f"MLflow refuses {what}: {one_line(error)}")
+
+
+def _merge_metrics(found: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Merge metric records that follow each other into {"points": (key, value, time, step) of one call}."""
+    points: list[tuple[str, float, int, int]] = []
+    reached = 0
+    for end, record in found:
+        metrics = record.get("metrics", {})
+        if points and (not metrics or len(points) + len(metrics) > METRICS_PER_CALL):
+            yield reached, {"points": points}
+            points = []
+        if metrics:
+            points += [(key, value, record["time"], record["step"]) for key, value in metrics.items()]
+        else:
+            yield end, record
+        reached = end
+    if points:
+        yield reached, {"points": points}

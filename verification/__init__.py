@@ -1,0 +1,1 @@
+"""The claims of reproducibility, proved one by one."""
