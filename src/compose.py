@@ -1,17 +1,20 @@
 """Stage `compose`: what DVC's stages read, resolved from `conf/` and `params.yaml` into files that are committed.
 
-    python -m src.compose data NAME         -> data/NAME.yaml
-    python -m src.compose experiment NAME   -> experiments/NAME/config.yaml
+    python -m src.compose data NAME         -> data/NAME.yaml, data/NAME.code.yaml
+    python -m src.compose experiment NAME   -> experiments/NAME/config.yaml, experiments/NAME/code.yaml
+    python -m src.compose                   -> all of them
 
 `params.yaml` says which experiments DVC runs, with which profile and overrides. An override `default` means: as `conf/`
-says.
+says. The code files hold a fingerprint for each stage, and the modules and packages behind it: DVC runs a stage again
+when its fingerprint changes, and `git diff` shows which module did it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,95 +22,111 @@ import yaml
 from src.common.errors import ConfigError
 from src.common.paths import ROOT
 from src.configuration.composing import compose, overrides_of, write_resolved
+from src.configuration.fingerprints import archive_fingerprint, stage_code
 from src.configuration.refusing import refusal
 from src.configuration.schema import Config
 
+CODE_HEADER = "# Fingerprints of the code that each stage executes, written by src/compose.py.\n"
+
 
 def data_overrides(params: Mapping[str, Any], name: str) -> list[str]:
-    """What params.yaml says of a data set."""
+    """What params.yaml says of a data set, as Hydra's overrides."""
     return list(overrides_of(params["data"][name] or {}, "data."))
 
 
 def compose_experiment(params: Mapping[str, Any], name: str) -> Config:
-    """The configuration of one experiment of params.yaml.
+    """The configuration of one experiment that params.yaml runs.
 
     Raises:
         ConfigError: it is refused, or it wants the shared data packed differently than params.yaml's `data` says.
     """
-    chosen = params["experiments"][name] or {}
     common = [f"experiment={name}", f"profile={params['profile']}", f"output=experiments/{name}"]
-    shared = compose([*common, f"trainer={params['trainer']}"])
-    if shared.data.name not in params["data"]:
-        raise ConfigError(
-            f"data.{shared.data.name}: not in params.yaml, but {name} needs it; add the line `{shared.data.name}: {{}}`"
-        )
-    own = list(overrides_of(chosen.get("overrides", {})))
-    config = compose([*common, f"trainer={params['trainer']}", *data_overrides(params, shared.data.name), *own])
-    prepared = compose_data(params, config.data.name)
+    common.append(f"trainer={params['trainer']}")
+    used = compose(common).data.name
+    if used not in params["data"]:
+        raise ConfigError(f"data.{used}: not in params.yaml, but {name} needs it; add the line `{used}: {{}}`")
+    own = (params.get("experiments") or {}).get(name) or {}
+    config = compose([*common, *data_overrides(params, used), *overrides_of(own.get("overrides") or {})])
+    # DVC watches the data set that `run` names: with another one there it would say "up to date" of what has changed.
+    if params["run"][name] != config.data.name:
+        used = config.data.name
+        raise ConfigError(f"run.{name}: is {params['run'][name]!r}, but {used} is used; write {used!r} there")
+    shared = compose_data(params, config.data.name)
     for key, value in config.packing.items():
-        if value != prepared.packing[key]:
+        if value != shared.packing[key]:
             raise ConfigError(
                 f"experiments.{name}: data.{key} is {value!r}, but data/processed is shared and packed with "
-                f"{prepared.packing[key]!r}; set it under data.{config.data.name} in params.yaml"
-            )
-    # DVC watches the packed <data> and src/models/<model>.py: with other names there it would say "up to date" of what
-    # has changed.
-    if chosen.get("data") != config.data.name:
-        used = config.data.name
-        raise ConfigError(
-            f"experiments.{name}.data: is {chosen.get('data')!r}, but {used} is used; write {used!r} there"
-        )
-    watched = {f"src.models.{chosen.get('model')}", "src.models.classifier"}
-    for target in targets_of(config.plain()["model"]):
-        if (module := target.rpartition(".")[0]) not in watched:
-            name_of = module.rpartition(".")[2]
-            raise ConfigError(
-                f"experiments.{name}.model: is {chosen.get('model')!r}, but {module} is used; write {name_of!r} there"
+                f"{shared.packing[key]!r}; set it under data.{config.data.name} in params.yaml"
             )
     return config
 
 
-def targets_of(section: Any) -> Iterator[str]:
-    """Every `_target_` in a section."""
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            yield from [value] if key == "_target_" else targets_of(value)
-
-
 def compose_data(params: Mapping[str, Any], name: str) -> Config:
     """The configuration of one data set of params.yaml, with the first experiment that uses it for the rest."""
-    user = next((e for e in params["experiments"] if compose([f"experiment={e}", "output=."]).data.name == name), None)
+    user = next((experiment for experiment, data in params["run"].items() if data == name), None)
     if user is None:
-        raise ConfigError(f"data.{name}: no experiment in params.yaml uses it; remove the line")
+        raise ConfigError(f"data.{name}: no experiment that params.yaml runs uses it; remove the line")
     return compose([f"experiment={user}", f"profile={params['profile']}", "output=.", *data_overrides(params, name)])
 
 
+def write_experiment(params: Mapping[str, Any], name: str) -> None:
+    """Composes one experiment and writes its two files.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    config = compose_experiment(params, name)
+    folder = ROOT / "experiments" / name
+    write_resolved(folder / "config.yaml", config.plain())
+    codes = {stage: stage_code(stage, config) for stage in ("train", "evaluate", "export")}
+    _write_code(
+        folder / "code.yaml",
+        {stage: code.fingerprint for stage, code in codes.items()},
+        modules={name: digest for code in codes.values() for name, digest in code.modules.items()},
+        packages={name: version for code in codes.values() for name, version in code.packages.items()},
+    )
+
+
+def write_data(params: Mapping[str, Any], name: str) -> None:
+    """Composes one data set and writes its two files.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    config = compose_data(params, name)
+    content = {key: value for key, value in config.plain().items() if key in ("profile", "data")}
+    del content["data"]["loader"]
+    write_resolved(ROOT / "data" / f"{name}.yaml", content | {"packing": config.packing})
+    code = stage_code("preprocess", config)
+    fingerprints = {"download": archive_fingerprint(config), "preprocess": code.fingerprint}
+    _write_code(ROOT / "data" / f"{name}.code.yaml", fingerprints, modules=code.modules, packages=code.packages)
+
+
+def _write_code(path: Path, fingerprints: Mapping[str, str], **behind: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = dict(fingerprints) | {key: dict(sorted(values.items())) for key, values in behind.items()}
+    path.write_text(CODE_HEADER + yaml.safe_dump(content, sort_keys=False))
+
+
 def main() -> None:
-    """The command."""
+    """The command; exit codes: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(
         prog="python -m src.compose", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("kind", choices=["data", "experiment"])
-    parser.add_argument("name", help="a key of params.yaml's `data` or `experiments`")
+    parser.add_argument("kind", nargs="?", choices=["data", "experiment"], help="what to compose (default: all)")
+    parser.add_argument("name", nargs="?", help="a key of params.yaml's `data` or `run`")
     arguments = parser.parse_args()
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    writers = {"data": (write_data, params["data"]), "experiment": (write_experiment, params["run"])}
     try:
-        if arguments.name not in params["data" if arguments.kind == "data" else "experiments"]:
-            raise ConfigError(f"{arguments.name}: not in params.yaml")
-        if arguments.kind == "data":
-            config, path = compose_data(params, arguments.name), ROOT / "data" / f"{arguments.name}.yaml"
-            content = config.plain()
-            content = {"profile": content["profile"], "data": content["data"]}
-            del content["data"]["loader"]
-        else:
-            config, path = (
-                compose_experiment(params, arguments.name),
-                ROOT / "experiments" / arguments.name / "config.yaml",
-            )
-            content = config.plain()
+        for kind in [arguments.kind] if arguments.kind else writers:
+            write, names = writers[kind]
+            if arguments.name and arguments.name not in names:
+                raise ConfigError(f"{arguments.name}: not in params.yaml")
+            for name in [arguments.name] if arguments.name else names:
+                write(params, name)
     except ConfigError as error:
         sys.exit(refusal(str(error)))
-    write_resolved(path, content)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,9 @@ python -m src.download +experiment=cifar10_resnet profile=full data.archive=~/Do
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
-
-from src.common.errors import ConfigError
-from src.common.files import sha256_of
-from src.common.paths import ROOT
 from src.configuration.command import main
-from src.configuration.schema import DataConfig, Official
-from src.data.fetching.adopting import adopt
-from src.data.fetching.download import fetch
+from src.configuration.schema import DataConfig
+from src.data.fetching.obtaining import obtain_archive
 
 
 def download(config: DataConfig) -> None:
@@ -26,47 +18,9 @@ def download(config: DataConfig) -> None:
         ConfigError: the profile has no source for this data set.
         SourceError: the archive can't be had, or is not what its checksum says.
     """
-    folder = config.raw
-    data, dataset = config.data, config.data()
-    archive = folder / dataset.archive_name
-    partial = ROOT / "data" / ".partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.profile.name == "sample":
-        if data.archive:
-            raise ConfigError("data.archive: given, but profile=sample draws its own data; add profile=full")
-        if not hasattr(dataset, "draw_sample"):
-            raise ConfigError(f"profile: {data.name} has no embedded sample; add profile=full")
-        dataset.draw_sample(archive)
-        origin, sha256 = "sample", sha256_of(archive)
-    elif data.archive:
-        origin, sha256 = Path(data.archive).name, adopt(data.archive, archive, sha256=data.sha256, partial_dir=partial)
-    elif data.official:
-        origin = data.official.urls[0]
-        sha256 = fetch_official(data.official, archive, partial)
-    else:
-        raise ConfigError(
-            f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
-        )
-    source = {"origin": origin, "archive": archive.name, "bytes": archive.stat().st_size, "sha256": sha256}
-    (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
-    print(f"{data.name}: {archive.name}, {source['bytes'] / 1e6:.1f} MB from {origin}, sha256 {sha256}", flush=True)
-
-
-def fetch_official(official: Official, archive: Path, partial: Path) -> str:
-    """The official archive at `archive`, and its sha256; files of a folder become one, as a folder of the user's does.
-
-    Raises:
-        SourceError: a file can't be had, or is not what its checksum says.
-    """
-    if not official.files:
-        return fetch(official.urls, archive, sha256=official.sha256, partial_dir=partial)
-    folder = partial / archive.stem
-    for name, sha256 in official.files.items():
-        mirrors = [f"{url.rstrip('/')}/{name}" for url in official.urls]
-        fetch(mirrors, folder / name, sha256=sha256, partial_dir=partial)
-    made = adopt(str(folder), archive, sha256=official.sha256, partial_dir=partial)
-    shutil.rmtree(folder)
-    return made
+    note = obtain_archive(config)
+    size = f"{note['bytes'] / 1e6:.1f} MB"
+    print(f"{config.data.name}: {note['archive']}, {size} from {note['origin']}, sha256 {note['sha256']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def train(config: Config) -> None:
     startup.import_lightning()
 
     from src.common.hardware import hand_back_memory, keep_memory
-    from src.training.preparation import prepared
+    from src.data.preparing import prepared
     from src.training.trainer import require_gpus
 
     keep_memory()

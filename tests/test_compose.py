@@ -21,26 +21,19 @@ PARAMS: dict[str, Any] = {
     "profile": "sample",
     "trainer": "cpu",
     "data": {"cifar10": {"archive": "default"}, "imdb": {}, "facades": {"size": "default"}},
+    "run": {"cifar10_resnet": "cifar10", "imdb_lstm": "imdb", "facades_pix2pix": "facades"},
     "experiments": {
-        "cifar10_resnet": {
-            "data": "cifar10",
-            "model": "resnet",
-            "overrides": {"seed": 0, "model": {"optimizer": {"lr": "default"}}},
-        },
-        "imdb_lstm": {"data": "imdb", "model": "lstm", "overrides": {"seed": 0}},
-        "facades_pix2pix": {"data": "facades", "model": "pix2pix"},
+        "cifar10_resnet": {"overrides": {"seed": 0, "model": {"optimizer": {"lr": "default"}}}},
+        "imdb_lstm": {"overrides": {"seed": 0}},
     },
 }
 
 
 def params(name: str = "cifar10_resnet", **changes: Any) -> dict[str, Any]:
-    """PARAMS with changes: `overrides` (joined), `data` or `model` of one experiment, or what stands beside them."""
+    """PARAMS with changes: `overrides` of one experiment, or what stands beside them."""
     changed = copy.deepcopy(PARAMS)
     if "overrides" in changes:
         changed["experiments"][name]["overrides"] = changes.pop("overrides")
-    for key in ("data", "model"):
-        if isinstance(changes.get(key), str):
-            changed["experiments"][name][key] = changes.pop(key)
     return changed | changes
 
 
@@ -129,7 +122,7 @@ def test_settings_of_the_shared_data_reach_the_experiment_and_the_data() -> None
     given["data"]["cifar10"] = {"val_fraction": 0.2, "archive": "~/été/cifar.tar"}
     config, data = compose_experiment(given, "cifar10_resnet"), compose_data(given, "cifar10")
     assert config.packing == data.packing
-    assert (data.packing["val_fraction"], data.packing["archive"]) == (0.2, "~/été/cifar.tar")
+    assert (data.packing["val_fraction"], data.data.archive) == (0.2, "~/été/cifar.tar")
 
 
 def test_an_experiment_that_wants_the_shared_data_otherwise_is_refused_with_the_remedy() -> None:
@@ -149,27 +142,31 @@ def test_a_data_set_that_params_lack_is_refused_with_the_line_to_add() -> None:
 
 
 def test_a_data_set_that_no_experiment_uses_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^data\.mnist: no experiment in params\.yaml uses it; remove the line$"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.mnist: no experiment that params\.yaml runs uses it; remove the line$"
+    ):
         compose_data(params(data=PARAMS["data"] | {"mnist": {}}), "mnist")
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            {"model": "lstm"},
-            "experiments.cifar10_resnet.model: is 'lstm', but src.models.resnet is used; write 'resnet' there",
-        ),
-        ({"data": "imdb"}, "experiments.cifar10_resnet.data: is 'imdb', but cifar10 is used; write 'cifar10' there"),
-    ],
-)
-def test_a_wrong_name_of_what_dvc_watches_is_refused(change: dict[str, str], told: str) -> None:
-    assert refusal("cifar10_resnet", params(**change)) == told
+def test_a_wrong_data_set_that_dvc_would_watch_is_refused() -> None:
+    message = refusal("cifar10_resnet", params(run=PARAMS["run"] | {"cifar10_resnet": "imdb"}))
+    assert message == "run.cifar10_resnet: is 'imdb', but cifar10 is used; write 'cifar10' there"
 
 
 def test_a_mistyped_override_is_refused_by_its_path() -> None:
     message = refusal("cifar10_resnet", params(overrides={"model": {"optimizer": {"lrr": 1}}}))
     assert message.startswith("model.optimizer.lrr: unknown key")
+
+
+CLASSIC = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - {"facades_pix2pix_128"}
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIC))
+def test_every_experiment_runs_under_dvc_with_a_line_for_it_and_one_for_its_data(name: str) -> None:
+    real = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = compose([f"experiment={name}", "output=."]).data.name
+    added = real | {"run": real["run"] | {name: data}, "data": real["data"] | {data: {}}}
+    assert compose_experiment(added, name).name == name
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -212,7 +209,7 @@ def test_a_data_file_holds_the_profile_and_the_data_without_its_batches(
 ) -> None:
     call(monkeypatch, "data", "cifar10")
     content = yaml.safe_load((command / "data" / "cifar10.yaml").read_text())
-    assert content.keys() == {"defaults", "hydra", "profile", "data"}
+    assert content.keys() == {"defaults", "hydra", "profile", "data", "packing"}
     assert "loader" not in content["data"]
     assert content["data"]["val_fraction"] == 0.1
 

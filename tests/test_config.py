@@ -15,10 +15,9 @@ import yaml
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
-from src.compose import targets_of
 from src.configuration.composing import check, compose, write_resolved
 from src.configuration.schema import Adam, Config, DataConfig, Step
-from src.configuration.targets import parameters_of
+from src.configuration.targets import parameters_of, targets_in
 from tests.conftest import Run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -300,7 +299,7 @@ def test_a_target_that_is_not_there_or_not_ours_is_refused(override: str, parts:
 
 def targets_of_conf() -> list[str]:
     files = [path for path in CONF.rglob("*.yaml") if "_target_" in path.read_text()]
-    return sorted({target for path in files for target in targets_of(yaml.safe_load(path.read_text()))})
+    return sorted({target for path in files for _, target in targets_in(yaml.safe_load(path.read_text()))})
 
 
 @pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.sets.image_folder.ImageFolders"])
@@ -332,6 +331,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 def test_packing_depends_on_the_data_and_the_profile_and_not_on_the_batches() -> None:
     packing = composed().packing
     assert composed("data.loader.batch_size=7", "seed=3", "trainer.max_epochs=1").packing == packing
+    assert composed("data.archive=x.tar", f"data.sha256={'0' * 64}", "data.official=null").packing == packing
     assert composed("data.split_seed=7").packing != packing
     assert composed("profile=full").packing != packing
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +126,7 @@ def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> No
     reordered = {k: dict(reversed(v.items())) for k, v in tiny().splits.items()}
     packed.write(Packed(reordered, tiny().meta), again, config=dict(reversed(CONFIG.items())), source=SOURCE)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["meta.json", "test.safetensors", "train.safetensors"]
+    assert names == ["meta.json", "origin.json", "test.safetensors", "train.safetensors"]
     for name in names:
         assert sha256_of(again / name) == sha256_of(folder / name)
 
@@ -173,6 +172,7 @@ def test_a_missing_or_cut_file_is_named_with_the_remedy(
 
 
 def test_the_meta_tells_nothing_of_when_and_where(folder: Path) -> None:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-    assert meta.keys() == {"kind", "classes", "splits", "config", "source"}
-    assert str(folder.parent) not in (folder / "meta.json").read_text()
+    assert json.loads((folder / "meta.json").read_text()).keys() == {"kind", "classes", "splits"}
+    assert json.loads((folder / "origin.json").read_text()).keys() == {"config", "source"}
+    for name in ("meta.json", "origin.json"):
+        assert str(folder.parent) not in (folder / name).read_text()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from src import download as download_module
 from src.common.errors import ConfigError
 from src.common.files import sha256_of
 from src.configuration.composing import compose
+from src.configuration.fingerprints import archive_fingerprint
 from src.configuration.schema import Config
 from src.data import packed
+from src.data.fetching import obtaining
 from src.data.fetching.files import SourceError
 from src.download import download
 from src.preprocess import preprocess
@@ -28,7 +29,7 @@ Configure = Callable[..., Config]
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
     """Composes a configuration of the full profile whose data lies in the test's folder."""
-    monkeypatch.setattr(download_module, "ROOT", tmp_path)  # partial downloads lie there
+    monkeypatch.setattr(obtaining, "ROOT", tmp_path)  # partial downloads lie there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def configure(*overrides: str) -> Config:
@@ -86,6 +87,7 @@ def test_a_file_of_the_users_is_copied_and_its_place_is_not_told(
         "archive": "cifar-10-binary.tar.gz",
         "bytes": archive.stat().st_size,
         "sha256": sha256_of(archive),
+        "fingerprint": archive_fingerprint(config),
     }
     preprocess(config)
     assert packed.read_meta(config.processed)["classes"] == ["cat", "ship"]

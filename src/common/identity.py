@@ -13,7 +13,7 @@ def described(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in flattened(values)}
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
+def fingerprint(identity: Any) -> str:
     """16 hex digits for an identity, or for anything else that JSON can write."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.errors import ConfigError
+from src.configuration.targets import targets_in
 
 
 def guard_hydra() -> None:
@@ -43,14 +43,3 @@ def _refuse_foreign_code(section: Any) -> None:
         own = Path(hydra.__file__).parent.glob(f"conf/hydra/{key}/*.yaml")
         if not any(section[key] == yaml.safe_load(path.read_text()) for path in own):
             raise ConfigError(f"hydra.{key}: is not allowed: choose one of Hydra's own, as in hydra/{key}=default")
-
-
-def targets_in(section: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Every `_target_` in a section, with its path."""
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            here = f"{path}.{key}"
-            yield from [(here, str(value))] if key == "_target_" else targets_in(value, here)
-    elif isinstance(section, list):
-        for place, value in enumerate(section):
-            yield from targets_in(value, f"{path}.{place}")

@@ -311,17 +311,19 @@ class DataConfig(Section):
 
     profile: Profile
     data: Data
-    data_folder: str = "data"  # DVC's; a direct run that needs data packed in another way has them beside it
+    data_folder: str = "data"  # DVC's; a direct run that needs data packed in another way has a folder of its own
+    archive_folder: str | None = None  # null: the raw archive lies in data_folder as well
 
     @property
     def packing(self) -> dict[str, Any]:
-        """What the packed splits depend on: the profile, and the data section without its batches."""
-        return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k != "loader"}
+        """How the archive is packed: the profile, and the data section without its archive and its batches."""
+        elsewhere = ("official", "archive", "sha256", "loader")
+        return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k not in elsewhere}
 
     @property
     def raw(self) -> Path:
         """The folder of the raw archive."""
-        return ROOT / self.data_folder / "raw" / self.profile.name / self.data.name
+        return ROOT / (self.archive_folder or self.data_folder) / "raw" / self.profile.name / self.data.name
 
     @property
     def processed(self) -> Path:

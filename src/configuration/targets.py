@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -73,3 +73,47 @@ def schema_of(base: type[Build], content: Any, path: str) -> type[Build]:
         for key, (annotation, default) in parameters.items()
     }
     return pydantic.create_model(target.rpartition(".")[2], __base__=base, **fields)
+
+
+def targets_in(section: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` in a section: (dotted path, target)."""
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            below = f"{path}.{key}".lstrip(".")
+            yield from [(below, str(value))] if key == "_target_" else targets_in(value, below)
+    elif isinstance(section, list):
+        for index, value in enumerate(section):
+            yield from targets_in(value, f"{path}.{index}")
+
+
+@functools.cache
+def attribute_of(target: str, name: str) -> str | None:
+    """A class attribute of a `_target_` that is a text, such as a model's `task`, read from the source.
+
+    Base classes in this repository count as well; None where no class sets it.
+    """
+    module, _, attribute = target.rpartition(".")
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("src.")
+        for alias in node.names
+    }
+    definition = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == attribute), None)
+    if definition is None:
+        return None
+    for node in definition.body:
+        names = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = getattr(node, "value", None)
+        if any(isinstance(n, ast.Name) and n.id == name for n in names) and isinstance(value, ast.Constant):
+            return str(value.value)
+    for base in definition.bases:
+        if isinstance(base, ast.Name):
+            inherited = attribute_of(imported.get(base.id, f"{module}.{base.id}"), name)
+            if inherited is not None:
+                return inherited
+    return None

@@ -1,6 +1,8 @@
-"""Packed splits: a data set as three safetensors files and a `meta.json`.
+"""Packed splits: a data set as three safetensors files, a `meta.json` and an `origin.json`.
 
-DVC hashes one file a split instead of 60,000, and loading is a memory map. What stands where:
+A model depends on the first four; `origin.json` says which archive they were packed from, and how, so that the same
+archive under another name retrains nothing. DVC hashes one file a split instead of 60,000, and loading is a memory
+map. What each kind of data holds:
 
     images   images uint8 [N, C, H, W], labels int64 [N]
     text     tokens int32 [sum of lengths], offsets int64 [N + 1], labels int64 [N]
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
-META = {"splits", "config", "source"}  # what every meta.json holds
+ORIGIN = {"config", "source"}  # what every origin.json holds
 Arrays = dict[str, np.ndarray]
 
 
@@ -45,9 +47,9 @@ class PackedError(Failure):
 
 
 def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the splits and `meta.json` into `folder`; returns the meta.
+    """Writes the splits, `meta.json` and `origin.json` into `folder`; returns both as one mapping.
 
-    `config` is what made them: a reader compares it with what it was told to read. The bytes depend on nothing else.
+    `config` is how they were packed, `source` where the archive came from: a reader compares them with what it needs.
 
     Raises:
         PackedError: a split has no example.
@@ -63,27 +65,49 @@ def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Ma
         path = folder / f"{split}.safetensors"
         write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}))
         files[split] = {"sha256": sha256_of(path), "examples": examples(arrays)}
-    meta = packed.meta | {"splits": files, "config": dict(config), "source": dict(source)}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return meta
+    meta, origin = packed.meta | {"splits": files}, {"config": dict(config), "source": dict(source)}
+    for name, content in (("meta.json", meta), ("origin.json", origin)):
+        (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return meta | origin
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The `meta.json` of a packed data set.
+    """The `meta.json` and `origin.json` of a packed data set, as one mapping.
 
     Raises:
-        PackedError: it is missing, or is not what `write` writes.
+        PackedError: one is missing, or is not what `write` writes.
     """
-    path = folder / "meta.json"
+    meta, origin = _read_content(folder), _read_json(folder / "origin.json")
+    if not origin.keys() >= ORIGIN:
+        raise _damaged(folder / "origin.json", ValueError("something is missing in it"))
+    return meta | origin
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    """The `meta.json` alone."""
+    meta = _read_json(folder / "meta.json")
     try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-        if not (meta.keys() >= META and all(isinstance(facts["sha256"], str) for facts in meta["splits"].values())):
-            raise ValueError("something is missing in it")
-        return meta
+        if not all(isinstance(facts["sha256"], str) for facts in meta["splits"].values()):
+            raise ValueError("a split has no sha256")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise _damaged(folder / "meta.json", error) from None
+    return meta
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise PackedError(f"{path} is missing: run `dvc repro` to prepare the data") from None
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:  # text, or another structure
-        raise PackedError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, TypeError("not a mapping"))
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> PackedError:
+    return PackedError(f"{path} is damaged ({error}): delete it and run `dvc repro`")
 
 
 def read_split(folder: Path, split: str) -> dict[str, Tensor]:
@@ -95,7 +119,7 @@ def read_split(folder: Path, split: str) -> dict[str, Tensor]:
         PackedError: the file is missing or its bytes changed since it was packed.
     """
     path = folder / f"{split}.safetensors"
-    expected = read_meta(folder)["splits"].get(split, {}).get("sha256")
+    expected = _read_content(folder)["splits"].get(split, {}).get("sha256")
     if not (path.is_file() and expected):
         raise PackedError(f"{path} is missing: run `dvc repro` (or `dvc pull`) to prepare the data")
     facts = path.stat()

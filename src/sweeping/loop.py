@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.data.preparing import prepared
 from src.sweeping import report
 from src.sweeping.launchers import Launcher, launcher
 from src.sweeping.space import SweepConfig
@@ -25,7 +26,6 @@ from src.sweeping.study import FOLDER, Study
 from src.sweeping.worker import Ended, Failed, Interrupted, Job, Message, Validated, Worker
 from src.tracking.courier import Courier
 from src.tracking.tracker import DEFAULT_STORE, Tracker, resolve_store
-from src.training.preparation import prepared
 
 WORK = ROOT / "experiments" / ".work" / "sweeps"
 POLL_S = 0.5  # how soon a signal is heeded

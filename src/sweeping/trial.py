@@ -18,13 +18,13 @@ from src.configuration.composing import write_resolved
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import batches
+from src.data.preparing import prepared
 from src.reporting import tables
 from src.sweeping.space import LATENCY, PARAMETERS
 from src.sweeping.worker import Ended, Job
 from src.tracking.tracker import CONFIG, STATE_TAG, Tracker
 from src.training import determinism
 from src.training import run as training
-from src.training.preparation import prepared
 from src.training.trainer import require_gpus
 
 STUDY_TAG, TRIAL_TAG, STATE = "sweep.study", "sweep.trial", "sweep.state"

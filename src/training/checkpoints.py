@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +25,11 @@ from src.common.errors import Failure
 from src.common.files import replacing, sha256_of, write_atomically
 from src.common.identity import described, differences, fingerprint
 from src.common.paths import ROOT
+from src.configuration.fingerprints import stage_code
+from src.configuration.schema import Config, plain
 
 WORK = ROOT / "experiments" / ".work"
 LAST, NOTE = "last.ckpt", "run.json"
-CODE = ("src/data", "src/models", "src/training", "src/train.py", "src/configuration", "src/common")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -110,18 +112,20 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and sha256_of(path) in known_digests(path)
 
 
-def identity(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
-    """Everything that the bits of a training run depend on, as far as this repository knows it, by name.
+def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that the bits of a training depend on, as far as this repository knows it, by name.
 
-    `config`: the sections that training reads. `data`: the sha256 of each packed split.
+    `splits`: the sha256 of each packed split. The code is the train stage's, as DVC watches it; of its packages the
+    versions count that are installed.
     """
-    known = described(config) | described({"data": data})
-    for room in CODE:
-        for path in sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]:
-            known[path.relative_to(ROOT).as_posix()] = sha256_of(path)
-    known["requirements.lock"] = sha256_of(ROOT / "requirements.lock")
-    known["threads"] = str(torch.get_num_threads())
-    return known
+    sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
+    code = stage_code("train", config)
+    return {
+        **described(sections | {"loader": plain(config.loader), "data": splits}),
+        **code.modules,
+        **{f"package {name}": version(name) for name in code.packages},
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from pytorch_lightning.trainer.states import TrainerStatus
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
-from src.configuration.schema import Config, plain
+from src.configuration.fingerprints import stage_code
+from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import PackedData
 from src.tracking.provenance import environment
@@ -39,9 +40,7 @@ class Trained:
 
 def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> WorkFolder:
     """The folder of this very run's checkpoints and journal. Call it after `determinism.fix`: the threads count."""
-    sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
-    identity = checkpoints.identity(sections | {"loader": plain(config.loader)}, meta["splits"])
-    return WorkFolder(config.name, identity, root)
+    return WorkFolder(config.name, checkpoints.identity(config, meta["splits"]), root)
 
 
 def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str, str]:
@@ -49,6 +48,7 @@ def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str,
     return _environment(config.trainer.accelerator, torch.get_num_threads()) | {
         "pipeline.profile": config.profile.name,
         "pipeline.fingerprint": work.key,
+        "pipeline.code": stage_code("train", config).fingerprint,
         **{DATA_TAG + split: packed["sha256"] for split, packed in meta["splits"].items()},
         "pipeline.output": config.output,
     }

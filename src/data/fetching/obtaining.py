@@ -1,0 +1,73 @@
+"""Obtains the raw archive of a data set: draws, copies or downloads it, and notes where it came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from src.common.errors import ConfigError
+from src.common.files import sha256_of
+from src.common.paths import ROOT
+from src.configuration.fingerprints import archive_fingerprint
+from src.configuration.schema import DataConfig, Official
+from src.data.fetching.adopting import adopt
+from src.data.fetching.download import fetch
+from src.data.raw import NOTE
+
+
+def obtain_archive(config: DataConfig) -> dict[str, Any]:
+    """Puts the archive and `source.json` into the raw folder; returns the note.
+
+    Raises:
+        ConfigError: the profile has no source for this data set.
+        SourceError: the archive can't be had, or is not what its checksum says.
+    """
+    folder = config.raw
+    data, dataset = config.data, config.data()
+    archive = folder / dataset.archive_name
+    partial = ROOT / "data" / ".partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.profile.name == "sample":
+        if data.archive:
+            raise ConfigError("data.archive: given, but profile=sample draws its own data; add profile=full")
+        if not hasattr(dataset, "draw_sample"):
+            raise ConfigError(f"profile: {data.name} has no embedded sample; add profile=full")
+        dataset.draw_sample(archive)
+        origin, sha256 = "sample", sha256_of(archive)
+    elif data.archive:
+        origin, sha256 = Path(data.archive).name, adopt(data.archive, archive, sha256=data.sha256, partial_dir=partial)
+    elif data.official:
+        origin = data.official.urls[0]
+        sha256 = fetch_official(data.official, archive, partial)
+    else:
+        raise ConfigError(
+            f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
+        )
+    note = {
+        "origin": origin,
+        "archive": archive.name,
+        "bytes": archive.stat().st_size,
+        "sha256": sha256,
+        "fingerprint": archive_fingerprint(config),
+    }
+    (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    return note
+
+
+def fetch_official(official: Official, archive: Path, partial: Path) -> str:
+    """The official archive at `archive`, and its sha256; files of a folder become one, as a folder of the user's does.
+
+    Raises:
+        SourceError: a file can't be had, or is not what its checksum says.
+    """
+    if not official.files:
+        return fetch(official.urls, archive, sha256=official.sha256, partial_dir=partial)
+    folder = partial / archive.stem
+    for name, sha256 in official.files.items():
+        mirrors = [f"{url.rstrip('/')}/{name}" for url in official.urls]
+        fetch(mirrors, folder / name, sha256=sha256, partial_dir=partial)
+    digest = adopt(str(folder), archive, sha256=official.sha256, partial_dir=partial)
+    shutil.rmtree(folder)
+    return digest

@@ -1,0 +1,28 @@
+"""From the raw archive to packed splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from src.configuration.schema import DataConfig
+from src.data import packed
+
+
+def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> dict[str, Any]:
+    """Packs a verified archive into the processed folder; returns the meta.
+
+    `source`: the note of where the archive came from.
+
+    Raises:
+        SourceError: the archive does not hold what it should.
+        PackedError: a split has no example.
+    """
+    meta = packed.write(config.data().pack(archive), config.processed, config=config.packing, source=source)
+    counts = ", ".join(f"{split} {facts['examples']}" for split, facts in meta["splits"].items())
+    print(f"{config.data.name}: {counts}", flush=True)
+    for splits, count in meta["duplicates"].items():
+        if count:
+            relation = "between" if "/" in splits else "within"
+            print(f"{config.data.name}: {count} duplicates {relation} {splits}", flush=True)
+    return meta
