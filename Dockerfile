@@ -12,11 +12,11 @@ RUN apt-get update \
 
 USER researcher
 WORKDIR /repo
-# A cache would stay in the layer, and nothing would read it again.
+# A cache in a layer is never read again.
 ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
 
-# The environment is a layer of its own: a change to the code does not install it again.
-COPY --chown=researcher Makefile pyproject.toml requirements.lock ./
+# The environment (what running needs) is a layer of its own: a change to the code does not install it again.
+COPY --chown=researcher Makefile pyproject.toml requirements.lock requirements-dev.lock ./
 RUN make setup
 
 # With .git, so that a run records the commit it came from.
