@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said better here
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+        @functools.wraps(stage)  # Hydra takes a relative `-cp` as relative to the file of the wrapped function: src/
         def run(composed: DictConfig) -> None:
             try:
                 config = check(composed, schema)
@@ -65,7 +67,6 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 print(f"{what}: free some space and run the same command again", file=sys.stderr)
                 sys.exit(1)
 
-        run.__module__ = "__main__"  # so that Hydra takes a relative `-cp` as relative to src/
         end_with_dvc()
         guard_hydra()
         try:
