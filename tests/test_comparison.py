@@ -106,6 +106,13 @@ def test_one_seed_in_common_or_none_is_not_tested(tmp_path: Path) -> None:
     assert all(test.verdict.startswith("not tested") for test in tests.values())
 
 
+@pytest.mark.parametrize("values", [[0.002, 0.002], [0.3 - 0.1, 0.2, 0.2]], ids=["two seeds", "up to rounding"])
+def test_equal_differences_are_not_tested(values: list[float]) -> None:
+    test = significance.paired_tests({2: values}, less_is_better=False)[2]
+    assert (test.p, test.verdict) == (None, "not tested: the differences are equal")
+    assert (test.seeds, test.difference) == (len(values), pytest.approx(values[0]))
+
+
 def test_profiles_and_experiments_are_never_mixed(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=0", value=0.5)
     make_run(tmp_path / "b", "seed=0", "profile=full", value=0.9)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from src.common.identity import flattened
-from src.reporting.significance import Summary, Test, summarised, tested
+from src.reporting.significance import PairedTest, Summary, paired_tests, summarize
 
 LESS_IS_BETTER = ("loss", "l1", "error", "ms", "seconds")  # last words of metrics' names
 
@@ -75,7 +75,7 @@ class Variant:
 
     def summary(self, metric: str) -> Summary | None:
         """The metric over the seeds; None if no run has it."""
-        return summarised([run.metrics[metric] for run in self.runs if metric in run.metrics])
+        return summarize([run.metrics[metric] for run in self.runs if metric in run.metrics])
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class Group:
             return run.mode == "min"
         return metric.rpartition("_")[2] in LESS_IS_BETTER
 
-    def tests(self, metric: str) -> dict[int, Test]:
+    def tests(self, metric: str) -> dict[int, PairedTest]:
         """Each further variant against the first, by the variant's number."""
         first, *others = self.variants
-        return tested(
+        return paired_tests(
             {
                 variant.number: [
                     variant.by_seed[seed].metrics[metric] - run.metrics[metric]

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.reporting.comparison import Group, Variant
 from src.reporting.plots import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RULE, SAMPLE_NOTE, SKY, picture
-from src.reporting.significance import Summary, Test
+from src.reporting.significance import PairedTest, Summary
 
 SHOWN = 8  # variants whose curves are drawn: more colours are not told apart
 
@@ -198,7 +198,7 @@ def _said(summary: Summary | None) -> str:
     return f"{summary.mean:.4g} ± {summary.deviation:.2g} [{summary.low:.4g}, {summary.high:.4g}]"
 
 
-def _tested(test: Test) -> str:
+def _tested(test: PairedTest) -> str:
     if not test.seeds:
         return test.verdict
     if test.p is None:

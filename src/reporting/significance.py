@@ -1,4 +1,4 @@
-"""Whether a difference between runs is one: means over seeds, their intervals, paired tests."""
+"""Statistics over seeds: means with confidence intervals, and paired t-tests with Holm's correction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.05  # of the tests, and of the intervals: 95 %
+LEVEL = 0.05  # significance level of the tests; the intervals are 95 %
 NO_DIFFERENCE = "no difference shown"
 
 
@@ -15,7 +15,7 @@ NO_DIFFERENCE = "no difference shown"
 class Summary:
     """A metric over seeds: mean, sample standard deviation and the 95 % confidence interval of the mean (Student's t).
 
-    One seed alone has neither deviation nor interval.
+    A single seed has neither deviation nor interval.
     """
 
     count: int
@@ -26,69 +26,73 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Test:
-    """A metric of a variant less that of another, over the seeds that they share."""
+class PairedTest:
+    """A metric of one variant minus that of another, over the seeds that both have."""
 
     seeds: int
     difference: float
     low: float | None
     high: float | None
-    p: float | None  # of the paired t-test, two-sided, after Holm's correction; None: too few seeds to test
+    p: float | None  # two-sided paired t-test after Holm's correction; None: not tested, see `verdict`
     verdict: str
 
 
-def summarised(values: Sequence[float]) -> Summary | None:
-    """Mean, deviation and interval of a metric's values; None of none."""
+def summarize(values: Sequence[float]) -> Summary | None:
+    """Mean, deviation and interval of a metric's values; None without values."""
+    from scipy import stats
+
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
     if count == 1:
         return Summary(1, mean, None, None, None)
     deviation = statistics.stdev(values)
-    half = _half_width(count, deviation)
-    return Summary(count, mean, deviation, mean - half, mean + half)
+    half_width = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
+    return Summary(count, mean, deviation, mean - half_width, mean + half_width)
 
 
-def tested(differences: Mapping[int, Sequence[float]], *, less_is_better: bool) -> dict[int, Test]:
-    """Paired t-tests of several variants against one; `differences`: by variant, the differences seed by seed.
+def paired_tests(differences: Mapping[int, Sequence[float]], *, less_is_better: bool) -> dict[int, PairedTest]:
+    """Paired t-tests of several variants against one; `differences`: for each variant, one difference per seed.
 
-    The p-values carry Holm's correction (1979): of twenty variants that change nothing, one would be "significant".
+    Holm's correction (1979) is applied over all of them: of twenty variants without effect, one would otherwise be
+    "significant".
     """
-    raw = {number: _p(values) for number, values in differences.items()}
+    p_values = {variant: p for variant, values in differences.items() if (p := _p_value(values)) is not None}
     corrected: dict[int, float] = {}
-    reached = 0.0
-    tried = sorted((p, number) for number, p in raw.items() if p is not None)
-    for place, (p, number) in enumerate(tried):
-        reached = max(reached, min(1.0, (len(tried) - place) * p))
-        corrected[number] = reached
-    return {number: _test(values, corrected.get(number), less_is_better) for number, values in differences.items()}
+    largest = 0.0
+    for rank, variant in enumerate(sorted(p_values, key=lambda variant: (p_values[variant], variant))):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[variant]))
+        corrected[variant] = largest
+    return {
+        variant: _paired_test(values, corrected.get(variant), less_is_better) for variant, values in differences.items()
+    }
 
 
-def _test(values: Sequence[float], p: float | None, less_is_better: bool) -> Test:
-    found = summarised(values)
-    if found is None:
-        return Test(0, math.nan, None, None, None, "not tested: no seed in common")
+def _paired_test(values: Sequence[float], p: float | None, less_is_better: bool) -> PairedTest:
+    summary = summarize(values)
+    if summary is None:
+        return PairedTest(0, math.nan, None, None, None, "not tested: no seed in common")
     if p is None:
-        return Test(1, found.mean, None, None, None, "not tested: one seed in common; two at least are needed")
-    better = (found.mean < 0) == less_is_better
-    verdict = NO_DIFFERENCE if p >= LEVEL else "better" if better else "worse"
-    return Test(found.count, found.mean, found.low, found.high, p, verdict)
+        reason = "the differences are equal" if len(values) > 1 else "one seed in common; at least two are needed"
+        return PairedTest(summary.count, summary.mean, summary.low, summary.high, None, f"not tested: {reason}")
+    is_better = (summary.mean < 0) == less_is_better
+    verdict = NO_DIFFERENCE if p >= LEVEL else "better" if is_better else "worse"
+    return PairedTest(summary.count, summary.mean, summary.low, summary.high, p, verdict)
 
 
-def _p(values: Sequence[float]) -> float | None:
-    """Of the two-sided t-test that the differences' mean is zero; None of fewer than two."""
+def _p_value(values: Sequence[float]) -> float | None:
+    """The two-sided p-value of a zero mean difference; None if fewer than two values, or all equal and not zero.
+
+    Equal differences have no deviation to test against: metrics of a few hundred images are multiples of one image, so
+    two seeds often differ by the same amount. Differences of zero mean that the setting has no effect: runs are
+    reproducible.
+    """
     from scipy import stats
 
     if len(values) < 2:
         return None
-    deviation, mean = statistics.stdev(values), statistics.fmean(values)
-    if deviation == 0:  # runs are reproducible: a setting without effect gives the very same values
-        return 0.0 if mean else 1.0
-    t = mean / (deviation / math.sqrt(len(values)))
-    return float(2 * stats.t.sf(abs(t), len(values) - 1))
-
-
-def _half_width(count: int, deviation: float) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
+    if not any(values):
+        return 1.0
+    if max(values) - min(values) <= 1e-9 * max(map(abs, values)):  # equal up to rounding
+        return None
+    return float(stats.ttest_1samp(values, 0).pvalue)
