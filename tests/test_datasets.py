@@ -287,9 +287,9 @@ def nasty_texts() -> Iterable[str]:
 def test_the_exported_tokenizer_gives_what_the_training_saw(tmp_path: Path) -> None:
     from torchtext.data.utils import get_tokenizer
 
-    from src.data.samples.reviews import pick_reviews
+    from src.data.samples.reviews import draw
 
-    pick_reviews(tmp_path / "real.tar.gz", train=100, test=10)
+    draw(tmp_path / "real.tar.gz", train=100, test=10)
     real = [content.decode() for _, content in read_archive(tmp_path / "real.tar.gz")]
     assert any("<br" in text for text in real)
     basic_english, settings = get_tokenizer("basic_english"), tokenizer_settings()

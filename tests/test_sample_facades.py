@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from src.data.fetching.archives import read_archive
-from src.data.samples.facades import draw_facades
+from src.data.samples.facades import draw
 from src.data.sets.facade_palette import FACADE_PALETTE
 
 
 @pytest.fixture(scope="module")
 def facades(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     archive = tmp_path_factory.mktemp("samples") / "facades.tar.gz"
-    draw_facades(archive, train=12, val=2, test=3)
+    draw(archive, train=12, val=2, test=3)
     return dict(read_archive(archive))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.data.fetching.archives import read_archive
-from src.data.samples.images import draw_cifar10
+from src.data.samples.images import draw
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -17,7 +17,7 @@ CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 @pytest.fixture(scope="module")
 def cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     archive = tmp_path_factory.mktemp("samples") / "cifar-10-binary.tar.gz"
-    draw_cifar10(archive, train=203, test=50)
+    draw(archive, train=203, test=50)
     return dict(read_archive(archive))
 
 
@@ -48,7 +48,7 @@ def test_cifar10_planes_are_images_and_no_two_are_alike(cifar10: dict[str, bytes
 
 
 def test_train_and_test_images_differ_even_in_equal_numbers(tmp_path: Path) -> None:
-    draw_cifar10(tmp_path / "c", train=10, test=10)
+    draw(tmp_path / "c", train=10, test=10)
     members = dict(read_archive(tmp_path / "c"))
     train = b"".join(members[f"cifar-10-batches-bin/data_batch_{n}.bin"] for n in range(1, 6))
     assert train != members["cifar-10-batches-bin/test_batch.bin"]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from src.data.fetching.archives import read_archive
-from src.data.samples.reviews import pick_reviews
+from src.data.samples.reviews import draw
 
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     archive = tmp_path_factory.mktemp("samples") / "aclImdb_v1.tar.gz"
-    pick_reviews(archive, train=400, test=100)
+    draw(archive, train=400, test=100)
     return dict(read_archive(archive))
 
 
@@ -64,5 +64,5 @@ def test_test_reviews_come_from_behind_all_training_reviews(reviews: dict[str, b
 @pytest.mark.parametrize(("train", "test", "message"), [(3, 2, "even counts"), (24000, 6000, "ask for fewer")])
 def test_impossible_counts_of_reviews_are_refused(train: int, test: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        pick_reviews(tmp_path / "reviews.tar.gz", train=train, test=test)
+        draw(tmp_path / "reviews.tar.gz", train=train, test=test)
     assert not list(tmp_path.iterdir())

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from src.data.samples.facades import draw_facades
-from src.data.samples.images import draw_cifar10
-from src.data.samples.reviews import pick_reviews
+from src.data.samples import facades, images, reviews
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        partial(draw_cifar10, train=10, test=10),
-        partial(draw_facades, train=1, val=1, test=1),
-        partial(pick_reviews, train=20, test=10),
+        partial(images.draw, train=10, test=10),
+        partial(facades.draw, train=1, val=1, test=1),
+        partial(reviews.draw, train=20, test=10),
     ],
     ids=["cifar10", "facades", "reviews"],
 )
@@ -38,7 +36,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(
 
 def test_archive_members_carry_no_date_and_no_owner(tmp_path: Path) -> None:
     archive = tmp_path / "new" / "cifar.tar.gz"
-    draw_cifar10(archive, train=5, test=1)
+    images.draw(archive, train=5, test=1)
     with tarfile.open(archive) as tar:
         assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.isreg()) for entry in tar} == {
             (0, 0, 0, "", True)

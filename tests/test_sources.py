@@ -369,7 +369,8 @@ def test_a_file_that_may_grow_no_further_leaves_nothing(host: Host, tmp_path: Pa
     (tmp_path / "mine" / "data").write_bytes(DATA)
     archive = {"url": host.serve("/a", DATA), "file": str(tmp_path / "mine/data"), "folder": str(tmp_path / "mine")}
     program = (
-        "import resource, sys; from pathlib import Path; from src.data.fetching.adopting import adopt; from src.data.fetching.files import SourceError\n"
+        "import resource, sys; from pathlib import Path; from src.data.fetching.adopting import adopt\n"
+        "from src.data.fetching.files import SourceError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "archive, folder = sys.argv[1], Path(sys.argv[2])\n"
         "try: adopt(archive, folder / 'raw' / 'data', sha256=None, partial_dir=folder / 'archives')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -32,9 +33,9 @@ def obtain_archive(config: DataConfig) -> dict[str, Any]:
     if config.profile.name == "sample":
         if data.archive:
             raise ConfigError("data.archive: given, but profile=sample draws its own data; add profile=full")
-        if not hasattr(dataset, "draw_sample"):
+        if dataset.sample is None:
             raise ConfigError(f"profile: {data.name} has no embedded sample; add profile=full")
-        dataset.draw_sample(archive)
+        importlib.import_module(dataset.sample).draw(archive)
         origin, sha256 = "sample", sha256_of(archive)
     elif data.archive:
         origin, sha256 = Path(data.archive).name, adopt(data.archive, archive, sha256=data.sha256, partial_dir=partial)

@@ -19,7 +19,7 @@ SIDE, BOX = 28, 20  # pixels: of an image, and of the box in its middle that a d
 TEST = 360  # the last fifth
 
 
-def draw_mnist(archive: Path) -> None:
+def draw(archive: Path) -> None:
     """Writes the digits in the layout of MNIST's four files."""
     from sklearn.datasets import load_digits
 

@@ -29,7 +29,7 @@ _Part = tuple[str, Box]  # a class of FACADE_PALETTE and where it lies; later pa
 _RELIEF = {"balcony": 7, "cornice": 4, "molding": 4, "pillar": 4, "deco": 3, "sill": 3}
 
 
-def draw_facades(archive: Path, *, train: int = 120, val: int = 20, test: int = 24, seed: int = 0) -> None:
+def draw(archive: Path, *, train: int = 120, val: int = 20, test: int = 24, seed: int = 0) -> None:
     """Write drawn facades in the layout of pix2pix's `facades.tar.gz`.
 
     Each image is a 512x256 JPEG: the photo on the left, its label map in the colours of `FACADE_PALETTE` on the right.

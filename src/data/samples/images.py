@@ -32,7 +32,7 @@ _SCENES: dict[str, tuple[Colour, Colour]] = {
 }
 
 
-def draw_cifar10(archive: Path, *, train: int = 2500, test: int = 500, seed: int = 0) -> None:
+def draw(archive: Path, *, train: int = 2500, test: int = 500, seed: int = 0) -> None:
     """Write drawn 32x32 images of the ten CIFAR-10 classes in the layout of `cifar-10-binary.tar.gz`.
 
     Labels are balanced to within one image. The training images are spread over the five official batches. Position,

@@ -16,7 +16,7 @@ import numpy as np
 from src.data.samples.archive import write_archive
 
 
-def pick_reviews(archive: Path, *, train: int = 4000, test: int = 1000, seed: int = 0) -> None:
+def draw(archive: Path, *, train: int = 4000, test: int = 1000, seed: int = 0) -> None:
     """Write part of the 25,000 official IMDB training reviews in the layout of `aclImdb_v1.tar.gz`.
 
     Half of each split is positive. No text occurs twice. A file's ID is the review's row in the package. Raises

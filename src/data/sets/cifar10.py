@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,16 +19,11 @@ class Cifar10:
     """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin`, in whatever folder of it."""
 
     archive_name = "cifar-10-binary.tar.gz"
+    sample: ClassVar[str] = "src.data.samples.images"
 
     def __init__(self, *, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
         self.val_fraction = val_fraction
         self.split_seed = split_seed
-
-    def draw_sample(self, archive: Path) -> None:
-        """Writes the embedded sample in the official layout."""
-        from src.data.samples.images import draw_cifar10
-
-        draw_cifar10(archive)
 
     def pack(self, archive: Path) -> Packed:
         """Reads, checks and packs.

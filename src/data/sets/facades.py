@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class PairedImages:
     """
 
     archive_name = "facades.tar.gz"
+    sample: ClassVar[str] = "src.data.samples.facades"
 
     def __init__(
         self,
@@ -38,12 +39,6 @@ class PairedImages:
         self.palette = palette
         self.val_fraction = val_fraction
         self.split_seed = split_seed
-
-    def draw_sample(self, archive: Path) -> None:
-        """Writes the embedded sample in the official layout."""
-        from src.data.samples.facades import draw_facades
-
-        draw_facades(archive)
 
     def pack(self, archive: Path) -> Packed:
         """Reads, decodes and packs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class ImageFolders:
     """Reads a folder or an archive of class folders; images are decoded to RGB and brought to one size."""
 
     archive_name = "images.tar"
+    sample: ClassVar[str | None] = None
 
     def __init__(
         self, *, size: PositiveInt = 32, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from src.common.hardware import cores
 from src.configuration.schema import NonNegativeInt, OpenFraction, PositiveInt
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
@@ -28,6 +29,7 @@ class ReviewFolders:
     """
 
     archive_name = "aclImdb_v1.tar.gz"
+    sample: ClassVar[str] = "src.data.samples.reviews"
 
     def __init__(
         self, *, vocabulary: PositiveInt = 25000, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0
@@ -35,12 +37,6 @@ class ReviewFolders:
         self.vocabulary = vocabulary
         self.val_fraction = val_fraction
         self.split_seed = split_seed
-
-    def draw_sample(self, archive: Path) -> None:
-        """Writes the embedded sample in the official layout."""
-        from src.data.samples.reviews import pick_reviews
-
-        pick_reviews(archive)
 
     def pack(self, archive: Path) -> Packed:
         """Reads, tokenizes and packs.
@@ -122,7 +118,7 @@ def tokenize(texts: list[str]) -> list[list[str]]:
         return _tokenize(texts)
     chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
     # fork: the workers inherit the imported torchtext instead of importing torch again.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("fork")) as pool:
         return [tokens for part in pool.map(_tokenize, chunks) for tokens in part]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from src.common.errors import ConfigError
 from src.configuration.schema import NonNegativeInt, OpenFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
@@ -27,25 +26,14 @@ class Mnist:
     """Reads an archive or a folder of `{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz`; `classes` names the labels."""
 
     archive_name = "mnist.tar"
+    sample: str | None = "src.data.samples.digits"
 
     def __init__(self, *, classes: list[str], val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
         self.classes = classes
         self.val_fraction = val_fraction
         self.split_seed = split_seed
-
-    def draw_sample(self, archive: Path) -> None:
-        """Writes the embedded sample, handwritten digits, in the official layout.
-
-        Raises:
-            ConfigError: the classes are no digits.
-        """
-        if self.classes != DIGITS:
-            raise ConfigError(
-                f"profile: the embedded sample shows digits, not {', '.join(self.classes)}; add profile=full"
-            )
-        from src.data.samples.digits import draw_mnist
-
-        draw_mnist(archive)
+        if classes != DIGITS:
+            self.sample = None  # Fashion-MNIST has this format too, but its sample would show digits
 
     def pack(self, archive: Path) -> Packed:
         """Reads, checks and packs.
