@@ -1,4 +1,4 @@
-"""Takes the archive, folder or address that the user names as data.archive."""
+"""Brings the archive, folder or address of `data.archive` to its place."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ import stat
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from src.data.fetching.download import checked_sha256, fetch
-from src.data.fetching.files import SourceError, disk_errors, expect_sha256, is_junk, replacing_durably
-
-if TYPE_CHECKING:
-    pass
+from src.common.files import replacing_path
+from src.data.fetching.download import fetch
+from src.data.fetching.files import SourceError, disk_errors, expect_sha256, is_junk
 
 
 def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: Path) -> str:
-    """Brings what the user named as data.archive to `destination` and returns the sha256 of the result.
+    """Brings the value of `data.archive` to `destination` and returns the sha256 of the result.
 
-    A URL is fetched; a file is copied; a folder becomes an uncompressed tar of its regular files under one top folder
-    of its name, whose bytes depend on nothing but their names and contents. The result must have `sha256`, if given.
+    A URL is downloaded; a file is copied; a folder becomes an uncompressed tar of its regular files under one top
+    folder of its name, whose bytes depend only on their names and contents. `sha256`, unless None, is the expected one
+    of the result.
 
     Raises:
-        SourceError: nothing is there, it cannot be read, has another hash, or the folder holds a link or no file.
+        SourceError: it does not exist, cannot be read, has another sha256, or the folder holds a link or no file.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", archive):
         return fetch([archive], destination, sha256=sha256, partial_dir=partial_dir)
-    expected = checked_sha256(sha256)
     path = Path(os.path.abspath(Path(archive).expanduser()))
     if not path.exists():
         raise SourceError(
@@ -39,18 +36,22 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
     with disk_errors(destination):
         if path.is_dir():
             if destination.resolve().is_relative_to(path.resolve()):
-                raise SourceError(f"data.archive={archive} holds {destination}, where it would go: name another folder")
+                raise SourceError(
+                    f"data.archive={archive} holds {destination}, its own destination: name another folder"
+                )
             files = _regular_files(path)
-            with replacing_durably(destination) as temporary:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with replacing_path(destination) as temporary:
                 _write_tar(path, files, temporary)
-                return expect_sha256(temporary, expected, f"the tar of {path}")
+                return expect_sha256(temporary, sha256, f"the tar of {path}")
         if not path.is_file():
             raise SourceError(f"data.archive={archive}: {path} is neither a file nor a folder: give one of them")
         if destination.exists() and path.samefile(destination):
-            return expect_sha256(destination, expected, str(path))
-        with replacing_durably(destination) as temporary:
+            return expect_sha256(destination, sha256, str(path))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_path(destination) as temporary:
             shutil.copyfile(path, temporary)
-            return expect_sha256(temporary, expected, str(path))
+            return expect_sha256(temporary, sha256, str(path))
 
 
 def _regular_files(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What fetching, adopting and unpacking share: errors, durable writes, and what archives hold that is no data."""
+"""Helpers of the fetching modules: errors, verified moves, and the contents that are not data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from src.common.errors import NO_ROOM, Failure
-from src.common.files import sha256_of
-
-if TYPE_CHECKING:
-    pass
+from src.common.files import replacing_path, sha256_of, sync
 
 BY_HAND = "fetch the file by hand and give data.archive=PATH"
 
@@ -24,6 +20,11 @@ class SourceError(Failure):
 
 
 def expect_sha256(path: Path, expected: str | None, what: str) -> str:
+    """The sha256 of a file; `what` names the file in the message.
+
+    Raises:
+        SourceError: it is not the expected one.
+    """
     digest = sha256_of(path)
     if expected and digest != expected:
         raise SourceError(
@@ -32,22 +33,12 @@ def expect_sha256(path: Path, expected: str | None, what: str) -> str:
     return digest
 
 
-@contextmanager
-def replacing_durably(destination: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `destination` that becomes it if the block succeeds, and goes if it does not."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, destination)
-        sync(destination.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def move_verified(source: Path, destination: Path, digest: str) -> None:
-    """Moves a verified file; across file systems by a copy, which is verified again."""
+    """Moves a verified file atomically; across file systems by a copy, which is verified again.
+
+    Raises:
+        SourceError: the disk is full, or the copy differs.
+    """
     with disk_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         sync(source)
@@ -57,39 +48,31 @@ def move_verified(source: Path, destination: Path, digest: str) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            with replacing_durably(destination) as temporary:
+            with replacing_path(destination) as temporary:
                 shutil.copyfile(source, temporary)
                 expect_sha256(temporary, digest, f"the copy of {source}")
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """Says in one line what the operating system refused while `place` was read or written."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError raised while `path` is read or written into a SourceError of one line."""
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        reason = error.strerror or str(error)
         if error.errno in NO_ROOM:
             raise SourceError(
-                f"no room to write {place} ({why}): free some space and run again, or {BY_HAND} on a larger disk"
+                f"no room to write {path} ({reason}): free some space and run again, or {BY_HAND} on a larger disk"
             ) from error
-        raise SourceError(f"{error.filename or place}: {why}: make it accessible and run again") from error
+        raise SourceError(f"{error.filename or path}: {reason}: make it accessible and run again") from error
 
 
 def is_html(path: Path) -> bool:
-    """Whether a file is a web page: what sign-in, consent and error pages put in an archive's place."""
+    """Whether a file is a web page: sign-in, consent and error pages arrive in place of an archive."""
     with path.open("rb") as file:
         return file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
 
 
 def is_junk(name: PurePosixPath) -> bool:
-    """What macOS adds to folders and archives."""
+    """Whether macOS added this file to a folder or an archive."""
     return "__MACOSX" in name.parts or name.name == ".DS_Store" or name.name.startswith("._")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from src.common.errors import ConfigError
 from src.common.files import sha256_of
 from src.common.paths import ROOT
 from src.configuration.fingerprints import archive_fingerprint
-from src.configuration.schema import DataConfig, Official
+from src.configuration.schema import DataConfig
 from src.data.fetching.adopting import adopt
-from src.data.fetching.download import fetch
+from src.data.fetching.official import fetch_official
 from src.data.raw import NOTE
 
 
@@ -55,20 +54,3 @@ def obtain_archive(config: DataConfig) -> dict[str, Any]:
     }
     (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
     return note
-
-
-def fetch_official(official: Official, archive: Path, partial: Path) -> str:
-    """The official archive at `archive`, and its sha256; files of a folder become one, as a folder of the user's does.
-
-    Raises:
-        SourceError: a file can't be had, or is not what its checksum says.
-    """
-    if not official.files:
-        return fetch(official.urls, archive, sha256=official.sha256, partial_dir=partial)
-    folder = partial / archive.stem
-    for name, sha256 in official.files.items():
-        mirrors = [f"{url.rstrip('/')}/{name}" for url in official.urls]
-        fetch(mirrors, folder / name, sha256=sha256, partial_dir=partial)
-    digest = adopt(str(folder), archive, sha256=official.sha256, partial_dir=partial)
-    shutil.rmtree(folder)
-    return digest
