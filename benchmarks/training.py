@@ -29,8 +29,8 @@ from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
 from src.models.adversarial import scaled
+from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
-from src.models.resnet import Convolution
 from src.training import determinism
 from src.training.history import History
 from src.training.interruption import Interruption

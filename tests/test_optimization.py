@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from src.common.errors import ConfigError, Failure
+from src.common.paths import ROOT
+from src.configuration.composing import check, compose
 from src.configuration.schema import SGD, Adam, AdamW, Constant, Cosine, Linear, Muon, Step
-from src.models.optimization import build_optimizer, build_schedule, orthogonalised, rate_factor
+from src.models.muon import orthogonalize
+from src.models.optimization import build_optimizer, build_schedule, rate_factor
 
 LINEAR = Linear(name="linear", warmup=0.2, hold=0.3, final=0.1)
 COSINE = Cosine(name="cosine", warmup=0.2, final=0.1)
@@ -166,10 +175,10 @@ def test_biases_of_frozen_layers_learn_faster_as_those_of_norms_do() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
-def test_orthogonalised_keeps_directions_and_brings_their_lengths_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalize_keeps_directions_and_brings_their_lengths_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    found = orthogonalised(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
+    found = orthogonalize(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
     in_its_own_axes = u.T @ found @ v.T
     lengths = in_its_own_axes.diag()
     assert lengths.min() > 0.3 and lengths.max() < 1.6
@@ -221,3 +230,103 @@ def test_muon_goes_on_from_its_saved_state_to_the_same_bits() -> None:
     step(model, optimizer, 1)
     step(copy, resumed, 1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+# --- classes named by _target_ ----------------------------------------------------------------------------------------
+
+
+def model_section(*overrides: str) -> Any:
+    """The section `model` of a configuration with these overrides."""
+    return compose(["experiment=mnist_mlp", "output=out", *overrides]).model
+
+
+def test_a_training_step_uses_the_optimizer_and_the_schedule_that_targets_name(tmp_path: Path) -> None:
+    config = model_section(
+        "model.optimizer={_target_: torch.optim.RMSprop, lr: 0.001, alpha: 0.9, momentum: 0.5}",
+        "model.schedule={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.01, total_steps: steps, "
+        "cycle_momentum: false}",
+    )
+    model = config({"shape": [1, 4, 4], "classes": ["a", "b"], "mean": [0.5], "std": [0.2]})
+    before = model.network.layers[1].weight.detach().clone()
+    images = torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches: Any = [(images, torch.tensor([0, 1] * 4))] * 3
+    trainer = pl.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(model, batches)
+    (optimizer,) = trainer.optimizers
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.RMSprop
+    assert (group["alpha"], group["momentum"], group["eps"]) == (0.9, 0.5, 1e-8)
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert type(schedule) is torch.optim.lr_scheduler.OneCycleLR
+    assert schedule.total_steps == 6
+    assert schedule.last_epoch == 6  # stepped after every batch
+    assert not torch.equal(model.network.layers[1].weight, before)
+
+
+def test_the_numbers_of_a_targets_keys_reach_it_as_tuples_and_lists() -> None:
+    optimizer = build_optimizer(
+        [network()], model_section("model.optimizer={_target_: torch.optim.NAdam, betas: [0.8, 0.9]}").optimizer
+    )
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    schedule = model_section(
+        "model.schedule={_target_: torch.optim.lr_scheduler.MultiStepLR, milestones: [2, 4], gamma: 0.5}"
+    ).schedule
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    built = build_schedule(sgd, schedule, 5)
+    found = []
+    for _ in range(5):
+        found.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        built.step()
+    assert found == [1, 1, 0.5, 0.5, 0.25]
+
+
+def test_a_resolved_configuration_with_targets_composes_to_itself() -> None:
+    config = compose(["experiment=mnist_mlp", "output=out", "model.optimizer={_target_: torch.optim.Adagrad, lr: 0.1}"])
+    assert check(config.plain()).plain() == config.plain()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer={_target_: torch.optim.RMSprop, alpa: 0.9}", "optimizer.alpa: unknown key; .*Did you mean 'alpha'"),
+        ("optimizer={_target_: torch.optim.RMSProp}", "does not exist: torch.optim has .*Did you mean 'RMSprop'"),
+        ("optimizer={_target_: torch.optim.RMSprop, lr: -1}", "optimizer.lr: -1 is not allowed"),
+        ("optimizer={_target_: torch.optim.RMSprop, centered: 3}", "optimizer.centered: 3 is not allowed"),
+        ("optimizer={_target_: torch.optim.NAdam, betas: [0.9]}", "optimizer.betas.1: not given"),
+        ("optimizer={_target_: torch.nn.Linear}", "is not allowed: only torch.optim.* and src.models.* are"),
+        ("optimizer={_target_: torch.optim.Optimizer}", "does not exist"),
+        ("optimizer={_target_: torch.optim.lr_scheduler.StepLR}", "does not exist: torch.optim has"),
+        ("optimizer._target_=torch.optim.SGD", "optimizer.name: unknown key; allowed: _target_"),
+        ("optimizer={_target_: src.models.muonn.Muon}", "no file src/models/muonn.py"),
+        ("schedule={_target_: torch.optim.SGD}", "is not allowed: only torch.optim.lr_scheduler.* and src.models.*"),
+        ("schedule={_target_: torch.optim.lr_scheduler.CosineAnnealingLR}", "schedule.T_max: not given"),
+        (
+            "schedule={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, T_max: step}",
+            "T_max: 'step' is unknown; allowed: steps. Did you mean 'steps'",
+        ),
+        ("schedule={_target_: torch.optim.lr_scheduler.LambdaLR}", "no configuration can hold its 'lr_lambda'"),
+        ("schedule={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau}", "does not exist"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused_at_composition(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_section(f"model.{override}")
+
+
+def test_arguments_that_the_class_refuses_are_one_line() -> None:
+    config = model_section("model.optimizer={_target_: torch.optim.SGD, lr: 0.1, nesterov: true}").optimizer
+    with pytest.raises(Failure, match=r"model\.optimizer: torch\.optim\.SGD refuses its arguments: Nesterov"):
+        build_optimizer([network()], config)
+
+
+def test_checking_a_target_does_not_import_torch() -> None:
+    program = (
+        "import sys; from src.configuration.composing import compose\n"
+        "compose(['experiment=mnist_mlp', 'output=out', 'model.optimizer={_target_: torch.optim.RMSprop}'])\n"
+        "print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from src.configuration.schema import SGD, Constant
 from src.models.classifier import ImageClassifier
+from src.models.cpu import Convolution
 from src.models.layers import max_pool_2x2
-from src.models.resnet import Convolution, FastResNet, resnet18
+from src.models.resnet import FastResNet, resnet18
 
 CLASSES = 10
 SHAPE = [3, 32, 32]

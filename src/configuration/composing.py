@@ -84,10 +84,11 @@ def _refuse_unequal_shares(config: Config) -> None:
 def overrides_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Nested values as Hydra's overrides; a null stays a null, `default` leaves conf/'s value alone.
 
-    A section that names itself, such as an optimizer, is exchanged as a whole.
+    A section with a name or a class of its own, such as an optimizer, is exchanged as a whole; the sections on the top
+    are groups, which are not.
     """
     for key, value in values.items():
-        if isinstance(value, Mapping) and "name" not in value:
+        if isinstance(value, Mapping) and "name" not in value and not (prefix and "_target_" in value):
             yield from overrides_of(value, f"{prefix}{key}.")
         elif value != "default":
             yield f"{prefix}{key}={quoted(value)}"

@@ -42,7 +42,7 @@ def explain_fault(fault: Any, content: Any, schema: type[Section]) -> str:
     for place, part in enumerate(map(str, fault["loc"]), start=1):
         if isinstance(here, Mapping) and part in here:
             here = here[part]
-        elif isinstance(here, list) and part.isdigit():
+        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
             here = here[int(part)]
         elif fault["type"] != "missing" or place < len(fault["loc"]):
             continue

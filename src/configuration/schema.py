@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
 
 from src.common.errors import ConfigError
 from src.common.hardware import cores
@@ -40,17 +39,7 @@ Limit = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _refuse_step(given: Any) -> Any:
-    """A step's derivative is zero wherever it has one: no gradient passes it, and what is before it never learns."""
-    if given == "step":
-        raise PydanticCustomError(
-            "no_gradient",
-            "its derivative is zero, so nothing before it would learn; sigmoid is its smooth form, relu learns faster",
-        )
-    return given
-
-
-Activation = Annotated[Literal["relu", "tanh", "sigmoid", "leaky_relu", "gelu"], BeforeValidator(_refuse_step)]
+Activation = Literal["relu", "tanh", "sigmoid", "leaky_relu", "gelu"]
 
 
 class Section(pydantic.BaseModel):
@@ -60,101 +49,90 @@ class Section(pydantic.BaseModel):
 
 
 class SGD(Section):
-    """Stochastic gradient descent with momentum (Nesterov's by default)."""
+    """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"]
-    lr: Positive
+    lr: Positive = Field(description="learning rate")
     momentum: Probability = 0.9
-    nesterov: bool = True
-    weight_decay: NonNegative = 0.0  # L2
-    l1: NonNegative = 0.0  # times the sum of the weights' magnitudes, biases left out
-    # Biases of norms and of frozen layers learn this many times faster (airbench: 64).
-    norm_bias_lr_factor: Positive = 1.0
+    nesterov: bool = Field(default=True, description="Nesterov's momentum; has no effect with momentum 0")
+    weight_decay: NonNegative = Field(default=0.0, description="L2 penalty")
+    l1: NonNegative = Field(default=0.0, description="L1 penalty on weights; biases and norms carry none")
+    norm_bias_lr_factor: Positive = Field(
+        default=1.0,
+        description="learning rate of the biases of norms and frozen layers, as a multiple of lr (airbench: 64)",
+    )
 
 
 class Muon(Section):
-    """Momentum, orthogonalised, for the filters of convolutions (Jordan et al., 2024); `rest` is for all else."""
+    """Orthogonalised momentum for the filters of convolutions (Jordan et al., 2024), SGD for all other parameters."""
 
     name: Literal["muon"]
-    lr: Positive
-    momentum: Probability = 0.6
-    rest: SGD
-
-    @pydantic.field_validator("rest")
-    @classmethod
-    def _without_l1(cls, rest: SGD) -> SGD:
-        if rest.l1:
-            raise PydanticCustomError("l1", "Muon keeps each filter's norm, so an l1 has nothing to shrink; use sgd")
-        return rest
+    lr: Positive = Field(description="learning rate of the filters")
+    momentum: Probability = Field(default=0.6, description="Nesterov's momentum of the filters")
+    rest: SGD = Field(description="SGD of all other parameters")
 
 
 class Adam(Section):
-    """Adam (Kingma and Ba, 2015); weight decay is L2."""
+    """Adam (Kingma and Ba, 2015)."""
 
     name: Literal["adam"]
-    lr: Positive
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
-    weight_decay: NonNegative = 0.0
-    l1: NonNegative = 0.0  # as SGD's
+    lr: Positive = Field(description="learning rate")
+    beta1: Probability = Field(default=0.9, description="decay of the gradient's running mean")
+    beta2: Probability = Field(default=0.999, description="decay of the squared gradient's running mean")
+    weight_decay: NonNegative = Field(default=0.0, description="L2 penalty")
+    l1: NonNegative = Field(default=0.0, description="L1 penalty on weights; biases and norms carry none")
 
 
 class AdamW(Section):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     name: Literal["adamw"]
-    lr: Positive
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
-    weight_decay: NonNegative = 0.01
-    l1: NonNegative = 0.0  # as SGD's
+    lr: Positive = Field(description="learning rate")
+    beta1: Probability = Field(default=0.9, description="decay of the gradient's running mean")
+    beta2: Probability = Field(default=0.999, description="decay of the squared gradient's running mean")
+    weight_decay: NonNegative = Field(default=0.01, description="decoupled weight decay")
+    l1: NonNegative = Field(default=0.0, description="L1 penalty on weights; biases and norms carry none")
 
 
 class Constant(Section):
-    """The rate stays."""
+    """A constant learning rate."""
 
     name: Literal["constant"]
 
 
 class Linear(Section):
-    """The rate rises over the fraction `warmup` of all steps, holds over `hold`, then falls linearly.
-
-    It ends at `final` times itself.
-    """
+    """The learning rate rises linearly, holds, and falls linearly."""
 
     name: Literal["linear"]
-    warmup: Fraction = 0.0
-    hold: Fraction = 0.0
-    final: Fraction = 0.0
+    warmup: Fraction = Field(default=0.0, description="rise, as a fraction of all steps")
+    hold: Fraction = Field(default=0.0, description="constant phase after it, as a fraction of all steps")
+    final: Fraction = Field(default=0.0, description="learning rate at the end, as a fraction of lr")
 
 
 class Cosine(Section):
-    """The rate rises over the fraction `warmup` of all steps, then falls along half a cosine.
-
-    It ends at `final` times itself.
-    """
+    """The learning rate rises linearly and falls along half a cosine."""
 
     name: Literal["cosine"]
-    warmup: Fraction = 0.0
-    final: Fraction = 0.0
+    warmup: Fraction = Field(default=0.0, description="rise, as a fraction of all steps")
+    final: Fraction = Field(default=0.0, description="learning rate at the end, as a fraction of lr")
 
 
 class Step(Section):
-    """The rate is multiplied by `factor` at each of `milestones` (fractions of all steps)."""
+    """The learning rate is multiplied by a factor at each milestone."""
 
     name: Literal["step"]
-    milestones: list[Fraction]
+    milestones: list[Fraction] = Field(description="as fractions of all steps")
     factor: Positive = 0.1
 
 
 def _name_of(value: Any) -> str:
-    """The tag of a union's section; without a name it is no section's tag, and the fault lists those that there are."""
+    """The discriminator of a tagged union: the section's `name`, or '' so that pydantic lists the allowed ones."""
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
     return "" if name is None else str(name)
 
 
 def _one_of(*sections: type[Section]) -> Any:
-    """A union of sections that tell themselves apart by `name`."""
+    """A union of sections, discriminated by `name`."""
     union: Any = None
     for section in sections:
         (name,) = get_args(section.model_fields["name"].annotation)
@@ -163,9 +141,12 @@ def _one_of(*sections: type[Section]) -> Any:
     return Annotated[union, Discriminator(_name_of)]
 
 
+# Beside these, `_target_` names a class of torch.optim or src.models: see `src.configuration.optimizers`.
 Optimizer = _one_of(SGD, Muon, Adam, AdamW)
 
 Schedule = _one_of(Constant, Linear, Cosine, Step)
+
+STEPS = "steps"  # the value of a schedule's key that stands for the run's number of optimizer steps
 
 
 class Build(Section):
@@ -209,22 +190,27 @@ class Loader(Section):
 
 
 class Official(Section):
-    """Where the official data lies: an archive, or a folder of files."""
+    """The official source of a data set: an archive, or a folder of files."""
 
-    urls: Annotated[list[str], Field(min_length=1)]  # mirrors, in order: of the archive, or of the folder
-    files: dict[str, Sha256] | None = None  # of the folder, by name; null: an archive
-    sha256: Sha256 | None = None  # null: no published checksum is known; the one that was met is recorded
+    urls: list[str] = Field(min_length=1, description="mirrors of the archive or of the folder, tried in order")
+    files: dict[str, Sha256] | None = Field(
+        default=None, description="sha256 of each file of the folder; null: an archive"
+    )
+    sha256: Sha256 | None = Field(
+        default=None, description="of the archive; null: none is published, any content is accepted"
+    )
 
 
 class Data(Build):
-    """A data set: where it comes from, how it is packed, how it is batched."""
+    """A data set: its source, how it is packed, how it is batched."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    official: Official | None = None
-    archive: str | None = (
-        None  # a path or URL of an archive (or folder) that the user has, taken instead of the official one
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    official: Official | None = Field(default=None, description="null: data.archive is needed")
+    archive: str | None = Field(
+        default=None,
+        description="path or URL of an archive or folder of your own, used in place of the official source",
     )
-    sha256: Sha256 | None = None  # that archive's
+    sha256: Sha256 | None = Field(default=None, description="of data.archive; null: any content is accepted")
     loader: Loader | None = None
 
 

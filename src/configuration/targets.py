@@ -12,6 +12,7 @@ import pydantic
 from src.common.errors import ConfigError
 from src.common.paths import ROOT
 from src.configuration import schema
+from src.configuration.optimizers import OPTIMIZERS, SCHEDULES, torch_parameters
 from src.configuration.refusing import listed, nearest
 from src.configuration.schema import Build
 
@@ -69,10 +70,31 @@ def schema_of(base: type[Build], content: Any, path: str) -> type[Build]:
     except ValueError as error:
         raise ConfigError(f"{path}._target_: {target!r} {error}") from None
     fields: dict[str, Any] = {
-        key: (schema_of(Build, content.get(key), f"{path}.{key}") if annotation is Build else annotation, default)
+        key: (_section_type(annotation, content.get(key), f"{path}.{key}"), default)
         for key, (annotation, default) in parameters.items()
     }
     return pydantic.create_model(target.rpartition(".")[2], __base__=base, **fields)
+
+
+def _section_type(annotation: Any, content: Any, path: str) -> Any:
+    """The type of one key: its annotation, or the schema of the `_target_` that its content names."""
+    if annotation is Build:
+        return schema_of(Build, content, path)
+    is_open = annotation in (schema.Optimizer, schema.Schedule) and isinstance(content, Mapping)
+    if not (is_open and "_target_" in content):
+        return annotation
+    target = str(content["_target_"])
+    prefix = OPTIMIZERS if annotation == schema.Optimizer else SCHEDULES
+    if not target.startswith((prefix, "src.models.")):
+        allowed = f"only {prefix}* and src.models.* are instantiated"
+        raise ConfigError(f"{path}._target_: {target!r} is not allowed: {allowed}")
+    if target.startswith("src.models."):
+        return schema_of(Build, content, path)
+    try:
+        parameters: dict[str, Any] = dict(torch_parameters(target, prefix))
+    except ValueError as error:
+        raise ConfigError(f"{path}._target_: {target!r} {error}") from None
+    return pydantic.create_model(target.rpartition(".")[2], __base__=Build, **parameters)
 
 
 def targets_in(section: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -8,34 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.common.hardware import bf16_tiles
 from src.configuration.schema import PositiveInt
+from src.models.cpu import Convolution
 from src.models.layers import max_pool_2x2
-
-
-class Convolution(nn.Conv2d):
-    """A 3x3 convolution without bias that keeps the size, [B, in, H, W] -> [B, out, H, W], quick on small maps too.
-
-    The library's bf16 convolutions on a CPU take several pixels of one row at once; on one that multiplies in tiles 16,
-    and 32 for the filters' gradient. Small maps leave most of that empty, so they are laid side by side, a column of
-    zeros between two.
-    """
-
-    SMALL = 8 if bf16_tiles() else 2  # pixels in a row up to which maps are laid side by side
-    STRIP = 64  # pixels in a row of what they then form
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        width = x.shape[3]
-        if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and width <= self.SMALL):
-            return super().forward(x)
-        beside = max(n for n in range(1, self.STRIP // (width + 1) + 1) if x.shape[0] % n == 0)
-        rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1)).unflatten(0, (-1, beside))  # [B/n, n, H, W+1, in]
-        strips = super().forward(rows.transpose(1, 2).flatten(2, 3).permute(0, 3, 1, 2))  # [B/n, out, H, n*(W+1)]
-        rows = strips.permute(0, 2, 3, 1).unflatten(2, (beside, -1))[:, :, :, :width]
-        return rows.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def resnet18(shape: Sequence[int], classes: int) -> nn.Module:

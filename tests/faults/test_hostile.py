@@ -287,7 +287,11 @@ def refused(done: subprocess.CompletedProcess[str], canary: Path, told: str) -> 
         ("train", f"model._target_={EVIL}", f"model._target_: {EVIL!r} is not allowed: only src.data.* and"),
         ("train", f"data._target_={EVIL}", f"data._target_: {EVIL!r} is not allowed"),
         ("train", f"model.network={{_target_: {EVIL}}}", f"model.network._target_: {EVIL!r} is not allowed"),
-        ("train", f"model.optimizer._target_={EVIL}", "model.optimizer._target_: unknown key"),
+        (
+            "train",
+            f"model.optimizer._target_={EVIL}",
+            f"model.optimizer._target_: {EVIL!r} is not allowed: only torch.optim",
+        ),
         ("train", f"+callback._target_={EVIL}", "callback: unknown key"),
         ("download", f"data._target_={EVIL}", f"data._target_: {EVIL!r} is not allowed"),
         ("train", "model._target_=os.system", "model._target_: 'os.system' is not allowed"),
