@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.common.errors import Failure
+from src.common.errors import ConfigError, Failure
 from src.configuration.composing import compose
-from src.configuration.schema import SGD, Adam, Loader, Muon
+from src.configuration.schema import SGD, Adam, Loader
 from src.data.augmentation import rotate
 from src.data.batching import ImageBatches
 from src.models.convnet import ConvNet
@@ -117,17 +117,9 @@ def test_l1_brings_weights_to_nothing_and_leaves_biases_alone() -> None:
     assert torch.equal(layer.bias, bias)
 
 
-def test_l1_beside_muon_acts_on_the_parameters_that_are_no_filters() -> None:
-    torch.manual_seed(0)
-    filters, last = nn.Conv2d(1, 2, 3), nn.Linear(2, 2)
-    config = Muon(name="muon", lr=0.1, rest=SGD(name="sgd", lr=0.1, momentum=0.0, l1=0.5))
-    optimizer = build_optimizer([filters, last], config)
-    before = last.weight.detach().clone()
-    for p in (*filters.parameters(), *last.parameters()):
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-    torch.testing.assert_close(last.weight.detach(), before - 0.05 * before.sign())
-    assert float(filters.weight.detach().norm()) == pytest.approx(2**0.5)  # as Muon sets it
+def test_muon_takes_no_l1() -> None:
+    with pytest.raises(ConfigError, match=r"model\.optimizer\.rest: .* is not allowed: muon keeps each filter's norm"):
+        compose(["experiment=cifar10_resnet", "output=out", "model.optimizer.rest.l1=0.1"])
 
 
 # --- rotation ---------------------------------------------------------------------------------------------------------

@@ -70,11 +70,11 @@ def test_the_validation_part_of_cifar_hangs_on_its_own_seed(tmp_path: Path) -> N
         (
             "data_batch_2.bin",
             cifar_records([0, 1])[:-1],
-            "data_batch_2.bin has 6145 bytes, no whole number of 3073-byte",
+            "data_batch_2.bin has 6145 bytes, not a multiple of the 3073 bytes",
         ),
         ("data_batch_1.bin", b"", "data_batch_1.bin has 0 bytes"),
         ("test_batch.bin", cifar_records([0, 2]), "test_batch.bin holds the label 2, but there are 2 classes"),
-        ("batches.meta.txt", None, "no batches.meta.txt in it; CIFAR-10's *binary* version is needed"),
+        ("batches.meta.txt", None, "no batches.meta.txt in it: give CIFAR-10's *binary* version"),
         ("test_batch.bin", None, "test_batch.bin is missing; it holds batches.meta.txt, data_batch_1.bin"),
     ],
 )
@@ -144,18 +144,18 @@ def test_images_are_brought_to_one_size_and_to_colour(tmp_path: Path) -> None:
     [
         (colours("train", red=2, blue=2), "no test/<class>/*.png in it"),
         (colours("test", red=2), "no train/<class>/*.png in it"),
-        (colours("train", red=2) | colours("test", red=1), "train/ has only the class 'red'; a classifier needs two"),
+        (colours("train", red=2) | colours("test", red=1), "train/ has only the class 'red': give at least two"),
         (
             colours("train", red=2, blue=2) | colours("test", green=1),
             "test/ has the class 'green' that train/ lacks; train/ has blue, red",
         ),
         (
             colours("train", red=2, blue=2) | {"mine/test/red/a.png": b"no picture"},
-            "mine/test/red/a.png is no image that can be read",
+            "mine/test/red/a.png can't be read as an image",
         ),
         (
             colours("train", red=2, blue=2) | {"mine/test/red/cut.png": plain_png(RED, (64, 64))[:60]},
-            "mine/test/red/cut.png is no image that can be read",
+            "mine/test/red/cut.png can't be read as an image",
         ),
     ],
 )
@@ -363,7 +363,7 @@ def test_a_validation_part_is_drawn_from_train_where_there_is_none(tmp_path: Pat
             pairs(train=2) | {"facades/test/1.png": plain_png(RED, (30, 16))},
             "facades/test/1.png is 30x16: a pair is two squares",
         ),
-        (pairs(train=2) | {"facades/test/1.png": b"?"}, "facades/test/1.png is no image that can be read"),
+        (pairs(train=2) | {"facades/test/1.png": b"?"}, "facades/test/1.png can't be read as an image"),
     ],
 )
 def test_pairs_that_make_no_sense_are_refused(members: dict[str, bytes], told: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=list(DAMAGED))
 def test_a_damaged_or_foreign_file_is_refused_and_named(content: bytes) -> None:
-    with pytest.raises(SourceError, match=r"a\.tar: images is no IDX file"):
+    with pytest.raises(SourceError, match=r"a\.tar: images is not an IDX file"):
         read_idx(content, "a.tar: images")
 
 

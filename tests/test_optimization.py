@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from src.common.errors import ConfigError, Failure
 from src.common.paths import ROOT
@@ -249,11 +250,11 @@ def test_a_training_step_uses_the_optimizer_and_the_schedule_that_targets_name(t
     model = config({"shape": [1, 4, 4], "classes": ["a", "b"], "mean": [0.5], "std": [0.2]})
     before = model.network.layers[1].weight.detach().clone()
     images = torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    batches: Any = [(images, torch.tensor([0, 1] * 4))] * 3
+    examples: Any = [(images, torch.tensor([0, 1] * 4))] * 3
     trainer = pl.Trainer(
         max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    trainer.fit(model, batches)
+    trainer.fit(model, DataLoader(examples, batch_size=None))
     (optimizer,) = trainer.optimizers
     group = optimizer.param_groups[0]
     assert type(optimizer) is torch.optim.RMSprop

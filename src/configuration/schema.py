@@ -71,6 +71,13 @@ class Muon(Section):
     momentum: Probability = Field(default=0.6, description="Nesterov's momentum of the filters")
     rest: SGD = Field(description="SGD of all other parameters")
 
+    @pydantic.field_validator("rest")
+    @classmethod
+    def _refuse_l1(cls, rest: SGD) -> SGD:
+        if rest.l1:
+            raise ValueError("Muon keeps each filter's norm, so an l1 has nothing to shrink; use sgd")
+        return rest
+
 
 class Adam(Section):
     """Adam (Kingma and Ba, 2015)."""

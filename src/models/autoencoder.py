@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from src.common.errors import Failure
 from src.configuration.schema import Activation, Build, Optimizer, PositiveInt, Probability, Schedule
-from src.models.layers import activated
+from src.models.layers import activation_layer
 from src.models.optimization import build_optimizer, build_schedule
 from src.models.sums import Summing
 
@@ -41,7 +41,7 @@ class DenseCoder(nn.Module):
             return [
                 layer
                 for inputs, outputs in itertools.pairwise(sizes)
-                for layer in (nn.Linear(inputs, outputs), activated(activation), nn.Dropout(dropout))
+                for layer in (nn.Linear(inputs, outputs), activation_layer(activation), nn.Dropout(dropout))
             ]
 
         self.encode = nn.Sequential(nn.Flatten(), *layers(widths), nn.Linear(widths[-1], latent))
@@ -81,12 +81,16 @@ class ConvCoder(nn.Module):
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = []
         for inputs, outputs in zip(sizes, widths, strict=False):
-            encoder += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activated(activation)]
-            decoder = [nn.ConvTranspose2d(outputs, inputs, 4, stride=2, padding=1), activated(activation), *decoder]
+            encoder += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activation_layer(activation)]
+            decoder = [
+                nn.ConvTranspose2d(outputs, inputs, 4, stride=2, padding=1),
+                activation_layer(activation),
+                *decoder,
+            ]
         self.encode = nn.Sequential(*encoder, nn.Flatten(), nn.Dropout(dropout), nn.Linear(math.prod(small), latent))
         self.decode = nn.Sequential(
             nn.Linear(latent, math.prod(small)),
-            activated(activation),
+            activation_layer(activation),
             nn.Dropout(dropout),
             nn.Unflatten(1, small),
             *decoder[:-1],  # the last activation is the sigmoid

@@ -1,4 +1,4 @@
-"""The plain convolutional network: convolutions that see more and more of the image, then dense layers."""
+"""A plain convolutional network: convolutions with pooling, then dense layers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from src.common.errors import Failure
 from src.configuration.schema import Activation, PositiveInt, Probability
-from src.models.layers import activated
+from src.models.layers import activation_layer
 
 
 class ConvNet(nn.Module):
     """For each of `widths` a 3x3 convolution, an activation and 2x2 max pooling; then dense layers of `hidden` units.
 
-    Maps float [B, *shape], shape (C, H, W), to logits [B, classes]. `features` are what the last layer sees. Dropout
-    comes before each dense layer; `batch_norm` between convolution and activation.
+    Maps float [B, *shape], shape (C, H, W), to logits [B, classes]. `features` computes the inputs of the last layer.
+    Dropout comes before every dense layer; `batch_norm` between convolution and activation.
 
     Raises:
-        Failure: the image is too small to be halved so often.
+        Failure: the image is too small for so many poolings.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class ConvNet(nn.Module):
         for inputs, outputs in zip([channels, *widths], widths, strict=False):
             layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
             layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
-            layers += [activated(activation), nn.MaxPool2d(2)]
+            layers += [activation_layer(activation), nn.MaxPool2d(2)]
         flat = (widths[-1] if widths else channels) * (height >> halvings) * (width >> halvings)
         layers += [nn.Flatten()]
         for inputs, outputs in zip([flat, *hidden], hidden, strict=False):
-            layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), activated(activation)]
+            layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), activation_layer(activation)]
         self.features = nn.Sequential(*layers, nn.Dropout(dropout))
         self.classify = nn.Linear([flat, *hidden][-1], classes)
 

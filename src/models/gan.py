@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from src.common.errors import Failure
 from src.configuration.schema import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
 from src.models.adversarial import Adversarial, add, initialise, scaled
-from src.models.layers import activated
+from src.models.layers import activation_layer
 from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance
 
 SHOWN = 64  # images that are drawn after each validation, from the same latent numbers each time
@@ -27,7 +27,7 @@ class DenseGenerator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in zip([latent, *hidden], hidden, strict=False):
-            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), activated("leaky_relu")]
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), activation_layer("leaky_relu")]
         last = nn.Linear([latent, *hidden][-1], math.prod(shape))
         self.layers = nn.Sequential(*layers, last, nn.Tanh(), nn.Unflatten(1, tuple(shape)))
 
@@ -43,7 +43,7 @@ class DenseDiscriminator(nn.Module):
         sizes = [math.prod(shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in zip(sizes, hidden, strict=False):
-            layers += [nn.Linear(inputs, outputs), activated("leaky_relu"), nn.Dropout(dropout)]
+            layers += [nn.Linear(inputs, outputs), activation_layer("leaky_relu"), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ class ConvDiscriminator(nn.Module):
         channels, height, across = shape
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width, 4, stride=2, padding=1),
-            activated("leaky_relu"),
+            activation_layer("leaky_relu"),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            activated("leaky_relu"),
+            activation_layer("leaky_relu"),
             nn.Dropout(dropout),
             nn.Flatten(),
             nn.Linear(2 * width * (height // 4) * (across // 4), 1),

@@ -1,4 +1,4 @@
-"""What several networks are built of."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def activated(name: str) -> nn.Module:
-    """The activation of that name; a leaky ReLU lets a fifth of what is negative pass, as in DCGAN."""
+def activation_layer(name: str) -> nn.Module:
+    """The activation with this name; the leaky ReLU has a negative slope of 0.2, as in DCGAN."""
     return nn.LeakyReLU(0.2) if name == "leaky_relu" else ACTIVATIONS[name]()
 
 
 def max_pool_2x2(x: Tensor) -> Tensor:
-    """`F.max_pool2d(x, 2)`, [B, C, H, W] -> [B, C, H/2, W/2] rounded down, the same bits, forward and backward.
+    """`F.max_pool2d(x, 2)` with the same bits, forward and backward: [B, C, H, W] -> [B, C, H/2, W/2], rounded down.
 
-    For its gradient the library keeps x itself and eight bytes per maximum; on a CPU that was half of what a residual
-    network's training step holds. Two bytes per maximum suffice, at the same speed.
+    For the gradient PyTorch keeps x and eight bytes per maximum, which on a CPU was half of the memory of a residual
+    network's training step. Two bytes per maximum are enough, at the same speed.
     """
-    lean = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if lean and x.is_contiguous(memory_format=torch.channels_last) and x.shape[2] * x.shape[3] <= _Pooling.PLACES:
+    is_cpu_training = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled()
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    is_indexable = x.shape[2] * x.shape[3] <= _Pooling.MAX_PIXELS
+    if is_cpu_training and is_channels_last and is_indexable and not torch.compiler.is_compiling():
         return _Pooling.apply(x)
     return F.max_pool2d(x, 2)
 
 
 class _Pooling(torch.autograd.Function):
-    """The library's 2x2 pooling over a few images at a time, so that its eight bytes per maximum never pile up."""
+    """PyTorch's 2x2 pooling over a few images at a time, with 16-bit indices kept for the backward pass.
 
-    IMAGES = 25
-    PLACES = 2**15  # in a map that 16 bits can number
+    Uses the operators behind `F.max_pool2d`, which return the indices (checked with torch 2.12.1).
+    """
+
+    IMAGES = 25  # at a time: their 64-bit indices are small
+    MAX_PIXELS = 2**15  # of a map, so that 16 bits hold an index
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -46,23 +51,23 @@ class _Pooling(torch.autograd.Function):
         pooled = torch.empty(
             (batch, channels, height // 2, width // 2), dtype=x.dtype, memory_format=torch.channels_last
         )
-        places = torch.empty_like(pooled, dtype=torch.int16)
-        wide = torch.empty_like(pooled[: _Pooling.IMAGES], dtype=torch.int64)
-        for some, into, place in zip(*(t.split(_Pooling.IMAGES) for t in (x, pooled, places)), strict=True):
-            chosen = wide[: len(some)]
-            torch.ops.aten.max_pool2d_with_indices.out(some, [2, 2], [2, 2], out=into, indices=chosen)
-            place.copy_(chosen)
+        indices = torch.empty_like(pooled, dtype=torch.int16)
+        buffer = torch.empty_like(pooled[: _Pooling.IMAGES], dtype=torch.int64)
+        for images, maxima, index in zip(*(t.split(_Pooling.IMAGES) for t in (x, pooled, indices)), strict=True):
+            wide_index = buffer[: len(images)]
+            torch.ops.aten.max_pool2d_with_indices.out(images, [2, 2], [2, 2], out=maxima, indices=wide_index)
+            index.copy_(wide_index)
         ctx.shape = x.shape
-        ctx.save_for_backward(places)
+        ctx.save_for_backward(indices)
         return pooled
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,), (places,) = gradients, ctx.saved_tensors
-        whole = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
-        for some, into, place in zip(*(t.split(_Pooling.IMAGES) for t in (gradient, whole, places)), strict=True):
-            # Of its input the library wants the shape alone, which the result has.
+        (pooled,), (indices,) = gradients, ctx.saved_tensors
+        x_gradient = torch.empty(ctx.shape, dtype=pooled.dtype, memory_format=torch.channels_last)
+        for out, into, index in zip(*(t.split(_Pooling.IMAGES) for t in (pooled, x_gradient, indices)), strict=True):
+            # The second argument is the pooling's input, of which only the shape is used: the result has the same.
             torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
-                some, into, [2, 2], [2, 2], [0, 0], [1, 1], False, place.long(), grad_input=into
+                out, into, [2, 2], [2, 2], [0, 0], [1, 1], False, index.long(), grad_input=into
             )
-        return whole
+        return x_gradient

@@ -1,4 +1,4 @@
-"""A bidirectional LSTM that reads padded batches and forgets nothing of their lengths."""
+"""A bidirectional LSTM text classifier over padded batches, masked by length."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from src.models.classifier import Classifier
 
 
 def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
-    """Turns the first `lengths[i]` steps of each x[i] round, and leaves the padding where it is. x: [B, T, ...]."""
-    place = torch.arange(x.shape[1], device=x.device)[None, :]
-    source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    """Reverses the first `lengths[i]` steps of each x[i]; the padding stays in place. x: [B, T, ...]."""
+    position = torch.arange(x.shape[1], device=x.device)[None, :]
+    source = torch.where(position < lengths[:, None], lengths[:, None] - 1 - position, position)
     return x.gather(1, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 class BidirectionalLSTM(nn.Module):
-    """Layers of one LSTM forwards and one backwards over the real steps: [B, T, in], lengths [B] -> [B, T, 2 hidden].
+    """Layers of one forward and one backward LSTM over the real steps: [B, T, in], lengths [B] -> [B, T, 2 hidden].
 
-    On padded input, since packed sequences train at a seventh of the speed on a CPU and cannot be exported. The forward
-    direction never sees padding before a real step; the backward one reads the sequence turned round by its length, so
-    it begins at the last real step. Outputs beyond a length are arbitrary: mask them.
+    The input is padded, since packed sequences train at a seventh of the speed on a CPU and cannot be exported. The
+    forward direction never sees padding before a real step; the backward one reads the sequence reversed by its length,
+    so it begins at the last real step. Outputs beyond a length are arbitrary: mask them.
 
-    Without `in_order` the last layer's backward half stays in the order in which it was read, last step first: enough
-    for whoever takes a mean or a maximum over the steps, and one pass over the memory less.
+    Without `in_order` the backward half of the last layer stays reversed, last step first: enough for a mean or a
+    maximum over the steps, and one pass over the memory less.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int, dropout: float, *, in_order: bool = True) -> None:
@@ -54,14 +54,14 @@ class BidirectionalLSTM(nn.Module):
 
 @torch.library.custom_op("pipeline::bilstm", mutates_args=())
 def bilstm(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> Tensor:
-    """One bidirectional layer as one operator, for export: torch.export would unroll an LSTM and freeze the length.
+    """One bidirectional layer as one operator, for export: torch.export would unroll an LSTM and fix the length.
 
-    `weights`: those of nn.LSTM, forwards then backwards. Inference only.
+    `weights`: those of nn.LSTM, forward then backward. Inference only.
     """
     state = x.new_zeros(1, len(x), weights[1].shape[1])
 
-    def read(values: Tensor, given: list[Tensor]) -> Tensor:
-        return torch.lstm(values, (state, state), given, True, 1, 0.0, False, False, True)[0]
+    def read(values: Tensor, direction: list[Tensor]) -> Tensor:
+        return torch.lstm(values, (state, state), direction, True, 1, 0.0, False, False, True)[0]
 
     back = reverse_by_length(read(reverse_by_length(x, lengths), weights[4:]), lengths)
     return torch.cat([read(x, weights[:4]), back], dim=-1)
@@ -73,9 +73,9 @@ def _(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 class EmbeddingDropout(nn.Module):
-    """Drops features of the embeddings, the same ones for each token of a text (Gal and Ghahramani, 2016): [B, T, D].
+    """Drops features of the embeddings, the same ones for every token of a text (Gal and Ghahramani, 2016): [B, T, D].
 
-    Random numbers for each token and feature would cost as much time as the forward pass of the LSTM.
+    Random numbers for every token and feature would take as long as the forward pass of the LSTM.
     """
 
     def __init__(self, probability: float) -> None:
@@ -103,15 +103,15 @@ class MaskedPooling(nn.Module):
             self.query = nn.Linear(size, 1, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        inside = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None])[..., None]
+        is_token = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None])[..., None]
         if self.kind == "attention":
-            scores = self.query(torch.tanh(self.hidden(x))).float().masked_fill(~inside, float("-inf"))
+            scores = self.query(torch.tanh(self.hidden(x))).float().masked_fill(~is_token, float("-inf"))
             return (scores.softmax(1).to(x.dtype) * x).sum(1)
         pooled = []
         if "mean" in self.kind:
-            pooled.append((x * inside).sum(1) / lengths[:, None].to(x.dtype))
+            pooled.append((x * is_token).sum(1) / lengths[:, None].to(x.dtype))
         if "max" in self.kind:
-            pooled.append(x.masked_fill(~inside, float("-inf")).max(1).values)  # see FastResNet on amax
+            pooled.append(x.masked_fill(~is_token, float("-inf")).max(1).values)  # see FastResNet on amax
         return torch.cat(pooled, dim=1)
 
 
@@ -120,34 +120,35 @@ class WordPairs(nn.Module):
 
     Tokens int64 [B, T] and lengths [B] -> logits [B, classes].
 
-    Each word, and each of `buckets` into which the pairs are hashed, votes for the classes; the votes are summed and
-    divided by the root of their number. "Not good" is learnt by heart, which an LSTM must first learn to read.
+    Pairs are hashed into `buckets`. Every word and every bucket has a weight per class; the weights of a text are
+    summed and divided by the square root of their number. "Not good" is one weight here, where an LSTM has to learn to
+    combine two words.
     """
 
     HASH = 1_000_003  # a prime: pairs spread evenly over any number of buckets
-    SCALE = 6.0  # of the votes: so many times faster than the LSTM's weights they learn under Adam
+    SCALE = 6.0  # factor on the sum: with Adam these weights learn 6 times as fast as the LSTM's
 
     def __init__(self, vocabulary: int, buckets: int, classes: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, classes)
         self.pairs = nn.Embedding(buckets, classes)
-        for votes in (self.words, self.pairs):
-            nn.init.zeros_(votes.weight)
+        for table in (self.words, self.pairs):
+            nn.init.zeros_(table.weight)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         pairs = (tokens[:, :-1] * self.HASH + tokens[:, 1:]) % self.pairs.num_embeddings
-        place = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
-        last = lengths[:, None, None]
-        words = (self.words(tokens) * (place < last)).sum(1)
-        votes = words + (self.pairs(pairs) * (place[:, 1:] < last)).sum(1)
-        return self.SCALE * votes / (2 * lengths[:, None] - 1).sqrt()
+        position = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
+        end = lengths[:, None, None]
+        words = (self.words(tokens) * (position < end)).sum(1)
+        total = words + (self.pairs(pairs) * (position[:, 1:] < end)).sum(1)
+        return self.SCALE * total / (2 * lengths[:, None] - 1).sqrt()
 
 
 class TextClassifier(Classifier):
-    """Embedding, bidirectional LSTM, masked pooling, linear layer; beside them, on request, `WordPairs`.
+    """Embedding, bidirectional LSTM, masked pooling, linear layer; with `pairs`, the sum of these and `WordPairs`.
 
-    `embedding_std`: embeddings begin at N(0, std). With PyTorch's 1 it takes epochs until what is learnt of a word
-    outweighs its random beginning, by which time the network knows the training texts by heart.
+    `embedding_std`: standard deviation of the initial embeddings. With PyTorch's 1 the network overfits before the
+    learned part of a word's embedding outweighs the random one.
     """
 
     def __init__(
@@ -178,8 +179,8 @@ class TextClassifier(Classifier):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [B, T] (anything beyond a length), lengths int64 [B], at least 1 -> logits [B, classes]."""
-        read = self.lstm(self.embedding_dropout(self.embedding(tokens)), lengths)
-        logits = self.classify(self.dropout(self.pooling(read, lengths)))
+        states = self.lstm(self.embedding_dropout(self.embedding(tokens)), lengths)
+        logits = self.classify(self.dropout(self.pooling(states, lengths)))
         return logits if self.pairs is None else logits + self.pairs(tokens, lengths)
 
     @staticmethod
@@ -187,15 +188,15 @@ class TextClassifier(Classifier):
         """`pipeline::bilstm` in ONNX, whose LSTM takes lengths and both directions at once."""
         from onnxscript import opset18
 
-        op: Any = opset18  # its signatures tell tensor types apart, which tracing does not know
+        op: Any = opset18  # its signatures distinguish tensor types, which are unknown while tracing
 
         def direction(weights: Sequence[Any]) -> tuple[Any, Any, Any]:
             # PyTorch's gates are input, forget, cell, output; ONNX's are input, output, forget, cell.
-            turned = []
+            reordered = []
             for weight in weights:
                 i, f, c, o = op.Split(weight, axis=0, num_outputs=4)
-                turned.append(op.Concat(i, o, f, c, axis=0))
-            return turned[0], turned[1], op.Concat(turned[2], turned[3], axis=0)
+                reordered.append(op.Concat(i, o, f, c, axis=0))
+            return reordered[0], reordered[1], op.Concat(reordered[2], reordered[3], axis=0)
 
         def layer(x: Any, lengths: Any, weights: Sequence[Any]) -> Any:
             ahead, back = direction(weights[:4]), direction(weights[4:])
@@ -204,7 +205,7 @@ class TextClassifier(Classifier):
                 op.Concat(op.Unsqueeze(f, first), op.Unsqueeze(g, first), axis=0)
                 for f, g in zip(ahead, back, strict=True)
             )
-            found, _, _ = op.LSTM(
+            states, _, _ = op.LSTM(
                 op.Transpose(x, perm=[1, 0, 2]),
                 w,
                 r,
@@ -214,6 +215,6 @@ class TextClassifier(Classifier):
                 hidden_size=weights[1].shape[1],
             )
             # [T, 2, B, H] -> [B, T, 2 H]
-            return op.Reshape(op.Transpose(found, perm=[2, 0, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+            return op.Reshape(op.Transpose(states, perm=[2, 0, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
 
         return {torch.ops.pipeline.bilstm.default: layer}

@@ -33,10 +33,8 @@ def build_optimizer(
         optimizer = torch.optim.SGD(_sgd_groups(modules, parameters, config), lr=config.lr)
         _add_l1(optimizer, parameters, config.l1)
     elif isinstance(config, MuonConfig):
-        others = [p for p in parameters if p.ndim != 4]
-        groups = _sgd_groups(modules, others, config.rest)
+        groups = _sgd_groups(modules, [p for p in parameters if p.ndim != 4], config.rest)
         optimizer = Muon([p for p in parameters if p.ndim == 4], groups, lr=config.lr, momentum=config.momentum)
-        _add_l1(optimizer, others, config.rest.l1)
     else:
         optimizer_class: Any = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.Adam
         optimizer = optimizer_class(

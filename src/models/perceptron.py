@@ -1,4 +1,4 @@
-"""The feed-forward network (multilayer perceptron): every pixel to every hidden unit."""
+"""A feed-forward network (multilayer perceptron)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.configuration.schema import Activation, PositiveInt, Probability
-from src.models.layers import activated
+from src.models.layers import activation_layer
 
 
 class Perceptron(nn.Module):
-    """x -> W2 a(W1 x + b1) + b2, with as many hidden layers as `hidden` has widths; an empty list is a linear model.
+    """x -> W2 a(W1 x + b1) + b2, with one hidden layer for each width in `hidden`; an empty list is a linear model.
 
     Maps float [B, *shape] to logits [B, classes]. Dropout follows each activation.
     """
@@ -30,7 +30,7 @@ class Perceptron(nn.Module):
         widths = [math.prod(shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in zip(widths, hidden, strict=False):
-            layers += [nn.Linear(inputs, outputs), activated(activation), nn.Dropout(dropout)]
+            layers += [nn.Linear(inputs, outputs), activation_layer(activation), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recurrent network that reads an image as a text: row after row, keeping in mind what it saw."""
+"""A recurrent network that reads an image row by row."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "
 
 
 class RowReader(nn.Module):
-    """Stacked recurrent layers over the rows of an image; what the last one remembers after the last row is classified.
+    """Stacked recurrent layers over the rows of an image; a dense layer classifies the output after the last row.
 
     Maps float [B, *shape], shape (C, H, W), to logits [B, classes]. `cell` is an LSTM (Hochreiter and Schmidhuber,
-    1997), a GRU (Cho et al., 2014) or the plain h' = tanh(W x + U h + b). Dropout stands between layers and before the
-    last, dense one.
+    1997), a GRU (Cho et al., 2014) or the plain h' = tanh(W x + U h + b). Dropout acts between layers and before the
+    dense layer.
     """
 
     def __init__(
@@ -39,5 +39,5 @@ class RowReader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.transpose(1, 2).flatten(2)  # [B, H, C * W]
-        read, _ = self.cells(rows)
-        return self.classify(self.dropout(read[:, -1]))
+        states, _ = self.cells(rows)
+        return self.classify(self.dropout(states[:, -1]))

@@ -1,4 +1,4 @@
-"""Residual networks for small images: the classic ResNet-18, and one that trains ten times as fast."""
+"""Residual networks for small images: ResNet-18, and a smaller one that trains ten times as fast."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
     network.maxpool = nn.Identity()
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1):
-            quick = Convolution(module.in_channels, module.out_channels)
-            nn.init.kaiming_normal_(quick.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-            network.set_submodule(name, quick)
+            convolution = Convolution(module.in_channels, module.out_channels)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+            network.set_submodule(name, convolution)
     return network
 
 
-def _passing(inputs: int, outputs: int) -> Convolution:
-    """A convolution that passes its inputs unchanged at the start, in its first outputs; the others are random.
+def _identity_convolution(inputs: int, outputs: int) -> Convolution:
+    """A convolution whose first outputs are initially its inputs; the others are random.
 
     Zagoruyko and Komodakis, 2017.
     """
@@ -42,8 +42,8 @@ def _passing(inputs: int, outputs: int) -> Convolution:
     return convolution
 
 
-def _normalisation(width: int) -> nn.BatchNorm2d:
-    """Batch normalisation with its scale frozen at one, as the next convolution can scale, and a quick running mean."""
+def _batch_norm(width: int) -> nn.BatchNorm2d:
+    """Batch normalisation with a fast running mean, and the scale frozen at one: the next convolution can scale."""
     norm = nn.BatchNorm2d(width, momentum=0.4)
     norm.weight.requires_grad_(False)
     return norm
@@ -54,10 +54,10 @@ class _Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.enter = _passing(inputs, outputs)
-        self.enter_norm = _normalisation(outputs)
-        self.residual = _passing(outputs, outputs)
-        self.residual_norm = _normalisation(outputs)
+        self.enter = _identity_convolution(inputs, outputs)
+        self.enter_norm = _batch_norm(outputs)
+        self.residual = _identity_convolution(outputs, outputs)
+        self.residual_norm = _batch_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.enter_norm(max_pool_2x2(self.enter(x))))
@@ -65,7 +65,7 @@ class _Block(nn.Module):
 
 
 class FastResNet(nn.Module):
-    """A residual network after the ideas of Keller Jordan's airbench (arXiv 2404.00498).
+    """A residual network after Keller Jordan's airbench (arXiv 2404.00498).
 
     A 2x2 convolution that whitens patches (fitted once on training images, then frozen), three blocks of two
     convolutions each with a shortcut over the second, pooling, a linear layer whose output is scaled down. An image of
@@ -73,8 +73,8 @@ class FastResNet(nn.Module):
     H and W at least 9, to logits [B, classes].
     """
 
-    WHITENING_EPSILON = 5e-4  # keeps directions of next to no variance from being blown up (airbench's value)
-    OUTPUT_SCALE = 1 / 9  # airbench's: keeps early logits small under a high rate
+    WHITENING_EPSILON = 5e-4  # bounds the gain of directions with little variance (airbench's value)
+    OUTPUT_SCALE = 1 / 9  # keeps early logits small at a high learning rate (airbench's value)
 
     def __init__(self, shape: Sequence[int], classes: int, *, width: PositiveInt = 64) -> None:
         super().__init__()
@@ -87,15 +87,15 @@ class FastResNet(nn.Module):
 
     @torch.no_grad()
     def fit_whitening(self, images: Tensor) -> None:
-        """Sets the first convolution to the eigenvectors of the patches' covariance, each once with either sign.
+        """Sets the first convolution to the eigenvectors of the patches' covariance, each with either sign.
 
-        `images`: normalised float [N, C, H, W]; a few thousand suffice.
+        `images`: normalised float [N, C, H, W]; a few thousand are enough.
         """
         dimensions = self.whiten.weight[0].numel()
         second = torch.zeros(dimensions, dimensions, dtype=torch.float64)
         mean, count = torch.zeros(dimensions, dtype=torch.float64), 0
-        for some in images.cpu().split(500):  # all patches at once would be the largest tensor of the whole training
-            patches = F.unfold(some.float(), 2).transpose(1, 2).reshape(-1, dimensions).double()
+        for part in images.cpu().split(500):  # all patches at once would be the largest tensor of the training
+            patches = F.unfold(part.float(), 2).transpose(1, 2).reshape(-1, dimensions).double()
             second, mean, count = second + patches.T @ patches, mean + patches.sum(0), count + len(patches)
         mean = mean / count
         values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
@@ -106,5 +106,6 @@ class FastResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.gelu(self.whiten(x)))
-        # Not amax, whose gradient is shared among equals: 0 / 0 where a compiled bf16 graph compares unrounded values.
+        # Not amax, which shares its gradient among equal maxima: 0 / 0 where a compiled bf16 graph compares unrounded
+        # values.
         return self.classify(F.max_pool2d(x, x.shape[2:]).flatten(1)) * self.OUTPUT_SCALE

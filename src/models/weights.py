@@ -1,4 +1,4 @@
-"""A model's weights as a file: safetensors, whose bytes depend on the weights alone, and a digest to check it by."""
+"""A model's weights as a safetensors file, whose bytes depend only on the weights, with a sha256 beside it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def save(model: LightningModule, folder: Path, **facts: Any) -> str:
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """What `save` wrote beside the weights.
+    """The content of the `model.json` that `save` wrote.
 
     Raises:
-        Failure: there is no trained model.
+        Failure: no model was trained in this folder.
     """
     try:
         return json.loads((folder / NOTE).read_text())
@@ -47,7 +47,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Summing:
-    """Builds the configured model and gives it the weights of `folder`, ready for evaluation.
+    """Builds the configured model in evaluation mode, with the weights of `folder`.
 
     Raises:
         Failure: the file is missing, damaged, or of another model.
@@ -57,15 +57,15 @@ def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Summing:
     note, path = read_note(folder), folder / NAME
     if not path.is_file():
         raise Failure(f"{path} is missing: train again, or `dvc checkout`")
-    if (found := sha256_of(path)) != note["sha256"]:
+    if (digest := sha256_of(path)) != note["sha256"]:
         raise Failure(
-            f"{path} is damaged (sha256 {found[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
+            f"{path} is damaged (sha256 {digest[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
         )
-    built: Summing = model(meta)
+    module: Summing = model(meta)
     try:
-        built.load_state_dict(load_file(path))
+        module.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise Failure(
-            f"{path} is of another model than the configuration says: {' '.join(str(error).split())[:300]}"
+            f"{path} is of another model than the configuration's: {' '.join(str(error).split())[:300]}"
         ) from None
-    return built.eval()
+    return module.eval()

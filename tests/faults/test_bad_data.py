@@ -80,17 +80,25 @@ def png_that_says(width: int, height: int) -> bytes:
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
 REFUSED: dict[str, tuple[str, Files, str]] = {
-    "image-cut": ("birds", {"mine/train/red/a.png": plain_png(RED, (64, 64))[:60]}, "train/red/a.png is no image"),
-    "image-empty": ("birds", {"mine/train/red/a.png": b""}, "mine/train/red/a.png is no image that can be read"),
-    "image-text": ("birds", {"mine/test/red/a.jpg": b"hello"}, "mine/test/red/a.jpg is no image that can be read"),
-    "image-program": ("birds", {"mine/test/red/a.png": POSTSCRIPT}, "mine/test/red/a.png is no image"),
+    "image-cut": (
+        "birds",
+        {"mine/train/red/a.png": plain_png(RED, (64, 64))[:60]},
+        "a.png can't be read as an image",
+    ),
+    "image-empty": ("birds", {"mine/train/red/a.png": b""}, "mine/train/red/a.png can't be read as an image"),
+    "image-text": ("birds", {"mine/test/red/a.jpg": b"hello"}, "mine/test/red/a.jpg can't be read as an image"),
+    "image-program": ("birds", {"mine/test/red/a.png": POSTSCRIPT}, "mine/test/red/a.png can't be read as an image"),
     "image-gigapixels": (
         "birds",
         {"mine/train/red/a.png": png_that_says(60_000, 60_000)},
-        "mine/train/red/a.png is no image that can be read (Image size (3600000000 pixels) exceeds limit",
+        "mine/train/red/a.png can't be read as an image (Image size (3600000000 pixels) exceeds limit",
     ),
-    "image-name-of-two-lines": ("birds", {"mine/test/red/a\nb.png": b"hello"}, "mine/test/red/a b.png is no image"),
-    "image-name-not-utf8": ("birds", {"mine/test/red/\udcff.png": b"hello"}, "\\udcff.png is no image"),
+    "image-name-of-two-lines": (
+        "birds",
+        {"mine/test/red/a\nb.png": b"hello"},
+        "a b.png can't be read as an image",
+    ),
+    "image-name-not-utf8": ("birds", {"mine/test/red/\udcff.png": b"hello"}, "\\udcff.png can't be read as an image"),
     "class-name-not-utf8": (
         "birds",
         {"mine/train/\udcff/a.png": plain_png(RED)},
@@ -99,7 +107,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "images-of-one-class": (
         "birds",
         {name: None for name in SOUND["birds"] if "blue" in name},
-        "train/ has only the class 'red'; a classifier needs two",
+        "train/ has only the class 'red': give at least two",
     ),
     "images-of-a-class-only-in-test": (
         "birds",
@@ -131,7 +139,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "reviews-of-one-class": (
         "imdb",
         {name: None for name in SOUND["imdb"] if "train/neg" in name},
-        "no train/neg/*.txt in it; reviews belong into {train,test}/{pos,neg}/",
+        "no train/neg/*.txt in it: reviews go into {train,test}/{pos,neg}/",
     ),
     "tests-of-one-class": (
         "imdb",
@@ -143,7 +151,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
         {"mine/test/1.png": plain_png(RED, (30, 16))},
         "mine/test/1.png is 30x16: a pair is two squares side by side, twice as wide as high",
     ),
-    "pair-empty": ("facades", {"mine/train/2.png": b""}, "mine/train/2.png is no image that can be read"),
+    "pair-empty": ("facades", {"mine/train/2.png": b""}, "mine/train/2.png can't be read as an image"),
     "pair-alone": (
         "facades",
         {"mine/train/2.png": None, "mine/train/3.png": None, "mine/val/1.png": None},
@@ -152,7 +160,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "records-cut": (
         "cifar10",
         {"mine/data_batch_2.bin": cifar_records([0, 1])[:-1]},
-        "data_batch_2.bin has 6145 bytes, no whole number of 3073-byte records",
+        "data_batch_2.bin has 6145 bytes, not a multiple of the 3073 bytes of a record",
     ),
     "records-empty": ("cifar10", {"mine/test_batch.bin": b""}, "test_batch.bin has 0 bytes"),
     "records-with-a-strange-label": (
@@ -163,7 +171,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "records-of-the-python-version": (
         "cifar10",
         {"mine/batches.meta.txt": None, "mine/batches.meta": b"\x80\x02}q\x01."},
-        "no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one",
+        "no batches.meta.txt in it: give CIFAR-10's *binary* version, not the Python one",
     ),
     "no-file": ("cifar10", dict.fromkeys(SOUND["cifar10"]) | {"mine/.DS_Store": b"x"}, "holds no file"),
 }

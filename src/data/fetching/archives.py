@@ -1,7 +1,7 @@
-"""How raw archives are read safely.
+"""Safe reading of raw archives.
 
-`read_archive` hands out the files of a tar or zip from memory and refuses what a hostile or damaged archive may hold:
-nothing is ever unpacked to disk.
+`read_archive` yields the files of a tar or zip from memory and refuses hostile or damaged members; nothing is unpacked
+to disk.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import BinaryIO
 from src.data.fetching.files import SourceError, disk_errors, is_html, is_junk
 
 _CHUNK = 1 << 16  # bytes of a tar's padding read at a time
-_MAX_RATIO, _HARMLESS = 100, 256 << 20  # content to archive; so many bytes may come of however small an archive
-_MAX_TAR_HEADER = 1 << 20  # tarfile reads a header's long name or pax record into memory in one go
-_ANEW = "delete it and fetch it anew, or give data.archive=PATH of a sound copy"
-# What the parsers raise on damaged bytes; RuntimeError is zipfile's, and covers the recursion of nested tar headers.
+_MAX_RATIO, _HARMLESS = 100, 256 << 20  # size of the content to that of the archive; bytes allowed whatever the ratio
+_MAX_TAR_HEADER = 1 << 20  # bytes; tarfile reads a long name or pax record into memory in one go
+_REMEDY = "delete it and fetch it again, or give data.archive=PATH of a sound copy"
+# Raised by the parsers on damaged bytes. RuntimeError: zipfile, and the recursion of nested tar headers.
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -44,17 +44,17 @@ def read_archive(
 ) -> Iterator[tuple[str, bytes]]:
     """Yields (posix name, content) of the regular files of a tar (plain, gz, bz2, xz) or zip, in the archive's order.
 
-    The kind is told by content, not by suffix. Folders and what macOS adds are skipped. A member is checked when its
-    turn comes: whoever must not act on half an archive exhausts the iterator first.
+    The format is recognised by content, not by suffix. Folders and the files that macOS adds are skipped. A member is
+    checked when its turn comes: a caller that must not act on a part of an archive exhausts the iterator first.
 
     Args:
         max_bytes: bytes that all members together may declare; each counts at least 512, so names are bounded too.
-            More than a hundred times the archive's size is refused as well, for whoever reads it holds it in memory.
+            More than a hundred times the archive's size is refused too, since the content is held in memory.
         max_member_bytes: bytes that one member may declare, since its content is held in memory.
 
     Raises:
-        SourceError: for a name that is absolute, climbs out, or occurs twice; a link, device, encrypted or oversized
-            member; an archive that is truncated, damaged, of no known kind, or without a file.
+        SourceError: a name is absolute, leads out of the archive, or occurs twice; a member is a link, a device,
+            encrypted or too large; the archive is truncated, damaged, of an unknown format, or has no file.
     """
     if not path.is_file():
         raise SourceError(f"no archive at {path}: fetch it, or give data.archive=PATH")
@@ -69,15 +69,15 @@ def read_archive(
             else:
                 yield from _tar_files(_decompressed(file, head), gate)
         except _DAMAGE as error:
-            what = "a web page, not an archive" if is_html(path) else f"truncated, damaged or no archive ({error})"
-            raise SourceError(f"{path} is {what}: {_ANEW}") from error
+            fault = "a web page, not an archive" if is_html(path) else f"truncated, damaged or no archive ({error})"
+            raise SourceError(f"{path} is {fault}: {_REMEDY}") from error
     if not gate.names:
-        raise SourceError(f"{path} holds no file: {_ANEW}")
+        raise SourceError(f"{path} holds no file: {_REMEDY}")
 
 
 @dataclass
 class _Gate:
-    """What may leave an archive: raises on what is hostile, skips what is no data."""
+    """Checks an archive's members: refuses hostile ones, skips those without data."""
 
     path: Path
     max_bytes: int
@@ -86,7 +86,7 @@ class _Gate:
     declared: int = 0
 
     def admit(self, name: str, size: int, kind: str) -> str | None:
-        """The clean name of a member to be read, or None to skip it; `kind` is file, folder, or what is refused."""
+        """The normalised name of a member, or None to skip it; any `kind` but file and folder is refused."""
         clean = PurePosixPath(name)
         if clean.is_absolute() or ".." in clean.parts or re.search(r"^[A-Za-z]:|[\\\0]", name):
             raise self._refusal(name, "has a name that leads out of the archive")
@@ -100,12 +100,14 @@ class _Gate:
         if kind == "folder" or is_junk(clean):
             return None
         if str(clean) in self.names:
-            raise self._refusal(name, "is there twice")
+            raise self._refusal(name, "occurs twice")
         self.names.add(str(clean))
         return str(clean)
 
-    def _refusal(self, name: str, why: str) -> SourceError:
-        return SourceError(f"{self.path}: member {name!r} {why}: do not trust this archive, get it from another source")
+    def _refusal(self, name: str, reason: str) -> SourceError:
+        return SourceError(
+            f"{self.path}: member {name!r} {reason}: do not trust this archive, get it from another source"
+        )
 
 
 def _decompressed(file: io.BufferedReader, head: bytes) -> io.BufferedIOBase:
@@ -119,7 +121,7 @@ def _decompressed(file: io.BufferedReader, head: bytes) -> io.BufferedIOBase:
 
 
 class _TarHeaders:
-    """The file that TarFile reads headers from: bounds their size, for it holds them whole, and remembers the last."""
+    """The file that TarFile reads headers from: bounds their size, for the sake of memory, and keeps the last."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self.file = file
@@ -139,7 +141,7 @@ def _tar_files(file: io.BufferedIOBase, gate: _Gate) -> Iterator[tuple[str, byte
     headers = _TarHeaders(file)
     tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
     while member := tar.next():
-        tar.members = []  # type: ignore[attr-defined]  # or it keeps a record of each: 100 MB for 100,000 files
+        tar.members = []  # type: ignore[attr-defined]  # or it keeps every record: 100 MB for 100,000 files
         name = gate.admit(member.name, member.size, _tar_kind(member))
         if name is not None:
             file.seek(member.offset_data)
@@ -149,17 +151,17 @@ def _tar_files(file: io.BufferedIOBase, gate: _Gate) -> Iterator[tuple[str, byte
             yield name, content
         headers.left = _MAX_TAR_HEADER
     # TarFile takes a damaged or missing header for the end of the archive; the true end is zeros, to the last byte.
-    # Reading on to it also checks the sum at the end of a compressed file.
-    rest = headers.last
-    if len(rest) != tarfile.BLOCKSIZE:
+    # Reading to it also verifies the checksum at the end of a compressed file.
+    padding = headers.last
+    if len(padding) != tarfile.BLOCKSIZE:
         raise tarfile.ReadError("its end is missing")
-    while rest:
-        if rest.strip(b"\0"):
+    while padding:
+        if padding.strip(b"\0"):
             raise tarfile.ReadError("a header is damaged")
-        gate.declared += len(rest)
+        gate.declared += len(padding)
         if gate.declared > gate.max_bytes:
             raise tarfile.ReadError("endless padding")
-        rest = file.read(_CHUNK)
+        padding = file.read(_CHUNK)
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:
@@ -180,7 +182,7 @@ def _zip_files(file: BinaryIO, gate: _Gate) -> Iterator[tuple[str, bytes]]:
             name = gate.admit(member.filename, member.file_size, _zip_kind(member))
             if name is not None:
                 with archive.open(member) as content:
-                    # Asking for a byte more bounds the memory, and makes zipfile reach the end and check the sum.
+                    # One byte more than declared: it bounds the memory and makes zipfile verify the checksum.
                     data = content.read(member.file_size + 1)
                 if len(data) != member.file_size:
                     raise zipfile.BadZipFile(f"{name!r} has {len(data):,} bytes, not the {member.file_size:,} declared")
@@ -191,7 +193,7 @@ def _zip_kind(member: zipfile.ZipInfo) -> str:
     if member.flag_bits & 1:
         return "encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "neither stored nor deflated"  # zipfile expands the other methods without a bound on memory
+        return "neither stored nor deflated"  # zipfile decompresses the other methods without a bound on memory
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 from tools that know no Unix modes
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a symbolic link" if kind == stat.S_IFLNK else "a device, fifo or other special file"

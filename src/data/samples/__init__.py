@@ -1,1 +1,1 @@
-"""The embedded samples, drawn or picked offline in the official archive formats."""
+"""Embedded samples, one module each: `draw(archive)` writes one offline, in the official archive format."""

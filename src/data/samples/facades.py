@@ -25,12 +25,12 @@ _FINE = 2  # the photo is drawn at twice the size, then reduced
 
 _Part = tuple[str, Box]  # a class of FACADE_PALETTE and where it lies; later parts cover earlier ones
 
-# How far a part stands out of the wall, in pixels of shadow.
+# How far a part protrudes from the wall, in pixels of shadow.
 _RELIEF = {"balcony": 7, "cornice": 4, "molding": 4, "pillar": 4, "deco": 3, "sill": 3}
 
 
 def draw(archive: Path, *, train: int = 120, val: int = 20, test: int = 24, seed: int = 0) -> None:
-    """Write drawn facades in the layout of pix2pix's `facades.tar.gz`.
+    """Writes drawn facades in the layout of pix2pix's `facades.tar.gz`.
 
     Each image is a 512x256 JPEG: the photo on the left, its label map in the colours of `FACADE_PALETTE` on the right.
     The photo follows from the map and from a style of the building: materials, colours, light.
@@ -52,9 +52,9 @@ def draw(archive: Path, *, train: int = 120, val: int = 20, test: int = 24, seed
 
 
 def _lay_out(rng: np.random.Generator) -> list[_Part]:
-    """Design a facade: storeys of windows and what adorns them over a ground floor, with a margin around the house.
+    """Designs a facade: storeys of windows and ornaments over a ground floor, with a margin around the house.
 
-    The first part is the background, the second the house's wall.
+    The first part is the background, the second the wall of the house.
     """
     left, right = int(rng.integers(0, 36)), _SIDE - int(rng.integers(0, 36))
     roof, street = int(rng.integers(6, 48)), _SIDE - int(rng.integers(8, 26))
@@ -162,7 +162,7 @@ class _Style:
 
 
 def _photograph(parts: list[_Part], rng: np.random.Generator) -> Image.Image:
-    """Render the map as a house in a street, 256x256."""
+    """Renders the map as a house in a street, 256x256."""
     style = _Style.draw(rng)
     _, house = parts[1]
     canvas = _street(house, style, rng).resize((_FINE * _SIDE, _FINE * _SIDE), Image.Resampling.BICUBIC)
@@ -220,15 +220,15 @@ def _clouds(rng: np.random.Generator, cells: int) -> Floats:
 
 
 def _shadows(parts: list[_Part]) -> Floats:
-    """Depth of shadow, (256, 256) in [0, 1]: what stands out of the wall darkens what lies to its lower right."""
+    """Depth of shadow, (256, 256) in [0, 1]: protruding parts darken their lower right."""
     mask = Image.new("L", (_SIDE, _SIDE))
     draw = ImageDraw.Draw(mask)
-    standing = [(box, _RELIEF[label]) for label, box in parts if label in _RELIEF]
-    for (x0, y0, x1, y1), depth in standing:
+    protruding = [(box, _RELIEF[label]) for label, box in parts if label in _RELIEF]
+    for (x0, y0, x1, y1), depth in protruding:
         draw.rectangle((x0 + depth // 2, y0 + depth // 2, x1 - 1 + depth // 2, y1 - 1 + depth), fill=255)
     soft = mask.filter(ImageFilter.GaussianBlur(1))
     draw = ImageDraw.Draw(soft)
-    for (x0, y0, x1, y1), _ in standing:
+    for (x0, y0, x1, y1), _ in protruding:
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=0)
     return np.asarray(soft, np.float32) / np.float32(255)
 
@@ -282,7 +282,7 @@ def _pillar(draw: ImageDraw.ImageDraw, box: Box, style: _Style) -> None:
 
 
 def _balcony(draw: ImageDraw.ImageDraw, box: Box, style: _Style) -> None:
-    """An iron railing before what is behind it, on a slab of stone."""
+    """An iron railing on a slab of stone."""
     x0, y0, x1, y1 = box
     iron, slab = (44, 44, 48), max(y1 - (y1 - y0) // 5, y0)
     for x in range(x0, x1, 6):

@@ -20,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _CANVAS = 96  # objects are drawn at three times the size, then reduced: smooth edges
 
-# Sky and ground of the places where the objects are met, as mean colours. Each is jittered widely per image.
+# Mean colours of sky and ground of the scenes; jittered widely per image.
 _SCENES: dict[str, tuple[Colour, Colour]] = {
     "sky": ((110, 160, 215), (190, 210, 225)),
     "dusk": ((150, 120, 150), (215, 165, 120)),
@@ -33,10 +33,10 @@ _SCENES: dict[str, tuple[Colour, Colour]] = {
 
 
 def draw(archive: Path, *, train: int = 2500, test: int = 500, seed: int = 0) -> None:
-    """Write drawn 32x32 images of the ten CIFAR-10 classes in the layout of `cifar-10-binary.tar.gz`.
+    """Writes drawn 32x32 images of the ten CIFAR-10 classes in the layout of `cifar-10-binary.tar.gz`.
 
     Labels are balanced to within one image. The training images are spread over the five official batches. Position,
-    size, pose, colours, background, light and noise vary within a class, and things stand in the way.
+    size, pose, colours, background, light and noise vary within a class, and some objects are partly hidden.
     """
 
     def members() -> Iterator[tuple[str, bytes]]:
@@ -51,7 +51,7 @@ def draw(archive: Path, *, train: int = 2500, test: int = 500, seed: int = 0) ->
 
 
 class _Pen:
-    """Draws shapes given in the object's own frame: x right, y down, both about [-1, 1]."""
+    """Draws shapes in the coordinates of the object: x right, y down, both about [-1, 1]."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.image = Image.new("RGBA", (_CANVAS, _CANVAS))
@@ -61,28 +61,28 @@ class _Pen:
         stretch = np.array([rng.choice([-1, 1]), 1]) * rng.uniform(0.85, 1.15, 2)  # mirrored or not
         self._matrix: list[list[float]] = (size * turn * stretch).tolist()
         self._centre = _CANVAS * (0.5 + rng.uniform(-0.13, 0.13, 2))
-        self.foot = float(self._centre[1] + 0.6 * size) / _CANVAS  # where the object stands, as a part of the height
+        self.foot = float(self._centre[1] + 0.6 * size) / _CANVAS  # the object's lower end, as a fraction of the height
 
     def shape(self, points: Iterable[Point], colour: Colour) -> None:
-        """Fill a polygon."""
+        """Fills a polygon."""
         (xx, xy), (yx, yy) = self._matrix
         placed = np.array([(x * xx + y * xy, x * yx + y * yy) for x, y in points]) + self._centre
         # To a sixteenth of a pixel: the last bit of a cosine, which differs between processors, moves no edge.
         self._draw.polygon((np.round(16 * placed) / 16).ravel().tolist(), fill=colour)
 
     def oval(self, x: float, y: float, across: float, down: float, colour: Colour) -> None:
-        """Fill an ellipse about (x, y) with these half axes."""
+        """Fills an ellipse about (x, y) with these half axes."""
         self.shape(((x + across * c, y + down * s) for c, s in _CIRCLE), colour)
 
     def stroke(self, start: Point, end: Point, width: float, colour: Colour) -> None:
-        """Draw a bar between two points."""
+        """Draws a bar between two points."""
         (x0, y0), (x1, y1) = start, end
         length = float(np.hypot(x1 - x0, y1 - y0))
         dx, dy = width / 2 * (y1 - y0) / length, width / 2 * (x1 - x0) / length
         self.shape([(x0 - dx, y0 + dy), (x0 + dx, y0 - dy), (x1 + dx, y1 - dy), (x1 - dx, y1 + dy)], colour)
 
     def hide(self, rng: np.random.Generator, colour: Colour) -> None:
-        """Put something before the object: a post or a bush, anywhere on the canvas."""
+        """Draws a post or a bush in front of the object, anywhere on the canvas."""
         x, y = rng.uniform(0, _CANVAS, 2)
         across, down = _CANVAS * rng.uniform(0.04, 0.14), _CANVAS * rng.uniform(0.08, 0.3)
         figure = self._draw.ellipse if rng.random() < 0.5 else self._draw.rectangle
@@ -140,7 +140,7 @@ def _bird(pen: _Pen, rng: np.random.Generator) -> None:
 
 
 def _cat(pen: _Pen, rng: np.random.Generator) -> None:
-    """Sits and looks at us: round head, pointed ears, a tail around it."""
+    """A sitting cat seen from the front: round head, pointed ears, a tail."""
     fur = _fur(rng)
     dark = tint(fur, 0.6)
     pen.stroke((0.3, 0.5), (0.75, 0.3), 0.16, dark)
@@ -161,7 +161,7 @@ def _cat(pen: _Pen, rng: np.random.Generator) -> None:
 def _legs(
     pen: _Pen, rng: np.random.Generator, colour: Colour, front: float, back: float, top: float, width: float
 ) -> None:
-    """Four legs, somewhere in their stride, down to y = 0.75."""
+    """Four legs in a random phase of the stride, down to y = 0.75."""
     for x, shade in ((front, 0.65), (back, 0.65), (front - 0.1, 0.9), (back + 0.1, 0.9)):
         pen.stroke((x, top), (x + rng.normal(0, 0.08), 0.75), width, tint(colour, shade))
 
@@ -249,7 +249,7 @@ def _truck(pen: _Pen, rng: np.random.Generator) -> None:
         pen.oval(x, 0.45, 0.07, 0.07, (150, 150, 155))
 
 
-# The ten classes in the official order: who draws them, and where they are met.
+# The ten classes in the official order: their drawing function and their scenes.
 _OBJECTS: dict[str, tuple[Callable[[_Pen, np.random.Generator], None], tuple[str, ...]]] = {
     "airplane": (_airplane, ("sky", "dusk", "road", "meadow")),
     "automobile": (_automobile, ("road", "dusk", "meadow")),
@@ -265,16 +265,16 @@ _OBJECTS: dict[str, tuple[Callable[[_Pen, np.random.Generator], None], tuple[str
 
 
 def _cifar10_records(count: int, rng: np.random.Generator) -> Bytes:
-    """Draw records of CIFAR-10's binary version: uint8 (count, 3073), the label, then red, green and blue planes."""
+    """Records of CIFAR-10's binary version: uint8 (count, 3073), the label, then red, green and blue planes."""
     labels = rng.permutation(np.arange(count) % len(_OBJECTS))
     objects = list(_OBJECTS.values())
     layers = np.empty((count, 32, 32, 4), np.float32)
     grounds = np.empty((count, 2, 3), np.float32)
     feet = np.empty(count, np.float32)
     for index, label in enumerate(labels):
-        draw, scenes = objects[label]
+        draw_object, scenes = objects[label]
         pen = _Pen(rng)
-        draw(pen, rng)
+        draw_object(pen, rng)
         grounds[index] = _SCENES[scenes[rng.integers(len(scenes))]]
         if rng.random() < 0.5:
             pen.hide(rng, _any_colour(rng))

@@ -1,4 +1,4 @@
-"""CIFAR-10, the binary version: records of a label byte and 3,072 pixel bytes (red, green, blue planes of 32x32)."""
+"""CIFAR-10, binary version: records of a label byte and 3,072 pixel bytes (red, green and blue planes of 32x32)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import Packed, pack_images
 
-RECORD = 1 + 3 * 32 * 32
+RECORD = 1 + 3 * 32 * 32  # bytes
 
 
 class Cifar10:
-    """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin`, in whatever folder of it."""
+    """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin` in any folder."""
 
     archive_name = "cifar-10-binary.tar.gz"
     sample: ClassVar[str] = "src.data.samples.images"
@@ -26,15 +26,15 @@ class Cifar10:
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Reads, checks and packs.
+        """Parses and checks the archive.
 
         Raises:
-            SourceError: a file is missing, cut or holds an impossible label.
+            SourceError: a file is missing, truncated or holds an impossible label.
         """
         files = {name.rpartition("/")[2]: content for name, content in read_archive(archive)}
         if "batches.meta.txt" not in files:
             raise SourceError(
-                f"{archive}: no batches.meta.txt in it; CIFAR-10's *binary* version is needed, not the Python one"
+                f"{archive}: no batches.meta.txt in it: give CIFAR-10's *binary* version, not the Python one"
             )
         classes = files["batches.meta.txt"].decode("ascii", "replace").split()
         train = [
@@ -60,9 +60,10 @@ def _records(archive: Path, name: str, content: bytes, classes: int) -> tuple[np
     """Images uint8 [N, 3, 32, 32] and labels uint8 [N]."""
     if len(content) % RECORD or not content:
         raise SourceError(
-            f"{archive}: {name} has {len(content)} bytes, no whole number of {RECORD}-byte records; fetch it anew"
+            f"{archive}: {name} has {len(content)} bytes, not a multiple of the {RECORD} bytes of a record; "
+            "fetch it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
-    if (worst := int(records[:, 0].max())) >= classes:
-        raise SourceError(f"{archive}: {name} holds the label {worst}, but there are {classes} classes; fetch it anew")
+    if (largest := int(records[:, 0].max())) >= classes:
+        raise SourceError(f"{archive}: {name} holds the label {largest}, but there are {classes} classes")
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]

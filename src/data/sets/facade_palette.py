@@ -1,11 +1,11 @@
-"""The colours in which the pix2pix `facades` archive paints the twelve classes of the CMP Facade Database."""
+"""The colours of the twelve classes of the CMP Facade Database in pix2pix's `facades` archive."""
 
 from __future__ import annotations
 
 # Measured on the label halves of 120 training images of the official archive: the median of the pixels nearest to each
-# cluster, over those whose 5x5 neighbourhood is flat. There, 99 % of the pixels lie within 7 units of their centre.
-# Classes run along the "jet" colour map in the data base's own order; as its documentation defines them, a cornice
-# lies above a window, a sill below it, and a molding runs across the facade.
+# cluster, over pixels whose 5x5 neighbourhood is flat; 99 % of those lie within 7 units of their centre. The classes
+# follow the "jet" colour map in the database's own order. By its documentation, a cornice is above a window, a sill
+# below it, and a molding runs across the facade.
 FACADE_PALETTE: dict[str, tuple[int, int, int]] = {
     "background": (0, 0, 222),
     "facade": (0, 48, 255),

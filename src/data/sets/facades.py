@@ -18,8 +18,8 @@ from src.data.sets.image_folder import SUFFIXES, decode, resized
 class PairedImages:
     """Reads a folder or an archive of pairs; each half is brought to `size` x `size`.
 
-    `val` is taken from the archive, or drawn from `train` where the archive has none. With `palette`, the label maps
-    (the input side) hold these colours, which lets evaluate read labels back off generated pictures.
+    `val` is taken from the archive, or drawn from `train` if the archive has none. With `palette`, the label maps (the
+    input side) have these colours, from which evaluate reads labels off generated pictures.
     """
 
     archive_name = "facades.tar.gz"
@@ -41,38 +41,34 @@ class PairedImages:
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Reads, decodes and packs.
+        """Parses and decodes the archive.
 
         Raises:
             SourceError: a split is missing, an image can't be decoded, or is not two squares side by side.
         """
-        found: dict[str, list[np.ndarray]] = defaultdict(list)
+        pairs: dict[str, list[np.ndarray]] = defaultdict(list)
         for name, content in sorted(read_archive(archive), key=lambda item: _natural(item[0])):
             split = ([""] * 2 + name.split("/"))[-2]
             if split in SPLITS and name.lower().endswith(SUFFIXES):
-                found[split].append(self._halves(content, f"{archive}: {name}"))
+                pairs[split].append(self._halves(content, f"{archive}: {name}"))
         for split in ("train", "test"):
-            if not found[split]:
-                raise SourceError(
-                    f"{archive}: no {split}/*.jpg in it; pairs belong into train/, test/ and, if there is one, val/"
-                )
-        if not found["val"]:
-            if len(found["train"]) < 2:
-                raise SourceError(
-                    f"{archive}: train/ has one pair and there is no val/: val takes one, so give another"
-                )
-            order = np.random.default_rng(self.split_seed).permutation(len(found["train"]))
-            held = set(order[: max(1, round(self.val_fraction * len(order)))].tolist())
-            found["val"] = [pair for i, pair in enumerate(found["train"]) if i in held]
-            found["train"] = [pair for i, pair in enumerate(found["train"]) if i not in held]
-        arrays = {split: np.stack(found[split]) for split in SPLITS}  # [N, 2, 3, S, S]
+            if not pairs[split]:
+                raise SourceError(f"{archive}: no {split}/*.jpg in it: pairs go into train/, test/ and optionally val/")
+        if not pairs["val"]:
+            if len(pairs["train"]) < 2:
+                raise SourceError(f"{archive}: train/ has one pair and val/ none: give at least two, val takes one")
+            order = np.random.default_rng(self.split_seed).permutation(len(pairs["train"]))
+            held_out = set(order[: max(1, round(self.val_fraction * len(order)))].tolist())
+            pairs["val"] = [pair for i, pair in enumerate(pairs["train"]) if i in held_out]
+            pairs["train"] = [pair for i, pair in enumerate(pairs["train"]) if i not in held_out]
+        arrays = {split: np.stack(pairs[split]) for split in SPLITS}  # [N, 2, 3, S, S]
         source, target = (0, 1) if self.direction == "AtoB" else (1, 0)
         meta = {
             "kind": "pairs",
             "shape": [3, self.size, self.size],
             "direction": self.direction,
             "palette": self.palette,
-            "duplicates": duplicates({split: [pair.tobytes() for pair in pairs] for split, pairs in arrays.items()}),
+            "duplicates": duplicates({k: [pair.tobytes() for pair in v] for k, v in arrays.items()}),
         }
         return Packed({k: {"input": v[:, source], "target": v[:, target]} for k, v in arrays.items()}, meta)
 
@@ -82,7 +78,7 @@ class PairedImages:
         height, width, _ = pair.shape
         if width != 2 * height:
             raise SourceError(f"{name} is {width}x{height}: a pair is two squares side by side, twice as wide as high")
-        # Each half on its own: resized together, they would run into each other where they meet.
+        # Resized separately: together they would blend where they meet.
         halves = [resized(half, self.size) for half in (pair[:, :height], pair[:, height:])]
         return np.stack(halves).transpose(0, 3, 1, 2)
 

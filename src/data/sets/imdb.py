@@ -1,4 +1,4 @@
-"""Reviews in the layout of aclImdb: `{train,test}/{pos,neg}/*.txt`; tokens, a vocabulary, and lengths kept."""
+"""Reviews in the layout of aclImdb, `{train,test}/{pos,neg}/*.txt`, as tokens of a vocabulary."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class ReviewFolders:
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Reads, tokenizes and packs.
+        """Parses and tokenizes the archive.
 
         Raises:
-            SourceError: a folder is missing, a file is not UTF-8, or has no token.
+            SourceError: a folder is missing, or a file is not UTF-8 or empty.
         """
         from torchtext.vocab import Vocab
 
@@ -53,10 +53,10 @@ class ReviewFolders:
             key = tuple(([""] * 3 + name.split("/"))[-3:-1])
             if key in texts and name.endswith(".txt"):
                 texts[key].append(_text(content, f"{archive}: {name}"))
-        for (split, label), found in texts.items():
-            if not found:
+        for (split, label), reviews in texts.items():
+            if not reviews:
                 raise SourceError(
-                    f"{archive}: no {split}/{label}/*.txt in it; reviews belong into {{train,test}}/{{pos,neg}}/"
+                    f"{archive}: no {split}/{label}/*.txt in it: reviews go into {{train,test}}/{{pos,neg}}/"
                 )
         labels = {
             split: np.repeat(np.arange(2), [len(texts[split, label]) for label in CLASSES])
@@ -78,7 +78,7 @@ class ReviewFolders:
             "tokenizer": tokenizer_settings(),
             "duplicates": duplicates({k: [" ".join(example).encode() for example in x] for k, (x, _) in parts.items()}),
         }
-        # Vocab.stoi is a defaultdict that grows at each look-up of a strange token; a plain dict does not.
+        # Vocab.stoi is a defaultdict that grows at every look-up of an unknown token; a plain dict does not.
         ids = dict(vocabulary.stoi)
         return Packed({split: _flat(examples, y, ids) for split, (examples, y) in parts.items()}, meta)
 
@@ -94,7 +94,7 @@ def _text(content: bytes, name: str) -> str:
 
 
 def _flat(examples: list[list[str]], labels: np.ndarray, ids: dict[str, int]) -> Arrays:
-    """Tokens one after the other, and where each example begins."""
+    """The tokens of all examples in one array, the offset of every example in it, and the labels."""
     flat = [ids.get(token, 0) for example in examples for token in example]
     offsets = np.cumsum([0, *(len(example) for example in examples)])
     return {"tokens": np.array(flat, np.int32), "offsets": offsets.astype(np.int64), "labels": labels.astype(np.int64)}
@@ -103,7 +103,8 @@ def _flat(examples: list[list[str]], labels: np.ndarray, ids: dict[str, int]) ->
 def tokenizer_settings() -> dict[str, object]:
     """`basic_english` as data: lower-case, then these substitutions in order, then split at blanks.
 
-    So that an exported model can be called without torchtext, which imports torch.
+    With it an exported model is used without torchtext, which imports torch. The rules are private to torchtext's
+    `basic_english` (`utils._patterns` and `_replacements`, checked with 0.6.0).
     """
     from torchtext.data import utils
 
@@ -112,7 +113,7 @@ def tokenizer_settings() -> dict[str, object]:
 
 
 def tokenize(texts: list[str]) -> list[list[str]]:
-    """Lower-cased tokens of each text, HTML breaks removed; on all cores where there is enough to do."""
+    """Lower-cased tokens of each text, HTML breaks removed; on all cores if there are at least 2,000 texts."""
     chunk = 1000
     if len(texts) < 2 * chunk:
         return _tokenize(texts)
@@ -126,5 +127,5 @@ def _tokenize(texts: Iterable[str]) -> list[list[str]]:
     from torchtext.data.utils import get_tokenizer
 
     tokenizer = get_tokenizer("basic_english")
-    # A review of nothing but breaks or brackets has no token; one unknown keeps its place among the labels.
+    # A review without any token (breaks, brackets) becomes one unknown token, so that its label stays.
     return [tokenizer(BREAK.sub(" ", text)) or [UNKNOWN] for text in texts]

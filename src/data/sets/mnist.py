@@ -1,4 +1,4 @@
-"""MNIST and what has its format: four IDX files, gzipped or not, grey images and labels to train and test on."""
+"""MNIST and data sets in its format: four IDX files, gzipped or not, of grey images and their labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import Packed, pack_images
 
-FILE = re.compile(r"(train|t10k)-(images|labels)[.-]idx\d-ubyte(\.gz)?")  # with a dot where it was unpacked by hand
-MAX_BYTES = 1 << 30  # that a file may have when it is unpacked; MNIST's largest has 47 MB
+FILE = re.compile(r"(train|t10k)-(images|labels)[.-]idx\d-ubyte(\.gz)?")  # with a dot if unpacked by hand
+MAX_BYTES = 1 << 30  # of an unpacked file; MNIST's largest has 47 MB
 DIGITS = list("0123456789")
 
 
@@ -36,41 +36,40 @@ class Mnist:
             self.sample = None  # Fashion-MNIST has this format too, but its sample would show digits
 
     def pack(self, archive: Path) -> Packed:
-        """Reads, checks and packs.
+        """Parses and checks the archive.
 
         Raises:
-            SourceError: a file is missing, cut, of another format, or holds an impossible label.
+            SourceError: a file is missing, truncated, of another format, or holds an impossible label.
         """
-        found: dict[tuple[str, str], np.ndarray] = {}
+        arrays: dict[tuple[str, str], np.ndarray] = {}
         for name, content in read_archive(archive):
             if match := FILE.fullmatch(name.rpartition("/")[2]):
-                found[match[1], match[2]] = read_idx(content, f"{archive}: {name}")
-        if missing := [
-            f"{part}-{what}" for part in ("train", "t10k") for what in ("images", "labels") if (part, what) not in found
-        ]:
-            raise SourceError(f"{archive}: no {' and no '.join(missing)} in it; MNIST's four IDX files are needed")
-        train, test = (self._part(found, part, f"{archive}: {part}") for part in ("train", "t10k"))
+                arrays[match[1], match[2]] = read_idx(content, f"{archive}: {name}")
+        names = [(part, content) for part in ("train", "t10k") for content in ("images", "labels")]
+        if missing := ["-".join(name) for name in names if name not in arrays]:
+            raise SourceError(f"{archive}: no {' and no '.join(missing)} in it: give MNIST's four IDX files")
+        train, test = (self._part(arrays, part, f"{archive}: {part}") for part in ("train", "t10k"))
         return pack_images(
             train, None, test, classes=self.classes, val_fraction=self.val_fraction, split_seed=self.split_seed
         )
 
-    def _part(self, found: dict[tuple[str, str], np.ndarray], part: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, arrays: dict[tuple[str, str], np.ndarray], part: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [N, 1, H, W] and labels uint8 [N]."""
-        images, labels = found[part, "images"], found[part, "labels"]
+        images, labels = arrays[part, "images"], arrays[part, "labels"]
         if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size:
             raise SourceError(
-                f"{name}: images of shape {images.shape} and labels of {labels.shape} do not fit; fetch them anew"
+                f"{name}: images of shape {images.shape} and labels of {labels.shape} do not fit; fetch them again"
             )
-        if (worst := int(labels.max())) >= len(self.classes):
-            raise SourceError(f"{name}: holds the label {worst}, but data.classes names {len(self.classes)} classes")
+        if (largest := int(labels.max())) >= len(self.classes):
+            raise SourceError(f"{name}: holds the label {largest}, but data.classes names {len(self.classes)} classes")
         return images[:, None], labels
 
 
 def read_idx(content: bytes, name: str) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not, as uint8 of its own shape.
+    """Parses an IDX file of unsigned bytes, gzipped or not, as uint8 in the shape that it declares.
 
     Raises:
-        SourceError: it is damaged, or of another format.
+        SourceError: it is damaged or of another format.
     """
     try:
         if content.startswith(b"\x1f\x8b"):
@@ -85,5 +84,5 @@ def read_idx(content: bytes, name: str) -> np.ndarray:
         if (declared := math.prod(shape)) != len(content) - 4 - 4 * dimensions:
             raise ValueError(f"declares {declared:,} bytes, holds {len(content) - 4 - 4 * dimensions:,}")
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise SourceError(f"{name} is no IDX file of bytes, or a damaged one ({error}): fetch it anew") from None
+        raise SourceError(f"{name} is not an IDX file of bytes, or is damaged ({error}): fetch it again") from None
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
