@@ -132,7 +132,7 @@ def attribute_of(target: str, name: str) -> str | None:
         )
         value = getattr(node, "value", None)
         if any(isinstance(n, ast.Name) and n.id == name for n in names) and isinstance(value, ast.Constant):
-            return str(value.value)
+            return None if value.value is None else str(value.value)
     for base in definition.bases:
         if isinstance(base, ast.Name):
             inherited = attribute_of(imported.get(base.id, f"{module}.{base.id}"), name)
