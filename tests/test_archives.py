@@ -7,7 +7,6 @@ import gzip
 import io
 import lzma
 import random
-import stat
 import subprocess
 import sys
 import tarfile
@@ -108,29 +107,6 @@ def test_names_that_lead_out_are_refused(refusal: Callable[..., str], name: str)
     for content in (tar_bytes((name, b"x")), zip_bytes((name, b"x"))):
         message = refusal(content)
         assert repr(name) in message and "leads out" in message
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (tarfile.SYMTYPE, "a symbolic link"),
-        (tarfile.LNKTYPE, "a hard link"),
-        (tarfile.CHRTYPE, "a device"),
-        (tarfile.BLKTYPE, "a device"),
-        (tarfile.FIFOTYPE, "fifo"),
-    ],
-)
-def test_links_and_devices_in_a_tar_are_refused(refusal: Callable[..., str], kind: bytes, said: str) -> None:
-    message = refusal(tar_bytes(tar_member("top/evil", type=kind, linkname="top/b.txt")))
-    assert "'top/evil'" in message and said in message
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"), [(stat.S_IFLNK, "a symbolic link"), (stat.S_IFIFO, "fifo"), (stat.S_IFBLK, "a device")]
-)
-def test_links_and_devices_in_a_zip_are_refused(refusal: Callable[..., str], kind: int, said: str) -> None:
-    message = refusal(zip_bytes((zip_member("top/evil", kind | 0o644), b"/etc/passwd")))
-    assert "'top/evil'" in message and said in message
 
 
 def test_a_name_that_occurs_twice_is_refused(refusal: Callable[..., str]) -> None:

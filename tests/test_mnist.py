@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import download as download_module
 from src.common.errors import ConfigError
 from src.common.files import sha256_of
 from src.configuration.composing import compose
+from src.data.fetching import obtaining
 from src.data.fetching.files import SourceError
 from src.data.samples.digits import draw
 from src.data.sets.mnist import DIGITS, Mnist, read_idx
@@ -53,7 +53,7 @@ def test_images_and_labels_belong_together_zipped_or_not(zipped: bool, tmp_path:
 
 
 def test_a_folder_of_the_users_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module, "ROOT", tmp_path)
+    monkeypatch.setattr(obtaining, "ROOT", tmp_path)
     for name, content in members("mine", classes=10).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -130,7 +130,7 @@ def test_clothes_have_no_sample(tmp_path: Path) -> None:
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(download_module, "ROOT", tmp_path)  # partial downloads lie there
+    monkeypatch.setattr(obtaining, "ROOT", tmp_path)  # partial downloads lie there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return ["experiment=mnist_cnn", "profile=full", "output=out", f"data_folder={tmp_path / 'data'}"]
 

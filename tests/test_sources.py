@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from src.common.files import sha256_of
+from src.configuration.schema import Official
 from src.data.fetching.adopting import adopt
 from src.data.fetching.archives import read_archive
 from src.data.fetching.download import Limits, fetch
 from src.data.fetching.files import SourceError
+from src.data.fetching.official import fetch_official
 from tests.loopback import Host
 
 DATA = random.Random(0).randbytes(300_000)
@@ -430,6 +432,18 @@ def test_a_folder_that_holds_the_destination_is_refused(tmp_path: Path, take: Ca
 def test_a_device_is_no_archive(take: Callable[..., str]) -> None:
     with pytest.raises(SourceError, match="neither a file nor a folder"):
         take("/dev/null")
+
+
+def test_files_of_another_data_set_with_the_same_archive_name_stay_out(host: Host, tmp_path: Path) -> None:
+    host.serve("/a/one", DATA)
+    host.serve("/b/two", OTHER)
+    unfinished = Official(urls=[host.url + "/a"], files={"one": SHA, "missing": "0" * 64})
+    complete = Official(urls=[host.url + "/b"], files={"two": hashlib.sha256(OTHER).hexdigest()})
+    archive = tmp_path / "raw" / "mnist.tar"
+    with pytest.raises(SourceError, match="missing"):
+        fetch_official(unfinished, archive, tmp_path / "archives")
+    fetch_official(complete, archive, tmp_path / "archives")
+    assert list(read_archive(archive)) == [("mnist/two", OTHER)]
 
 
 def test_importing_the_module_is_light() -> None:
