@@ -362,7 +362,7 @@ def test_a_missing_picture_is_refused(
 def test_a_file_that_is_no_picture_is_refused(content: bytes, refused: Callable[..., str], tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(content)
-    assert "photo.png can't be read as an image" in refused(image_model(tmp_path / "export"), photo)
+    assert "photo.png is no image that can be read" in refused(image_model(tmp_path / "export"), photo)
 
 
 def test_a_missing_text_file_is_not_taken_for_a_review(refused: Callable[..., str], tmp_path: Path) -> None:
