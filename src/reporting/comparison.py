@@ -29,6 +29,7 @@ LEFT_OUT = {
     "profile",
     "seed",
     "output",
+    "archive_folder",
     "data_folder",
     "evaluation",
     "export",
