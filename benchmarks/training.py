@@ -25,6 +25,7 @@ from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
 from benchmarks.timing import Measure, StepClock, paired
 from src.common.hardware import keep_memory
+from src.common.signals import Interruption
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
@@ -33,7 +34,6 @@ from src.models.pix2pix import Pix2Pix
 from src.models.resnet import Convolution
 from src.training import determinism
 from src.training.history import History
-from src.training.interruption import Interruption
 from src.training.trainer import adapt, bf16_pays, build_trainer, device_of
 
 LOOP_OVERHEAD = at_most(1.05)

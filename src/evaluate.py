@@ -24,6 +24,7 @@ def evaluate(config: Config) -> None:
     from src.models import weights
     from src.reporting import tables
     from src.tasks import classification, generation, reconstruction, translation
+    from src.tracking.journal import stage_journal
     from src.tracking.tracker import Tracker
     from src.training import determinism
 
@@ -42,7 +43,10 @@ def evaluate(config: Config) -> None:
     # Joined first, so that MLflow's import overlaps with the work.
     sha256 = weights.read_note(config.folder / "train")["sha256"]
     with Tracker.join(
-        journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
+        journal=stage_journal(config.name, "evaluate"),
+        experiment=config.name,
+        model_sha256=sha256,
+        name=config.run_name,
     ) as tracker:
         metrics, pairs = evaluations[model.task](model, test, config, meta, folder)
         tables.write_csv(config.folder / "confusion.csv", pairs)

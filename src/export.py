@@ -34,6 +34,7 @@ def export(config: Config) -> None:
     from src.exporting import card, onnx_export, quantization
     from src.models import weights
     from src.reporting import plots, tables
+    from src.tracking.journal import stage_journal
     from src.tracking.tracker import Tracker
     from src.training import determinism
 
@@ -42,7 +43,10 @@ def export(config: Config) -> None:
     model = weights.load(config.model, meta, config.folder / "train")
     note = weights.read_note(config.folder / "train")
     with Tracker.join(
-        journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
+        journal=stage_journal(config.name, "export"),
+        experiment=config.name,
+        model_sha256=note["sha256"],
+        name=config.run_name,
     ) as tracker:
         val = batches(config.processed, "val", config.loader, train=False)
         inputs, examples = onnx_export.given_to(model, meta["kind"], val)

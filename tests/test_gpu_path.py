@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.common.errors import ConfigError
+from src.common.signals import Interruption
 from src.configuration.composing import compose
 from src.configuration.schema import Config, Loader
 from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
@@ -34,7 +35,6 @@ from src.models.classifier import Classifier, ImageClassifier
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History
-from src.training.interruption import Interruption
 from src.training.trainer import adapt, bf16_pays, build_trainer, device_of, require_gpus
 from tests.conftest import Run
 

@@ -1,4 +1,4 @@
-"""Files that others rely on: digests, and writes that are whole or not at all."""
+"""File digests, and atomic writes: a reader, or a crash, sees the old file or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -16,33 +16,58 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file so that a reader, or a crash, sees the old bytes or the new, never half of them.
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Replaces a file's content atomically; `mode` are the permissions of the new file before the umask.
 
     Raises:
-        OSError: it can't be written, for want of room perhaps; it names the file, and what was there stays.
+        OSError: it can't be written, for want of room perhaps; the error names the file, and the old one stays.
     """
-    with replacing(path) as file:
+    with replacing(path, mode) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path`, whole, when the block ends well.
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yields a file that replaces `path` when the block succeeds, and is removed when it does not.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, mode)
+
+    with replacing_path(path) as temporary, open(temporary, "wb", opener=opener) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path`, for a writer that wants a name; the file replaces `path` when the block succeeds.
+
+    The file and its folder are flushed to the disk, so the replacement survives a power failure.
 
     Raises:
         OSError: as `write_atomically`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # a write does not tell; a file within may have its own fault
+        if error.filename in (None, str(temporary)):  # a write does not name its file; another file may be at fault
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,6 @@ Nothing here imports torch: a typing mistake is answered in half a second.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -357,10 +356,6 @@ class Config(DataConfig):
     def run_name(self) -> str:
         """What the run is called in MLflow's list."""
         return f"seed {self.seed} {self.profile.name}"
-
-    def journal(self, stage: str) -> Path:
-        """Where a stage that joins the training's run keeps what MLflow has not got yet."""
-        return ROOT / "experiments" / ".work" / f"{self.name}-{stage}-{os.getpid()}.jsonl"
 
     @property
     def sample(self) -> bool:

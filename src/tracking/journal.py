@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from src.common.files import write_atomically
+from src.common.paths import ROOT
+
 # MLflow's own limits (mlflow.utils.validation); the tests compare them.
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
@@ -35,6 +38,11 @@ class State:
     sent: int = 0
 
 
+def stage_journal(experiment: str, stage: str) -> Path:
+    """The journal of a stage that joins the training's run: one for each process."""
+    return ROOT / "experiments" / ".work" / f"{experiment}-{stage}-{os.getpid()}.jsonl"
+
+
 def create(journal: Path, header: Mapping[str, Any]) -> None:
     """Begin a journal with `header`, and a fresh identity if it has none; an unsent one in its place is moved aside.
 
@@ -42,7 +50,7 @@ def create(journal: Path, header: Mapping[str, Any]) -> None:
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     _set_aside(journal)
-    _write_atomically(journal, {"journal": uuid.uuid4().hex, "time": now(), **header})
+    _write_line(journal, {"journal": uuid.uuid4().hex, "time": now(), **header})
 
 
 def append(file: int, record: Mapping[str, Any]) -> None:
@@ -112,7 +120,7 @@ def load_state(journal: Path) -> State | None:
 
 def save_state(journal: Path, state: State) -> None:
     """Note how far the journal got, atomically."""
-    _write_atomically(state_path(journal), asdict(state))
+    _write_line(state_path(journal), asdict(state))
 
 
 def remove(journal: Path) -> None:
@@ -166,8 +174,5 @@ def _set_aside(journal: Path) -> None:
     state_path(journal).unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, line: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.touch(mode=0o600)  # a store's address may hold a password
-    temporary.write_text(json.dumps(line) + "\n")
-    temporary.replace(path)
+def _write_line(path: Path, line: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(line) + "\n").encode(), mode=0o600)  # a store's address may hold a password

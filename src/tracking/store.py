@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from src.common.credentials import masked
 from src.tracking.journal import shorten
 
 if TYPE_CHECKING:
@@ -88,6 +88,6 @@ def user_name() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's kind and message in one line of at most 300 characters, without credentials of an address in it."""
-    message = re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))
+    """The error's kind and message in one line of at most 300 characters, credentials masked."""
+    message = masked(" ".join(str(error).split()))
     return shorten(f"{type(error).__name__}: {message}" if message else type(error).__name__, 300)

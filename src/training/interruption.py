@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,51 +11,11 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from src.common.errors import Failure
+from src.common.signals import Interruption
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a preemption's, Ctrl-C's
 SHARE = 0.02  # of the time at most goes into saving within an epoch
 ASK_EVERY = 10  # batches, where several processes must agree whether to save
 GO_ON, SAVE, END = range(3)
-
-
-class Interruption:
-    """The signal that asked this process to end, if one did.
-
-    The first SIGTERM or Ctrl-C is noted, and training ends after the batch in hand, with a checkpoint. The second one
-    ends the process at once. Of several processes that all get it one says so: the one that is `aloud`.
-    """
-
-    def __init__(self, *, aloud: bool = True) -> None:
-        self.aloud = aloud
-        self.signal: signal.Signals | None = None
-
-    @contextlib.contextmanager
-    def heeded(self) -> Iterator[Interruption]:
-        """Notes the signals from here on; before and after they do what they did."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.listen()
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """Takes the signals over, also from Lightning, which ends with 0, and DVC would record half a training."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    @property
-    def exit_code(self) -> int:
-        """What shells expect of a process that a signal ended: 143 after SIGTERM, 130 after Ctrl-C."""
-        return 128 + (self.signal or signal.SIGTERM)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = signal.Signals(number)
-        if self.aloud:  # os.write: a print could fall into the middle of another print and raise
-            os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
 
 
 class WorkingCheckpoint(Checkpoint):
@@ -81,7 +36,7 @@ class WorkingCheckpoint(Checkpoint):
         self._next = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interruption.listen()  # again: Lightning has just put its own handlers in
+        self.interruption.install()  # again: Lightning has just put its own handlers in
         self._next = time.monotonic() + self.seconds
 
     def on_train_batch_end(

@@ -15,6 +15,7 @@ from pytorch_lightning.trainer.states import TrainerStatus
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.common.signals import Interruption
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
 from src.data import packed
@@ -25,7 +26,6 @@ from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, LogMetrics, on_terminal
-from src.training.interruption import Interruption
 from src.training.trainer import BEST, adapt, build_trainer
 
 
@@ -106,14 +106,14 @@ def _fit(
     history = History(log_metrics or _unheard, lines=lines)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
-    interruption = Interruption(aloud=leads)
+    interruption = Interruption(announce=leads)
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
     if checkpoint and leads:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
     if not checkpoint and hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
     adapt(model, config.trainer)
-    with interruption.heeded():
+    with interruption.handling():
         try:
             trainer.fit(model, data, ckpt_path=checkpoint)
         except SystemExit:  # Lightning's own end on SIGTERM, before its first batch, has the code 0

@@ -14,11 +14,12 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from src.common.errors import ConfigError
 from src.common.hardware import fast_bf16
+from src.common.signals import Interruption
 from src.configuration import schema
 from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
-from src.training.interruption import Interruption, WorkingCheckpoint
+from src.training.interruption import WorkingCheckpoint
 from src.training.ranks import Group, Joined
 
 BEST = "best"
