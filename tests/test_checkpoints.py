@@ -22,7 +22,7 @@ import torch
 from src.common.errors import Failure
 from src.common.identity import differences, fingerprint
 from src.configuration.composing import compose
-from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_whole
+from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_intact
 
 IO = AtomicCheckpointIO()
 
@@ -79,12 +79,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_comes_back_and_is_whole(tmp_path: Path) -> None:
+def test_what_is_saved_comes_back_and_is_intact(tmp_path: Path) -> None:
     path = tmp_path / "new" / "last.ckpt"
     content = checkpoint(3) | {"half": torch.randn(5, dtype=torch.bfloat16), "nested": {"state": [torch.arange(3)]}}
     IO.save_checkpoint(content, path)
     loaded = IO.load_checkpoint(path)
-    assert is_whole(path)
+    assert is_intact(path)
     assert loaded.keys() == content.keys()
     assert torch.equal(loaded["half"], content["half"])
     assert torch.equal(loaded["nested"]["state"][0], torch.arange(3))
@@ -95,7 +95,7 @@ def test_a_save_replaces_the_one_before_and_leaves_nothing_else_behind(tmp_path:
     path = tmp_path / "last.ckpt"
     for step in range(3):
         IO.save_checkpoint(checkpoint(step), path)
-        assert is_whole(path)
+        assert is_intact(path)
         assert step_of(path) == step
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
     IO.remove_checkpoint(path)
@@ -109,21 +109,21 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
     path.write_bytes(content)
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 def test_a_truncated_an_empty_and_an_unknown_checkpoint_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    assert not is_whole(path)
+    assert not is_intact(path)
     IO.save_checkpoint(checkpoint(0), path)
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], b""):
         path.write_bytes(damaged)
-        assert not is_whole(path)
+        assert not is_intact(path)
     path.write_bytes(whole)
-    assert is_whole(path)
+    assert is_intact(path)
     digest_file(path).unlink()
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 class Hostile:
@@ -139,7 +139,7 @@ class Hostile:
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     path, mark = tmp_path / "last.ckpt", tmp_path / "it ran"
     IO.save_checkpoint({"weights": Hostile(mark)}, path)
-    assert is_whole(path), "its bytes are what was written: the digest is no defence here"
+    assert is_intact(path), "its bytes are what was written: the digest is no defence here"
     for asked in (None, False):
         with pytest.raises(Failure, match=r"is no training's state \(UnpicklingError; nothing in it was run\)"):
             IO.load_checkpoint(path, weights_only=asked)
@@ -169,7 +169,7 @@ def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(
         time.sleep(moments.uniform(0, 0.05))
         process.kill()
         process.join()
-        assert is_whole(path)
+        assert is_intact(path)
         assert step_of(path) > before
 
 
@@ -196,10 +196,10 @@ def test_a_save_that_is_interrupted_between_its_files_again_and_again_leaves_a_w
             patched.setattr(os, "replace", replace)
             with pytest.raises(Killed):
                 IO.save_checkpoint(checkpoint(step), path)
-        assert is_whole(path)
+        assert is_intact(path)
         assert step_of(path) == (step if survived == 2 else 0)
     IO.save_checkpoint(checkpoint(4), path)
-    assert is_whole(path)
+    assert is_intact(path)
     assert len(digest_file(path).read_text().split()) == 1
 
 
@@ -222,7 +222,7 @@ def test_a_save_that_does_not_fit_keeps_the_old_checkpoint_and_fails_aloud(
     assert process.exitcode == 0
     assert here.poll()
     assert here.recv() == errno.EFBIG
-    assert is_whole(path)
+    assert is_intact(path)
     assert step_of(path) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
 
@@ -300,7 +300,7 @@ def test_the_differences_of_two_identities_are_named_with_their_values_and_diges
 
 
 def hold(root: Path, held: Any) -> None:
-    with WorkFolder("digits", {"seed": "0"}, root).held():
+    with WorkFolder("digits", {"seed": "0"}, root).locked():
         held.set()
         time.sleep(300)
 
@@ -312,20 +312,20 @@ def test_a_second_holder_is_refused_and_told_of_the_first_who_frees_the_folder_b
     first = start(hold, tmp_path, held)
     assert held.wait(60)
     wanted = rf"under way already, by process {first.pid} on {socket.gethostname()}: wait for it, or stop it"
-    with pytest.raises(Failure, match=wanted), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with pytest.raises(Failure, match=wanted), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         pass
-    with WorkFolder("digits", {"seed": "1"}, tmp_path).held():
+    with WorkFolder("digits", {"seed": "1"}, tmp_path).locked():
         pass
     first.kill()
     first.join()
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).held() as work:
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked() as work:
         assert (work.path / "holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_folder_is_free_again_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         raise ZeroDivisionError
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         pass
 
 
@@ -351,7 +351,7 @@ def test_an_unfinished_run_that_is_another_is_named_with_what_differs_and_left_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfinished = WorkFolder("digits", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path)
-    with unfinished.held():
+    with unfinished.locked():
         IO.save_checkpoint(checkpoint(0), unfinished.last)
     other = WorkFolder("letters", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path / "elsewhere")
     same_place = WorkFolder("letters", {"model.lr": "0.2", "src/train.py": "aa"}, tmp_path)
@@ -360,13 +360,13 @@ def test_an_unfinished_run_that_is_another_is_named_with_what_differs_and_left_a
     assert capsys.readouterr().out == ""
 
     changed = WorkFolder("digits", {"model.lr": "0.2", "src/train.py": "bb"}, tmp_path)
-    with changed.held():
+    with changed.locked():
         assert changed.resumable() is None
     said = capsys.readouterr().out
     assert f"in {unfinished.path} is not resumed, it is another: model.lr was 0.1, is 0.2; src/train.py. " in said
-    assert is_whole(unfinished.last)
+    assert is_intact(unfinished.last)
 
-    with unfinished.held():  # somebody works on it: not left over
+    with unfinished.locked():  # somebody works on it: not left over
         assert changed.resumable() is None
     assert capsys.readouterr().out == ""
 
@@ -377,5 +377,5 @@ def test_a_complete_run_leaves_its_journal_alone(tmp_path: Path) -> None:
     IO.save_checkpoint(checkpoint(0), work.path / "best.ckpt")
     (work.path / ".last.ckpt.12345").write_bytes(b"what a killed save left behind")
     work.journal.write_text("{}\n")
-    work.forget()
+    work.remove_checkpoints()
     assert [path.name for path in work.path.iterdir()] == ["tracking.jsonl"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from src.common.errors import ConfigError
 from src.common.hardware import cores
 from src.common.paths import ROOT
+from src.configuration.callbacks import check_callback
 
 # --- the vocabulary of the schema: used here, and by the signatures that a `_target_` points to -----------------------
 
@@ -227,6 +228,21 @@ class Data(Build):
     loader: Loader | None = None
 
 
+class CallbackConfig(Build):
+    """A callback of Lightning's or of this project; the other keys are its constructor's arguments."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        check_callback(self.target, self.model_extra or {})
+        return self
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        """Builds it."""
+        return super().__call__(*args, **more, **(self.model_extra or {}))
+
+
 class EarlyStopping(Section):
     patience: PositiveInt
     min_delta: NonNegative = 0.0
@@ -244,7 +260,6 @@ class Trainer(Section):
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp"] = "auto"
     precision: Precision = "auto"
-    channels_last: bool = True
     compile: bool = False
     threads: PositiveInt | None = None
     deterministic: bool = True
@@ -262,6 +277,7 @@ class Trainer(Section):
     checkpoint_seconds: NonNegative = 60.0
     early_stopping: EarlyStopping | None = None
     profiler: Literal["simple", "advanced"] | None = None
+    callbacks: dict[str, CallbackConfig] = {}  # further ones, by a name of the user's
 
     @property
     def processes(self) -> int:
@@ -275,7 +291,7 @@ class Trainer(Section):
 
     @property
     def threads_each(self) -> int | None:
-        """Threads of each process: those asked for, or its share of the cores; None leaves it to torch."""
+        """Threads of each process: `threads`, or its share of the cores; None leaves it to torch."""
         return self.threads if self.threads or self.devices == 1 else max(1, cores() // self.devices)
 
 
