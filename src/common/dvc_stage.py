@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
+
+from src.common.console import console
 
 POLL_S = 0.5
 NAME = "DVC_STAGE"  # DVC sets it for the commands of its stages
@@ -69,4 +70,4 @@ def restore_outputs() -> None:
                 with contextlib.suppress(FileNotFoundError):  # it was cleaned out
                     out.checkout(force=True, allow_missing=True)
     except Exception as error:  # the stage's own failure is the one to report
-        print(f"the last good outputs could not be put back ({error}): `dvc checkout` does it", file=sys.stderr)
+        console.error(f"the last good outputs could not be restored ({error}): `dvc checkout` does it")

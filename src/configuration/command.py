@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from src.common.console import console
 from src.common.dvc_stage import end_with_dvc, restore_outputs
 from src.common.errors import NO_ROOM, ConfigError, Failure
 from src.common.garbage import skip_collection_at_exit
@@ -59,16 +60,15 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 sys.exit(refusal(str(error)))
             except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
                 line = " ".join(str(error).splitlines())  # the name of a file may hold a line break
-                print(f"{stage.__name__} failed: {line}", file=sys.stderr)
+                console.error(f"{stage.__name__} failed: {line}")
                 sys.exit(1)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
                 path = error.filename or "its outputs"
-                print(
+                console.error(
                     f"{stage.__name__} failed: no room to write {path} ({error.strerror}): "
-                    "free some space and run the same command again",
-                    file=sys.stderr,
+                    "free some space and run the same command again"
                 )
                 sys.exit(1)
 

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from src.common.console import console
 from src.common.garbage import collector_paused
 from src.training.launcher import PEER_TIMEOUT_S
 
@@ -42,7 +43,7 @@ def follow() -> None:
             run.fit(config, meta, run.work_folder(config, meta, Path(root)), None)
     except (Failure, RuntimeError) as error:
         line = " ".join(str(error).split())
-        print(f"process {distributed.get_rank()}, on {socket.gethostname()}: {line}", file=sys.stderr)
+        console.error(f"process {distributed.get_rank()}, on {socket.gethostname()}: {line}")
         sys.exit(1)
 
 
