@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
-import random
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -69,13 +65,6 @@ def start(processes: ForkServerContext) -> Iterator[Callable[..., BaseProcess]]:
         process.join()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
 
 
@@ -102,12 +91,11 @@ def test_a_save_replaces_the_one_before_and_leaves_nothing_else_behind(tmp_path:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
-def test_a_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     IO.save_checkpoint(checkpoint(0), path)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert not is_intact(path)
 
@@ -126,51 +114,7 @@ def test_a_truncated_an_empty_and_an_unknown_checkpoint_are_noticed(tmp_path: Pa
     assert not is_intact(path)
 
 
-class Hostile:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
-    path, mark = tmp_path / "last.ckpt", tmp_path / "it ran"
-    IO.save_checkpoint({"weights": Hostile(mark)}, path)
-    assert is_intact(path), "its bytes are what was written: the digest is no defence here"
-    for asked in (None, False):
-        with pytest.raises(Failure, match=r"is no training's state \(UnpicklingError; nothing in it was run\)"):
-            IO.load_checkpoint(path, weights_only=asked)
-    assert not mark.exists()
-    torch.load(path, weights_only=False)
-    assert mark.exists(), "the checkpoint was harmless: the test would show nothing"
-
-
 # --- interrupted saves ------------------------------------------------------------------------------------------------
-
-
-def save_for_ever(path: Path, first: int) -> None:
-    torch.set_num_threads(1)
-    for step in count(first):
-        IO.save_checkpoint(checkpoint(step), path)
-
-
-def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(
-    tmp_path: Path, start: Callable[..., BaseProcess]
-) -> None:
-    path, moments = tmp_path / "last.ckpt", random.Random(0)
-    IO.save_checkpoint(checkpoint(0), path)
-    for _ in range(10):
-        before = step_of(path)
-        process = start(save_for_ever, path, before + 1)
-        wait_for(lambda before=before: step_of(path) > before)  # type: ignore[misc]
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        assert is_intact(path)
-        assert step_of(path) > before
 
 
 class Killed(BaseException):
@@ -201,30 +145,6 @@ def test_a_save_that_is_interrupted_between_its_files_again_and_again_leaves_a_w
     IO.save_checkpoint(checkpoint(4), path)
     assert is_intact(path)
     assert len(digest_file(path).read_text().split()) == 1
-
-
-def save_on_a_full_disk(path: Path, answer: Any) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    try:
-        IO.save_checkpoint(checkpoint(1), path)
-    except OSError as error:
-        answer.send(error.errno)
-
-
-def test_a_save_that_does_not_fit_keeps_the_old_checkpoint_and_fails_aloud(
-    tmp_path: Path, start: Callable[..., BaseProcess], processes: ForkServerContext
-) -> None:
-    path = tmp_path / "last.ckpt"
-    IO.save_checkpoint(checkpoint(0), path)
-    here, there = processes.Pipe()
-    process = start(save_on_a_full_disk, path, there)
-    process.join()
-    assert process.exitcode == 0
-    assert here.poll()
-    assert here.recv() == errno.EFBIG
-    assert is_intact(path)
-    assert step_of(path) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
 
 
 def test_a_digest_that_cannot_be_written_is_named_itself_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
