@@ -68,10 +68,11 @@ def dirty_patch(root: Path = ROOT) -> str:
     with contextlib.suppress(Failure), tempfile.TemporaryDirectory() as folder:
         untracked = run("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
         small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
-        # On a copy of the index, where new files can be announced without the repository noticing.
+        # On a copy of the index, so that the repository's own stays as it is. With its time: git re-reads files that were
+        # changed in the second in which the index was written.
         index = Path(folder) / "index"
         with contextlib.suppress(OSError):
-            shutil.copy(run("rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
+            shutil.copy2(run("rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
         if small:
             run("add", "--intent-to-add", "--", *small, index=index)
         notes = "".join(f"{LEFT_OUT}{name}\n" for name in untracked if name not in small)
