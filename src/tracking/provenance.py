@@ -68,8 +68,8 @@ def dirty_patch(root: Path = ROOT) -> str:
     with contextlib.suppress(Failure), tempfile.TemporaryDirectory() as folder:
         untracked = run("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
         small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
-        # On a copy of the index, so that the repository's own stays as it is. With its time: git re-reads files that were
-        # changed in the second in which the index was written.
+        # On a copy of the index, so that the repository's own stays as it is; with its time, since git re-reads files
+        # that were changed in the second in which the index was written.
         index = Path(folder) / "index"
         with contextlib.suppress(OSError):
             shutil.copy2(run("rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
