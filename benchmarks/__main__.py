@@ -28,10 +28,6 @@ def main() -> int:
         print(f"benchmarks: {', '.join(sorted(unknown))} unknown; allowed: {', '.join(NAMES)}", file=sys.stderr)
         return 2
 
-    from src.training import startup
-
-    startup.import_lightning()
-
     from benchmarks import machine, table
     from benchmarks.setting import EXPERIMENTS, Setting
 

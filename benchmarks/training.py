@@ -24,7 +24,8 @@ from benchmarks import machine, stock
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
 from benchmarks.timing import Measure, StepClock, paired
-from src.common.hardware import keep_memory
+from src.common.hardware import keep_freed_memory
+from src.common.signals import Interruption
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import KINDS, Batch, Batches, PackedData
@@ -33,8 +34,7 @@ from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
 from src.training import determinism
 from src.training.history import History
-from src.training.interruption import Interruption
-from src.training.trainer import adapt, bf16_pays, build_trainer, device_of
+from src.training.trainer import adapt, build_trainer, device_of, uses_bf16
 
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
@@ -44,7 +44,7 @@ Step = Callable[[Batch], None]
 
 def measure(setting: Setting) -> list[Figure]:
     """Each experiment at its configuration: our trainer, a hand-written loop and the stock one, in turn."""
-    keep_memory()
+    keep_freed_memory()
     return [figure for name in setting.experiments for figure in measure_one(name, setting)]
 
 
@@ -54,7 +54,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     determinism.fix(config.seed, config.trainer.threads)
     loops = Loops(config, setting.folder / name / "work")
     steps = loops.steps_in(setting.seconds)
-    gemm = machine.gemm(torch.bfloat16 if bf16_pays(config.trainer) else torch.float32, loops.device)
+    gemm = machine.gemm(torch.bfloat16 if uses_bf16(config.trainer) else torch.float32, loops.device)
     candidates: dict[str, Measure] = {
         "fit": partial(loops.fit, steps),
         "hand": partial(loops.hand_written, steps),
@@ -128,7 +128,7 @@ class Loops:
         }
         config = self.config.model_copy(update={"trainer": self.config.trainer.model_copy(update=asked)})
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):  # no bar
-            history = History(lambda metrics, step: None, lines=False)
+            history = History(lambda metrics, step: None, prints_lines=False)
             trainer = build_trainer(config, self.model, history, self.work, Interruption())
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
@@ -169,7 +169,7 @@ class Loops:
     def stepping(self, model: Any, steps: int) -> Step:
         """A training step by hand: what a user would write for this model, without Lightning."""
         optimizers, schedules = optimizers_of(model, steps)
-        autocast = partial(torch.autocast, self.device.type, torch.bfloat16, bf16_pays(self.config.trainer))
+        autocast = partial(torch.autocast, self.device.type, torch.bfloat16, uses_bf16(self.config.trainer))
         clip = self.config.trainer.gradient_clip
 
         def clipped(module: torch.nn.Module) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from src.configuration.command import main
 from src.configuration.schema import Config
-from src.training import startup
 
 
 def evaluate(config: Config) -> None:
@@ -17,14 +16,13 @@ def evaluate(config: Config) -> None:
     Raises:
         Failure: there is no trained model, or the model or the data is damaged.
     """
-    startup.import_lightning()
-
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
     from src.reporting import tables
     from src.tasks import classification, generation, reconstruction, translation
-    from src.tracking.tracker import Tracker
+    from src.tracking.journal import stage_journal
+    from src.tracking.tracker import RunInfo, Tracker
     from src.training import determinism
 
     evaluations = {
@@ -41,9 +39,8 @@ def evaluate(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Joined first, so that MLflow's import overlaps with the work.
     sha256 = weights.read_note(config.folder / "train")["sha256"]
-    with Tracker.join(
-        journal=config.journal("evaluate"), experiment=config.name, model_sha256=sha256, name=config.run_name
-    ) as tracker:
+    journal = stage_journal(config.name, "evaluate")
+    with Tracker.join(journal, RunInfo(config.name, config.run_name), sha256) as tracker:
         metrics, pairs = evaluations[model.task](model, test, config, meta, folder)
         tables.write_csv(config.folder / "confusion.csv", pairs)
         tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
@@ -56,4 +53,3 @@ def evaluate(config: Config) -> None:
 
 if __name__ == "__main__":
     main(evaluate)()
-    startup.leave()

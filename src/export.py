@@ -15,7 +15,6 @@ from typing import Any
 from src.common.files import sha256_of
 from src.configuration.command import main
 from src.configuration.schema import Config
-from src.training import startup
 
 
 def export(config: Config) -> None:
@@ -27,23 +26,21 @@ def export(config: Config) -> None:
     """
     import shutil
 
-    startup.import_lightning()
-
     from src.data import packed
     from src.data.batching import batches
     from src.exporting import card, onnx_export, quantization
     from src.models import weights
     from src.reporting import plots, tables
-    from src.tracking.tracker import Tracker
+    from src.tracking.journal import stage_journal
+    from src.tracking.tracker import RunInfo, Tracker
     from src.training import determinism
 
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
     note = weights.read_note(config.folder / "train")
-    with Tracker.join(
-        journal=config.journal("export"), experiment=config.name, model_sha256=note["sha256"], name=config.run_name
-    ) as tracker:
+    journal = stage_journal(config.name, "export")
+    with Tracker.join(journal, RunInfo(config.name, config.run_name), note["sha256"]) as tracker:
         val = batches(config.processed, "val", config.loader, train=False)
         inputs, examples = onnx_export.given_to(model, meta["kind"], val)
 
@@ -155,4 +152,3 @@ def _card(
 
 if __name__ == "__main__":
     main(export)()
-    startup.leave()

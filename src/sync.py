@@ -1,4 +1,4 @@
-"""Sends to MLflow what it could not be told while a run was under way: the server was down, or the run was killed.
+"""Sends the records that MLflow did not get during a run, because the server was down or the run was killed.
 
 python -m src.sync
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from src.common.console import console
 from src.common.paths import ROOT
 
 
 def main() -> None:
-    """The command; exits with 1 while something is still unsent."""
+    """The command; exits with 1 while records are unsent."""
     argparse.ArgumentParser(
         prog="python -m src.sync", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
@@ -20,8 +21,8 @@ def main() -> None:
 
     report = send_unsent(ROOT / "experiments" / ".work")
     for problem in report.problems:
-        print(problem, file=sys.stderr)
-    print(f"{report.sent} records sent, {report.unsent} still unsent")
+        console.error(problem)
+    console.print(f"{report.sent} records sent, {report.unsent} still unsent")
     sys.exit(1 if report.unsent else 0)
 
 

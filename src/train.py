@@ -19,11 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from src.common.console import console
+from src.common.dvc_stage import is_dvc_stage
+from src.common.garbage import collector_paused
+from src.common.hardware import keep_freed_memory, release_freed_memory
+from src.common.run_folder import RunFolder
 from src.configuration.command import main
 from src.configuration.composing import write_resolved
 from src.configuration.schema import Config
 from src.tracking.journal import shorten
-from src.training import startup
+from src.training.launcher import check_processes, read_launch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,61 +44,49 @@ def train(config: Config) -> None:
         ConfigError: a GPU is asked for and there is none; a launcher started another number of processes.
         Failure: the data can't be prepared; the same run is under way, or another one into the same folder.
     """
-    from src.training import launcher
+    check_processes(config.trainer)
+    with collector_paused():
+        from src.data import packed
+        from src.data.preparing import prepared
+        from src.tracking.provenance import dirty_patch
+        from src.tracking.tracker import CONFIG, PATCH, RunInfo, Tracker
+        from src.training import determinism, run
+        from src.training.checkpoints import lock_folder
+        from src.training.progress import Progress
+        from src.training.trainer import require_gpus
 
-    launcher.refuse(config.trainer)
-    startup.import_lightning()
-
-    from src.common.hardware import hand_back_memory, keep_memory
-    from src.data.preparing import prepared
-    from src.training.trainer import require_gpus
-
-    keep_memory()
+    keep_freed_memory()
     require_gpus(config.trainer)
     config = prepared(config)
-
-    from src.data import packed
-    from src.tracking.provenance import dirty_patch
-    from src.tracking.tracker import CONFIG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
-    from src.training import determinism, run
-    from src.training.checkpoints import held
-    from src.training.progress import Progress
-
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
-    work = run.work_folder(config, meta)
-    with work.held(), held(config.folder / ".held", f"another run into {config.output}"):
-        with Tracker.resume(
-            journal=work.journal,
-            experiment=config.name,
-            name=" ".join([*_changes(), config.run_name]),
-            params=run.parameters(config),
-            tags=run.tags(config, meta, work),
-            description=run.note(config),
-        ) as tracker:
-            tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
-            if patch := dirty_patch():
-                tracker.log_text(patch, PATCH)
-            progress = Progress(config.folder / "progress", partial(_draw, config, tracker))
-            trained = run.fit(config, meta, work, tracker.log_metrics, [progress])
-            hand_back_memory()  # what draws and sends brings its own
-            # What the run's summary must not leave out, such as a generator's collapse.
-            model: Any = trained.model
-            if hasattr(model, "remark") and (remark := model.remark(trained.history.rows)):
-                tracker.set_tags({DESCRIPTION: f"{run.note(config)}\n\n{remark}"})
-                print(remark, flush=True)
-            tracker.set_tags({MODEL_TAG: _write(config, trained), STATE_TAG: trained.state})
-            tracker.log_metrics({"train_seconds": trained.history.seconds}, step=0)
-            tracker.log_artifact(config.folder / "train" / "curves.png", "plots")
-            tracker.log_artifact(config.folder / "train" / "history.csv")
-            if not (config.folder / "config.yaml").exists():  # a direct run's: evaluate and export are called on it
-                write_resolved(config.folder / "config.yaml", config.plain())
-            print(f"trained in {trained.history.seconds:.1f} s: {config.output}/train", flush=True)
-        work.forget()
+    work, folder = run.work_folder(config, meta), RunFolder(config.folder)
+    info = RunInfo(
+        experiment=config.name,
+        name=" ".join([*_changed_keys(), config.run_name]),
+        params=run.parameters(config),
+        tags=run.tags(config, meta, work),
+        description=run.description(config),
+    )
+    with (
+        work.locked(),
+        lock_folder(folder.lock, f"another run into {config.output}"),
+        Tracker.resume(work.journal, info) as tracker,
+    ):
+        tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
+        if patch := dirty_patch():
+            tracker.log_text(patch, PATCH)
+        progress = Progress(folder.progress, partial(_draw, config, tracker))
+        trained = run.fit(config, meta, work, tracker.log_metrics, [progress])
+        release_freed_memory()
+        sha256 = _write(config, folder, trained)
+        _track(config, folder, trained, sha256, tracker)
+        console.print(f"trained in {trained.history.seconds:.1f} s: {config.output}/train")
+    work.remove_checkpoints()
 
 
 def _draw(config: Config, tracker: Tracker, columns: Mapping[str, np.ndarray], path: Path) -> None:
-    """Draws what a model makes of the same examples (or of nothing) each time, and adds it to the run in MLflow."""
+    """Draws a model's images (uint8 [K, H, W, C] by title) and adds the picture to the run in MLflow."""
     from src.reporting import plots
 
     title: dict[str, Any] = {"label": f"{config.label} · {path.stem.replace('_', ' ')}", "sample": config.sample}
@@ -105,60 +98,77 @@ def _draw(config: Config, tracker: Tracker, columns: Mapping[str, np.ndarray], p
     tracker.log_artifact(path, path.parent.name)
 
 
-def _changes() -> list[str]:
-    """What the command line changed, in short, so that runs tell themselves apart in MLflow's list; of DVC nothing."""
+def _changed_keys() -> list[str]:
+    """The command line's overrides in short, which distinguish runs in MLflow's list; none under DVC."""
     from hydra.core.hydra_config import HydraConfig
 
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    pairs = dict(word.lstrip("+").partition("=")[::2] for word in given)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        values[key] = value
     hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256")
     # MLflow's column shows the first twenty letters: single keys before whole groups.
-    keys = sorted((key for key in pairs if key not in hidden), key=lambda key: "." not in key)
-    said = [f"{key.rpartition('.')[2]}={pairs[key]}" if "." in key else pairs[key] for key in keys]
-    return [shorten(re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.4g}", word), 40) for word in said][:6]
+    keys = sorted((key for key in values if key not in hidden), key=lambda key: "." not in key)
+    words = [f"{key.rpartition('.')[2]}={values[key]}" if "." in key else values[key] for key in keys]
+    return [shorten(re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.4g}", word), 40) for word in words][:6]
 
 
-def _write(config: Config, trained: Trained) -> str:
+def _write(config: Config, folder: RunFolder, trained: Trained) -> str:
     """Writes what DVC hashes (no times, no run ids), the completion marker model.json last.
 
     Returns the weights' sha256.
     """
     from src.models import weights
-    from src.reporting import plots, tables
+    from src.reporting import tables
     from src.training.run import kept_row
 
-    folder = config.folder / "train"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not is_dvc_stage():  # there, it is compose's output
+        write_resolved(folder.config, config.plain())
+    folder.train.mkdir(parents=True, exist_ok=True)
     rows = trained.history.rows
     kept = kept_row(config, rows)
-    tables.write_csv(folder / "history.csv", rows)
-    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name, **kept})
-    plots.training_curves(rows, folder / "curves.png", label=config.label, sample=config.sample)
+    tables.write_csv(folder.history, rows)
+    tables.write_metrics(folder.train_metrics, {"profile": config.profile.name, **kept})
     return weights.save(
-        trained.model, folder, epochs=len(rows), kept_epoch=int(kept["epoch"]), optimizer_sha256=trained.state
+        trained.model,
+        folder.train,
+        epochs=len(rows),
+        kept_epoch=int(kept["epoch"]),
+        optimizer_sha256=trained.optimizer_sha256,
     )
 
 
-def command() -> None:
-    """The command, as one process or as one of those that torchrun or srun started: the first of them is the run."""
-    from src.training.launcher import launch
+def _track(config: Config, folder: RunFolder, trained: Trained, sha256: str, tracker: Tracker) -> None:
+    """Adds the results to the run in MLflow, with the model's remark on them, such as a generator's collapse."""
+    from src.tracking.tracker import DESCRIPTION, MODEL_TAG, STATE_TAG
+    from src.training.run import description
 
-    place = launch()
-    if place is None:
+    model: Any = trained.model
+    if hasattr(model, "remark") and (remark := model.remark(trained.history.rows)):
+        tracker.set_tags({DESCRIPTION: f"{description(config)}\n\n{remark}"})
+        console.print(remark)
+    tracker.set_tags({MODEL_TAG: sha256, STATE_TAG: trained.optimizer_sha256})
+    tracker.log_metrics({"train_seconds": trained.history.seconds}, step=0)
+    tracker.log_artifact(folder.history)
+
+
+def command() -> None:
+    """The command, alone or as one of the processes that torchrun or srun started, of which the first is the run."""
+    launch = read_launch()
+    if launch is None:
         main(train)()
         return
+    with collector_paused():
+        from src.training import ranks
+        from src.training.follower_main import follow
 
-    startup.import_lightning()
-
-    from src.training import follower, ranks
-
-    with ranks.joined(place):
-        if place.rank:
-            follower.follow()
+    with ranks.launched_group(launch):
+        if launch.rank:
+            follow()
         else:
             main(train)()
 
 
 if __name__ == "__main__":
     command()
-    startup.leave()

@@ -271,7 +271,7 @@ def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluatio
 def test_memory_is_handed_back_once_where_images_become_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     made = images(low_resolution=LowResolution(size=5, until=0.5), epochs=5)
     handed_back: list[int] = []
-    monkeypatch.setattr(batching, "hand_back_memory", lambda: handed_back.append(made.epoch))
+    monkeypatch.setattr(batching, "release_freed_memory", lambda: handed_back.append(made.epoch))
     for epoch in range(5):
         made.set_epoch(epoch)
     assert handed_back == [2]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
-import random
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +18,7 @@ import torch
 from src.common.errors import Failure
 from src.common.identity import differences, fingerprint
 from src.configuration.composing import compose
-from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_whole
+from src.training.checkpoints import AtomicCheckpointIO, WorkFolder, digest_file, identity, is_intact
 
 IO = AtomicCheckpointIO()
 
@@ -69,22 +65,15 @@ def start(processes: ForkServerContext) -> Iterator[Callable[..., BaseProcess]]:
         process.join()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_comes_back_and_is_whole(tmp_path: Path) -> None:
+def test_what_is_saved_comes_back_and_is_intact(tmp_path: Path) -> None:
     path = tmp_path / "new" / "last.ckpt"
     content = checkpoint(3) | {"half": torch.randn(5, dtype=torch.bfloat16), "nested": {"state": [torch.arange(3)]}}
     IO.save_checkpoint(content, path)
     loaded = IO.load_checkpoint(path)
-    assert is_whole(path)
+    assert is_intact(path)
     assert loaded.keys() == content.keys()
     assert torch.equal(loaded["half"], content["half"])
     assert torch.equal(loaded["nested"]["state"][0], torch.arange(3))
@@ -95,82 +84,37 @@ def test_a_save_replaces_the_one_before_and_leaves_nothing_else_behind(tmp_path:
     path = tmp_path / "last.ckpt"
     for step in range(3):
         IO.save_checkpoint(checkpoint(step), path)
-        assert is_whole(path)
+        assert is_intact(path)
         assert step_of(path) == step
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
     IO.remove_checkpoint(path)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
-def test_a_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     IO.save_checkpoint(checkpoint(0), path)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 def test_a_truncated_an_empty_and_an_unknown_checkpoint_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    assert not is_whole(path)
+    assert not is_intact(path)
     IO.save_checkpoint(checkpoint(0), path)
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], b""):
         path.write_bytes(damaged)
-        assert not is_whole(path)
+        assert not is_intact(path)
     path.write_bytes(whole)
-    assert is_whole(path)
+    assert is_intact(path)
     digest_file(path).unlink()
-    assert not is_whole(path)
-
-
-class Hostile:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
-    path, mark = tmp_path / "last.ckpt", tmp_path / "it ran"
-    IO.save_checkpoint({"weights": Hostile(mark)}, path)
-    assert is_whole(path), "its bytes are what was written: the digest is no defence here"
-    for asked in (None, False):
-        with pytest.raises(Failure, match=r"is no training's state \(UnpicklingError; nothing in it was run\)"):
-            IO.load_checkpoint(path, weights_only=asked)
-    assert not mark.exists()
-    torch.load(path, weights_only=False)
-    assert mark.exists(), "the checkpoint was harmless: the test would show nothing"
+    assert not is_intact(path)
 
 
 # --- interrupted saves ------------------------------------------------------------------------------------------------
-
-
-def save_for_ever(path: Path, first: int) -> None:
-    torch.set_num_threads(1)
-    for step in count(first):
-        IO.save_checkpoint(checkpoint(step), path)
-
-
-def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(
-    tmp_path: Path, start: Callable[..., BaseProcess]
-) -> None:
-    path, moments = tmp_path / "last.ckpt", random.Random(0)
-    IO.save_checkpoint(checkpoint(0), path)
-    for _ in range(10):
-        before = step_of(path)
-        process = start(save_for_ever, path, before + 1)
-        wait_for(lambda before=before: step_of(path) > before)  # type: ignore[misc]
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        assert is_whole(path)
-        assert step_of(path) > before
 
 
 class Killed(BaseException):
@@ -196,35 +140,11 @@ def test_a_save_that_is_interrupted_between_its_files_again_and_again_leaves_a_w
             patched.setattr(os, "replace", replace)
             with pytest.raises(Killed):
                 IO.save_checkpoint(checkpoint(step), path)
-        assert is_whole(path)
+        assert is_intact(path)
         assert step_of(path) == (step if survived == 2 else 0)
     IO.save_checkpoint(checkpoint(4), path)
-    assert is_whole(path)
+    assert is_intact(path)
     assert len(digest_file(path).read_text().split()) == 1
-
-
-def save_on_a_full_disk(path: Path, answer: Any) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    try:
-        IO.save_checkpoint(checkpoint(1), path)
-    except OSError as error:
-        answer.send(error.errno)
-
-
-def test_a_save_that_does_not_fit_keeps_the_old_checkpoint_and_fails_aloud(
-    tmp_path: Path, start: Callable[..., BaseProcess], processes: ForkServerContext
-) -> None:
-    path = tmp_path / "last.ckpt"
-    IO.save_checkpoint(checkpoint(0), path)
-    here, there = processes.Pipe()
-    process = start(save_on_a_full_disk, path, there)
-    process.join()
-    assert process.exitcode == 0
-    assert here.poll()
-    assert here.recv() == errno.EFBIG
-    assert is_whole(path)
-    assert step_of(path) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
 
 
 def test_a_digest_that_cannot_be_written_is_named_itself_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
@@ -300,7 +220,7 @@ def test_the_differences_of_two_identities_are_named_with_their_values_and_diges
 
 
 def hold(root: Path, held: Any) -> None:
-    with WorkFolder("digits", {"seed": "0"}, root).held():
+    with WorkFolder("digits", {"seed": "0"}, root).locked():
         held.set()
         time.sleep(300)
 
@@ -312,20 +232,20 @@ def test_a_second_holder_is_refused_and_told_of_the_first_who_frees_the_folder_b
     first = start(hold, tmp_path, held)
     assert held.wait(60)
     wanted = rf"under way already, by process {first.pid} on {socket.gethostname()}: wait for it, or stop it"
-    with pytest.raises(Failure, match=wanted), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with pytest.raises(Failure, match=wanted), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         pass
-    with WorkFolder("digits", {"seed": "1"}, tmp_path).held():
+    with WorkFolder("digits", {"seed": "1"}, tmp_path).locked():
         pass
     first.kill()
     first.join()
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).held() as work:
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked() as work:
         assert (work.path / "holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_folder_is_free_again_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         raise ZeroDivisionError
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).held():
+    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
         pass
 
 
@@ -351,7 +271,7 @@ def test_an_unfinished_run_that_is_another_is_named_with_what_differs_and_left_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfinished = WorkFolder("digits", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path)
-    with unfinished.held():
+    with unfinished.locked():
         IO.save_checkpoint(checkpoint(0), unfinished.last)
     other = WorkFolder("letters", {"model.lr": "0.1", "src/train.py": "aa"}, tmp_path / "elsewhere")
     same_place = WorkFolder("letters", {"model.lr": "0.2", "src/train.py": "aa"}, tmp_path)
@@ -360,13 +280,13 @@ def test_an_unfinished_run_that_is_another_is_named_with_what_differs_and_left_a
     assert capsys.readouterr().out == ""
 
     changed = WorkFolder("digits", {"model.lr": "0.2", "src/train.py": "bb"}, tmp_path)
-    with changed.held():
+    with changed.locked():
         assert changed.resumable() is None
     said = capsys.readouterr().out
     assert f"in {unfinished.path} is not resumed, it is another: model.lr was 0.1, is 0.2; src/train.py. " in said
-    assert is_whole(unfinished.last)
+    assert is_intact(unfinished.last)
 
-    with unfinished.held():  # somebody works on it: not left over
+    with unfinished.locked():  # somebody works on it: not left over
         assert changed.resumable() is None
     assert capsys.readouterr().out == ""
 
@@ -377,5 +297,5 @@ def test_a_complete_run_leaves_its_journal_alone(tmp_path: Path) -> None:
     IO.save_checkpoint(checkpoint(0), work.path / "best.ckpt")
     (work.path / ".last.ckpt.12345").write_bytes(b"what a killed save left behind")
     work.journal.write_text("{}\n")
-    work.forget()
+    work.remove_checkpoints()
     assert [path.name for path in work.path.iterdir()] == ["tracking.jsonl"]

@@ -27,6 +27,7 @@ from tests import processes
 from tests.conftest import Run, commands_environment
 from tests.processes import wait_for
 from tests.test_runs import SMALL, output_of, sha256, start
+from tests.tiny_data import noise_digits
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -284,28 +285,7 @@ def followers(sweep: subprocess.Popen[str]) -> Iterator[psutil.Process]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Config:
     """A network for ten digits of noise, in two processes."""
-    config = compose(
-        [
-            "experiment=mnist_mlp",
-            "trainer=ddp",
-            "trainer.threads=1",
-            "trainer.max_epochs=5",
-            "data.loader.batch_size=10",
-            f"data_folder={tmp_path}",
-            f"output={tmp_path}/output",
-        ]
-    )
-    noise = torch.Generator().manual_seed(0)
-    splits = {
-        name: {
-            "images": torch.randint(0, 256, (count, 1, 28, 28), generator=noise, dtype=torch.uint8).numpy(),
-            "labels": (torch.arange(count) % 10).numpy(),
-        }
-        for name, count in (("train", 40), ("val", 21), ("test", 21))
-    }
-    meta = {"kind": "images", "classes": list("0123456789"), "shape": [1, 28, 28], "mean": [0.5], "std": [0.3]}
-    packed.write(packed.Packed(splits, meta), config.processed, config=config.packing, source={"origin": "noise"})
-    return config
+    return noise_digits(tmp_path, "trainer=ddp", "trainer.max_epochs=5")
 
 
 @pytest.mark.slow
@@ -322,8 +302,8 @@ def test_what_the_first_process_decides_holds_for_all_and_nothing_stays_behind(t
         pruner = Reporter("val_accuracy", lambda epoch, _: epoch == 2)
         trained = run.fit(tiny, meta, work, lambda metrics, step: None, [pruner])
         assert [row["epoch"] for row in trained.history.rows] == [1, 2]
-        digests.append(trained.state)
-        work.forget()
+        digests.append(trained.optimizer_sha256)
+        work.remove_checkpoints()
         assert not torch.distributed.is_initialized()
         assert os.environ == environment
         assert not family_of(os.getpid())
@@ -373,7 +353,7 @@ def test_a_launcher_that_contradicts_the_configuration_is_named_with_the_remedy(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
-        launcher.refuse(compose(["experiment=cifar10_resnet", "output=out", overrides]).trainer)
+        launcher.check_processes(compose(["experiment=cifar10_resnet", "output=out", overrides]).trainer)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +370,7 @@ def test_a_process_that_nobody_started_as_one_of_several_is_alone(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launcher.launch() is None
+    assert launcher.read_launch() is None
 
 
 def test_the_steps_of_slurm_s_jobs_meet_on_their_first_nodes_at_ports_of_their_own(
@@ -400,9 +380,9 @@ def test_the_steps_of_slurm_s_jobs_meet_on_their_first_nodes_at_ports_of_their_o
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[07-08,11],gpu3")
-    found = [launcher.launch()]
+    found = [launcher.read_launch()]
     monkeypatch.setenv("SLURM_STEP_ID", "1")
-    found.append(launcher.launch())
+    found.append(launcher.read_launch())
     ports = [each.rendezvous.removeprefix("tcp://gpu07:") for each in found if each]
     assert len(set(ports)) == 2
     assert all(int(port) in launcher.PORTS for port in ports)

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.common.errors import ConfigError
+from src.common.signals import Interruption
 from src.configuration.composing import compose
 from src.configuration.schema import Config, Loader
 from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
@@ -34,8 +35,7 @@ from src.models.classifier import Classifier, ImageClassifier
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History
-from src.training.interruption import Interruption
-from src.training.trainer import adapt, bf16_pays, build_trainer, device_of, require_gpus
+from src.training.trainer import adapt, build_trainer, device_of, require_gpus, uses_bf16
 from tests.conftest import Run
 
 META = torch.device("meta")
@@ -260,8 +260,8 @@ def test_trainer_gpu_chooses_the_device_bf16_and_compilation() -> None:
         asked = config.trainer
         assert (asked.accelerator, asked.precision, asked.compile, asked.deterministic) == ("gpu", "bf16", True, True)
         assert device_of(asked) == torch.device("cuda")
-        assert bf16_pays(asked)
-        assert not bf16_pays(composed(experiment, "trainer.precision=32").trainer)
+        assert uses_bf16(asked)
+        assert not uses_bf16(composed(experiment, "trainer.precision=32").trainer)
         assert asked.max_epochs == compose([f"experiment={experiment}", "output=out"]).trainer.max_epochs
 
 
@@ -273,7 +273,7 @@ def test_on_a_gpu_lightning_is_given_what_was_chosen(
     config = composed("cifar10_resnet")
     require_gpus(config.trainer)
     model = config.model(META_OF["cifar10_resnet"])
-    trainer = build_trainer(config, model, History(lambda *_: None, lines=False), tmp_path, Interruption())
+    trainer = build_trainer(config, model, History(lambda *_: None, prints_lines=False), tmp_path, Interruption())
     precision = trainer.precision_plugin
     assert isinstance(precision, MixedPrecision)
     assert (precision.precision, precision.device, precision.scaler) == ("bf16-mixed", "cuda", None)

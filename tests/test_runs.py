@@ -60,6 +60,13 @@ def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Ru
     assert sha256(clone, output_of(other.stdout)) != whole
 
 
+def test_a_second_run_into_a_folder_leaves_its_own_configuration(clone: Path, run: Run) -> None:
+    for seed in (3, 4):
+        words = ("debug=fast", f"seed={seed}", "hydra.run.dir=experiments/runs/twice")
+        run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, *words)
+        assert f"seed: {seed}\n" in (clone / "experiments/runs/twice/config.yaml").read_text()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
     stop: signal.Signals, whole: str, clone: Path, run: Run

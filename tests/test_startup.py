@@ -1,91 +1,79 @@
-"""Lightning without what it would import for nothing, and an end at once: looked at in fresh processes."""
+"""Starting and ending a process: profilers and libraries work in it, freed memory is kept until it is released."""
 
 from __future__ import annotations
 
 import json
 import platform
+import pstats
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Run
+
 ROOT = Path(__file__).resolve().parents[1]
 
-SCRIPT = """
-import json, sys
-from src.training.startup import import_lightning
-import_lightning()
-import torch
-unneeded = ["torchvision", "scipy.signal", "matplotlib", "mlflow"] + ["triton"] * (not torch.cuda.is_available())
-after_start = [name for name in unneeded if name in sys.modules]
 
-from src.models.resnet import resnet18
-from src.reporting import classification, translation
-pictures = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-similarity = translation.metrics.structural_similarity_index_measure(pictures / 255, pictures / 255)
-json.dump({
-    "after_start": after_start,
-    "lightning": "pytorch_lightning" in sys.modules,
-    "similarity": float(similarity),
-    "resnet": list(resnet18([3, 32, 32], 10)(torch.zeros(2, 3, 32, 32)).shape),
-}, sys.stdout)
+TRAINING = ("-m", "src.train", "+experiment=imdb_lstm", "debug=fast", "model.hidden=8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_profiled_training_leaves_its_profile(run: Run, tmp_path: Path) -> None:
+    run("python", "-m", "cProfile", "-o", str(tmp_path / "profile"), *TRAINING)
+    functions = {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}  # type: ignore[attr-defined]
+    assert "train" in functions
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_under_coverage_leaves_its_data(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("coverage")
+    run("python", "-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), *TRAINING, "seed=1")
+    assert (tmp_path / "coverage").stat().st_size > 10_000
+
+
+OPTIONAL = """
+from src.training import run
+from torchmetrics.detection import MeanAveragePrecision
+import torchmetrics.utilities.imports as imports
+assert imports._MATPLOTLIB_AVAILABLE and imports._TORCHVISION_AVAILABLE
 """
 
 
-def test_lightning_starts_without_torchvision_and_scipy_signal_and_all_that_is_used_works_all_the_same() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_torchmetrics_has_all_its_metrics_in_a_process_that_trains() -> None:
+    done = subprocess.run([sys.executable, "-c", OPTIONAL], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"after_start": [], "lightning": True, "similarity": 1.0, "resnet": [2, 10]}
 
 
-HELD = """
+MEMORY = """
 import json, sys
-from src.common.hardware import hand_back_memory, keep_memory
+from src.common.hardware import keep_freed_memory, release_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
-keep_memory()
+keep_freed_memory()
 import torch
-found = [resident()]
+sizes = [resident()]
 small = [torch.ones(2**19) for _ in range(200)]  # of 2 MiB each
 end = torch.ones(2**10)
-found.append(resident())
+sizes.append(resident())
 del small
-found.append(resident())
-hand_back_memory()
-found.append(resident())
-json.dump(found, sys.stdout)
+sizes.append(resident())
+release_freed_memory()
+sizes.append(resident())
+json.dump(sizes, sys.stdout)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is held and handed back")
-def test_freed_memory_is_kept_until_it_is_handed_back() -> None:
-    done = subprocess.run([sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps and releases memory on demand")
+def test_freed_memory_is_kept_until_it_is_released() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    before, held, freed, handed_back = json.loads(done.stdout)
-    assert held > before + 390
-    assert freed > held - 10
-    assert handed_back < before + 10
-
-
-ENDING = """
-import atexit, threading, time
-from src.training.startup import leave
-
-class Part:
-    def __del__(self): print("taken apart")
-
-part = Part()
-atexit.register(print, "registered")
-threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
-print("stage")
-leave()
-"""
-
-
-def test_a_process_leaves_after_its_threads_and_what_is_registered_and_is_not_taken_apart() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["stage", "thread", "registered", ""]
+    before, allocated, freed, released = json.loads(done.stdout)
+    assert allocated > before + 390
+    assert freed > allocated - 10
+    assert released < before + 10

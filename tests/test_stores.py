@@ -109,9 +109,9 @@ def test_two_trainings_at_once_are_in_postgresql_and_their_plots_in_s3(
         printed = re.findall(r"val_accuracy ([\d.]+)", stdout)
         points = client.get_metric_history(recorded.info.run_id, "val_accuracy")
         assert [float(f"{point.value:.4g}") for point in points] == [float(value) for value in printed]
-        fetched = Path(client.download_artifacts(recorded.info.run_id, "plots/curves.png", str(tmp_path)))
-        assert fetched.read_bytes() == (clone / output_of(stdout) / "train" / "curves.png").read_bytes()
-        assert any(key.endswith(f"{recorded.info.run_id}/artifacts/plots/curves.png") for key in s3.keys(BUCKET))
+        fetched = Path(client.download_artifacts(recorded.info.run_id, "history.csv", str(tmp_path)))
+        assert fetched.read_bytes() == (clone / output_of(stdout) / "train" / "history.csv").read_bytes()
+        assert any(key.endswith(f"{recorded.info.run_id}/artifacts/history.csv") for key in s3.keys(BUCKET))
     connection = psycopg2.connect(database)
     with connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from runs where status = 'FINISHED'")

@@ -1,4 +1,4 @@
-"""Tiny archives in the official layouts, made in the test that reads them."""
+"""Tiny archives in the official layouts, and a tiny packed data set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from src.configuration.composing import compose
+from src.configuration.schema import Config
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
@@ -47,3 +50,27 @@ def png(picture: np.ndarray) -> bytes:
 def plain_png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
     """A picture of one colour; `size` is (width, height)."""
     return png(np.full((size[1], size[0], 3), colour, np.uint8))
+
+
+def noise_digits(folder: Path, *overrides: str) -> Config:
+    """The configuration of a network for ten digits of noise (40 to train on), whose data is packed in `folder`."""
+    from src.data import packed
+
+    config = compose(
+        [
+            "experiment=mnist_mlp",
+            "trainer.threads=1",
+            "data.loader.batch_size=10",
+            f"data_folder={folder}",
+            f"output={folder}/output",
+            *overrides,
+        ]
+    )
+    noise = np.random.default_rng(0)
+    splits = {
+        name: {"images": noise.integers(0, 256, (count, 1, 28, 28), np.uint8), "labels": np.arange(count) % 10}
+        for name, count in (("train", 40), ("val", 21), ("test", 21))
+    }
+    meta = {"kind": "images", "classes": list("0123456789"), "shape": [1, 28, 28], "mean": [0.5], "std": [0.3]}
+    packed.write(packed.Packed(splits, meta), config.processed, config=config.packing, source={"origin": "noise"})
+    return config

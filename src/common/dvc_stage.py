@@ -1,30 +1,36 @@
-"""What a process owes to the DVC that runs it as a stage: to end with it, and to leave the last good outputs behind."""
+"""The duties of a stage that DVC runs: to end with that DVC, and to leave the last good outputs behind."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
+
+from src.common.console import console
 
 POLL_S = 0.5
 NAME = "DVC_STAGE"  # DVC sets it for the commands of its stages
 
 
+def is_dvc_stage() -> bool:
+    """Whether DVC runs this process as a stage."""
+    return NAME in os.environ
+
+
 def end_with_dvc() -> None:
-    """Where DVC runs this process, sends SIGTERM to it as soon as that DVC is gone.
+    """In a stage of DVC's, sends SIGTERM to this process as soon as that DVC is gone.
 
     A DVC that is killed with SIGKILL cannot do it, and the next `dvc repro` would start a second trainer beside the
-    first. A shell between the two does not hinder: the nearest `dvc` above is watched, not the parent.
+    first. The nearest `dvc` among the ancestors is watched, not the parent, which may be a shell.
     """
-    if NAME not in os.environ:
+    if not is_dvc_stage():
         return
     import psutil
 
-    above = psutil.Process().parents()
-    dvc = next((process for process in above if _is_dvc(process)), above[0] if above else None)
+    ancestors = psutil.Process().parents()
+    dvc = next((process for process in ancestors if _is_dvc(process)), ancestors[0] if ancestors else None)
     if dvc is None:
         return
 
@@ -47,13 +53,12 @@ def _is_dvc(process: object) -> bool:
     return any(os.path.basename(word) in ("dvc", "dvc.exe") for word in words)
 
 
-def put_back_outputs() -> None:
-    """Where DVC runs this process as a stage, which failed: puts the outputs that dvc.lock names back from the cache.
+def restore_outputs() -> None:
+    """In a stage of DVC's that failed, restores the outputs that dvc.lock names from the cache.
 
-    DVC deletes a stage's outputs before it runs it; so a failure leaves the last good ones after all. What the cache
-    does not have stays as it is.
+    DVC deletes a stage's outputs before it runs it. Outputs that the cache does not hold stay as they are.
     """
-    if NAME not in os.environ:
+    if not is_dvc_stage():
         return
     try:
         from dvc.repo import Repo
@@ -64,5 +69,5 @@ def put_back_outputs() -> None:
                 out.use_cache = True  # metrics are git's, but the run cache holds them as well
                 with contextlib.suppress(FileNotFoundError):  # it was cleaned out
                     out.checkout(force=True, allow_missing=True)
-    except Exception as error:  # whatever happens here, it is the stage's failure that is to be told
-        print(f"the last good outputs could not be put back ({error}): `dvc checkout` does it", file=sys.stderr)
+    except Exception as error:  # the stage's own failure is the one to report
+        console.error(f"the last good outputs could not be restored ({error}): `dvc checkout` does it")

@@ -1,4 +1,4 @@
-"""What the machine does well, which decides how the rooms compute, and what becomes of the memory that they free."""
+"""What the hardware supports, and how freed memory is handled."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def bf16_tiles() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory for the next step instead of handing it back and faulting it in again.
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory for the next step instead of returning it and faulting it in again.
 
     An LSTM's training step on two CPU cores ran 1.3 to 1.6 times as fast (six pairs); elsewhere it changes nothing.
     """
@@ -39,8 +39,8 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def hand_back_memory() -> None:
-    """Hands freed memory back once, before what is of other sizes, which would not fit into its gaps."""
+def release_freed_memory() -> None:
+    """Returns freed memory to the system once, before allocations of other sizes that would not fit into its gaps."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

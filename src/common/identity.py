@@ -20,13 +20,13 @@ def fingerprint(identity: Any) -> str:
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """What differs between two identities, one phrase each; of files and digests the names alone."""
-    said = []
+    phrases = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key, "not there"), new.get(key, "not there")
         if before != now:
-            digest = key.endswith((".py", ".lock", ".sha256"))
-            said.append(key if digest else f"{key} was {before}, is {now}")
-    return said
+            is_digest = key.endswith((".py", ".lock", ".sha256"))
+            phrases.append(key if is_digest else f"{key} was {before}, is {now}")
+    return phrases
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Makes a stage's function a command: Hydra's options, the schema's check, one-line errors, exit codes."""
+"""Turns a stage's function into a command: Hydra's options, the schema's check, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src.common.dvc_stage import end_with_dvc, put_back_outputs
+from src.common.console import console
+from src.common.dvc_stage import end_with_dvc, restore_outputs
 from src.common.errors import NO_ROOM, ConfigError, Failure
+from src.common.garbage import skip_collection_at_exit
 from src.common.paths import CONF
 from src.configuration.composing import as_assignments, check, register_resolvers
 from src.configuration.hydra_guard import guard_hydra
@@ -26,7 +28,7 @@ from src.configuration.schema import Config, DataConfig
 
 
 def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Callable[[], None]:
-    """Makes a stage's function a command: `@hydra.main` on `conf/`, the schema's check, and one-line errors.
+    """Turns a stage's function into a command: `@hydra.main` on `conf/`, the schema's check, and one-line errors.
 
     Exit codes: 0 done, 1 the stage failed, 2 the configuration was refused.
     """
@@ -42,7 +44,7 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 sys.exit(refusal(str(error)))
         if {"-h", "--help"} & set(sys.argv) and not re.search(r"experiment=| -cn| --config-name", " ".join(sys.argv)):
             sys.argv.append(f"experiment={experiments()[0]}")  # help shows a whole configuration
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said better here
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors: `explain_hydra` words them
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
         @functools.wraps(stage)  # Hydra takes a relative `-cp` as relative to the file of the wrapped function: src/
@@ -58,28 +60,32 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 sys.exit(refusal(str(error)))
             except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
                 line = " ".join(str(error).splitlines())  # the name of a file may hold a line break
-                print(f"{stage.__name__} failed: {line}", file=sys.stderr)
+                console.error(f"{stage.__name__} failed: {line}")
                 sys.exit(1)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
-                what = f"{stage.__name__} failed: no room to write {error.filename or 'its outputs'} ({error.strerror})"
-                print(f"{what}: free some space and run the same command again", file=sys.stderr)
+                path = error.filename or "its outputs"
+                console.error(
+                    f"{stage.__name__} failed: no room to write {path} ({error.strerror}): "
+                    "free some space and run the same command again"
+                )
                 sys.exit(1)
 
+        skip_collection_at_exit()
         end_with_dvc()
         guard_hydra()
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            put_back_outputs()
+            restore_outputs()
             sys.exit(refusal(explain_hydra(error)))
         except ConfigError as error:  # the guard's
-            put_back_outputs()
+            restore_outputs()
             sys.exit(refusal(str(error)))
         except BaseException as error:
             if not isinstance(error, SystemExit) or error.code:
-                put_back_outputs()
+                restore_outputs()
             if isinstance(error, KeyboardInterrupt):
                 sys.exit(130)
             raise
@@ -88,12 +94,12 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
 
 
 def _remove_run_folder() -> None:
-    """Removes what Hydra made for a run that is then refused; a stage on a resolved file has no such folder."""
+    """Removes the folder that Hydra created for a refused run; a stage on a resolved file has no such folder."""
     from hydra.core.hydra_config import HydraConfig
 
-    made = HydraConfig.get()
-    if made.output_subdir:
-        folder = Path(made.runtime.output_dir)
-        shutil.rmtree(folder / made.output_subdir)
-        with contextlib.suppress(OSError):  # something else lies in it
+    hydra = HydraConfig.get()
+    if hydra.output_subdir:
+        folder = Path(hydra.runtime.output_dir)
+        shutil.rmtree(folder / hydra.output_subdir)
+        with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()

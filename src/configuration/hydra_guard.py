@@ -37,9 +37,9 @@ def _refuse_foreign_code(section: Any) -> None:
     for path, target in targets_in(section, "hydra"):
         if not target.startswith(("hydra._internal.core_plugins.", "hydra_plugins.")):
             raise ConfigError(f"{path}: {target!r} is not allowed: only Hydra's own plugins are instantiated there")
-    if section["job"]["env_set"]:  # git and the stages' processes would heed them
+    if section["job"]["env_set"]:  # git and the stages' processes would obey them
         raise ConfigError("hydra.job.env_set: is not allowed: set environment variables in the shell")
     for key in ("hydra_logging", "job_logging"):
-        own = Path(hydra.__file__).parent.glob(f"conf/hydra/{key}/*.yaml")
-        if not any(section[key] == yaml.safe_load(path.read_text()) for path in own):
+        built_in = Path(hydra.__file__).parent.glob(f"conf/hydra/{key}/*.yaml")
+        if not any(section[key] == yaml.safe_load(path.read_text()) for path in built_in):
             raise ConfigError(f"hydra.{key}: is not allowed: choose one of Hydra's own, as in hydra/{key}=default")

@@ -6,10 +6,9 @@ Nothing here imports torch: a typing mistake is answered in half a second.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -17,6 +16,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from src.common.errors import ConfigError
 from src.common.hardware import cores
 from src.common.paths import ROOT
+from src.configuration.callbacks import check_callback
 
 # --- the vocabulary of the schema: used here, and by the signatures that a `_target_` points to -----------------------
 
@@ -221,6 +221,21 @@ class Data(Build):
     loader: Loader | None = None
 
 
+class CallbackConfig(Build):
+    """A callback of Lightning's or of this project; the other keys are its constructor's arguments."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        check_callback(self.target, self.model_extra or {})
+        return self
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        """Builds it."""
+        return super().__call__(*args, **more, **(self.model_extra or {}))
+
+
 class EarlyStopping(Section):
     patience: PositiveInt
     min_delta: NonNegative = 0.0
@@ -238,7 +253,6 @@ class Trainer(Section):
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp"] = "auto"
     precision: Precision = "auto"
-    channels_last: bool = True
     compile: bool = False
     threads: PositiveInt | None = None
     deterministic: bool = True
@@ -256,6 +270,7 @@ class Trainer(Section):
     checkpoint_seconds: NonNegative = 60.0
     early_stopping: EarlyStopping | None = None
     profiler: Literal["simple", "advanced"] | None = None
+    callbacks: dict[str, CallbackConfig] = {}  # further ones, by a name of the user's
 
     @property
     def processes(self) -> int:
@@ -269,7 +284,7 @@ class Trainer(Section):
 
     @property
     def threads_each(self) -> int | None:
-        """Threads of each process: those asked for, or its share of the cores; None leaves it to torch."""
+        """Threads of each process: `threads`, or its share of the cores; None leaves it to torch."""
         return self.threads if self.threads or self.devices == 1 else max(1, cores() // self.devices)
 
 
@@ -350,10 +365,6 @@ class Config(DataConfig):
     def run_name(self) -> str:
         """What the run is called in MLflow's list."""
         return f"seed {self.seed} {self.profile.name}"
-
-    def journal(self, stage: str) -> Path:
-        """Where a stage that joins the training's run keeps what MLflow has not got yet."""
-        return ROOT / "experiments" / ".work" / f"{self.name}-{stage}-{os.getpid()}.jsonl"
 
     @property
     def sample(self) -> bool:

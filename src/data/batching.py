@@ -22,7 +22,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.common.hardware import hand_back_memory
+from src.common.hardware import release_freed_memory
 from src.configuration.schema import Loader
 from src.data import augmentation, packed
 
@@ -144,7 +144,7 @@ class ImageBatches(Batches):
         before = self._low_resolution
         super().set_epoch(epoch)
         if self._low_resolution != before:
-            hand_back_memory()
+            release_freed_memory()
 
     def collate(self, chosen: Tensor, index: int) -> Batch:
         images, labels = self.split["images"], self.split["labels"]

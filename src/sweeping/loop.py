@@ -25,7 +25,7 @@ from src.sweeping.storage import failures
 from src.sweeping.study import FOLDER, Study
 from src.sweeping.worker import Ended, Failed, Interrupted, Job, Message, Validated, Worker
 from src.tracking.courier import Courier
-from src.tracking.tracker import DEFAULT_STORE, Tracker, resolve_store
+from src.tracking.tracker import DEFAULT_STORE, RunInfo, Tracker, resolve_store
 
 WORK = ROOT / "experiments" / ".work" / "sweeps"
 POLL_S = 0.5  # how soon a signal is heeded
@@ -44,15 +44,14 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
     with failures(), _place(folder, shared=config.sweep.storage is not None) as place, _stoppable() as stop:
         study = Study(config, given, folder)
         prepared(config)
-        tracker = Tracker.resume(
-            journal=work / f"tracking{place}.jsonl",
-            identity=study.journal,
+        info = RunInfo(
             experiment=config.name,
             name=f"sweep {config.study}",
             params=report.parameters(config),
             tags={"pipeline.profile": config.profile.name, "sweep.study": config.study},
-            sender=False,
+            identity=study.journal,
         )
+        tracker = Tracker.resume(work / f"tracking{place}.jsonl", info, sender=False)
         courier = Courier(work, resolve_store(None, DEFAULT_STORE), study.storage.lock)
         try:
             with (

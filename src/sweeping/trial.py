@@ -22,7 +22,7 @@ from src.data.preparing import prepared
 from src.reporting import tables
 from src.sweeping.space import LATENCY, PARAMETERS
 from src.sweeping.worker import Ended, Job
-from src.tracking.tracker import CONFIG, STATE_TAG, Tracker
+from src.tracking.tracker import CONFIG, STATE_TAG, RunInfo, Tracker
 from src.training import determinism
 from src.training import run as training
 from src.training.trainer import require_gpus
@@ -73,18 +73,17 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
     work = training.work_folder(config, meta, job.work)
     reporter = Reporter(job.objectives[0], report)
     tags = training.tags(config, meta, work) | {STUDY_TAG: job.study, TRIAL_TAG: str(job.number)}
+    info = RunInfo(
+        experiment=config.name,
+        name=f"{job.study} {job.number}",
+        params=training.parameters(config),
+        tags=tags,
+        description=training.description(config),
+        parent=job.parent,
+    )
     with (
-        work.held(),
-        Tracker.resume(
-            journal=work.journal,
-            experiment=config.name,
-            name=f"{job.study} {job.number}",
-            params=training.parameters(config),
-            tags=tags,
-            description=training.note(config),
-            parent=job.parent,
-            sender=False,
-        ) as tracker,
+        work.locked(),
+        Tracker.resume(work.journal, info, sender=False) as tracker,
     ):
         tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
         try:
@@ -95,13 +94,13 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
         except Lost:
             raise
         except Exception:
-            work.forget()  # it would fail again
+            work.remove_checkpoints()  # it would fail again
             raise
         _write(config, trained.history.rows, kept | measured)
         tracker.log_metrics({"train_seconds": trained.history.seconds, **measured}, step=0)
         tracker.log_artifact(config.folder / "train" / "history.csv")
-        tracker.set_tags({STATE_TAG: trained.state, STATE: "pruned" if reporter.pruned else "complete"})
-    work.forget()
+        tracker.set_tags({STATE_TAG: trained.optimizer_sha256, STATE: "pruned" if reporter.pruned else "complete"})
+    work.remove_checkpoints()
     return Ended(values, reporter.pruned, trained.history.seconds)
 
 

@@ -157,14 +157,10 @@ def _end_with_sweep() -> None:
 @functools.cache
 def warmed() -> ModuleType:
     """What trains a trial, imported once, and then out of the garbage collector's sight, which is asked at each end."""
-    from src.training import startup
-
-    startup.import_lightning()
-
-    from src.common.hardware import keep_memory
+    from src.common.hardware import keep_freed_memory
     from src.sweeping import trial
 
-    keep_memory()
+    keep_freed_memory()
     gc.collect()
     gc.freeze()
     return trial

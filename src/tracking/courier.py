@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.tracking.journal import count_unsent, read_header
-from src.tracking.sender import Drain
+from src.tracking.sender import JournalSender
 
 if TYPE_CHECKING:
     from src.sweeping.storage import Lock
@@ -48,15 +48,15 @@ class Courier:
 def _carry(connection: Connection, folder: Path, store: str, lock: Lock) -> None:
     """The process; it ends when the sweep closes its end of the pipe, or dies, and all is sent."""
     os.setsid()  # Ctrl-C reaches the sweep alone
-    drains: dict[Path, Drain] = {}
+    drains: dict[Path, JournalSender] = {}
     said: set[str] = set()
     rest, tries, closed = SEND_EVERY_S, 0, False
     while tries < LAST_TRIES:
         closed = closed or connection.poll(rest)
         failed = False
         for journal in _oldest_first(folder):
-            drain = drains.setdefault(journal, Drain(journal, store, partial(lock, "mlflow")))
-            drain.run()
+            drain = drains.setdefault(journal, JournalSender(journal, store, partial(lock, "mlflow")))
+            drain.send()
             failed = failed or drain.failure is not None
             news = [f"MLflow cannot be reached ({drain.failure}); the sweep goes on"] * bool(drain.failure)
             for line in (*drain.problems, *news):

@@ -1,7 +1,7 @@
-"""The local journal of a run: a file of JSON lines, a header first, then one record a line. It is the truth.
+"""The local journal of a run: a file of JSON lines, a header first, then one record a line.
 
-Beside it lies a state file that says how far a store has it. A kill may tear the last line; nothing else can be lost.
-Names and texts go in as MLflow will take them.
+It is the authoritative record. A state file beside it holds how far it was sent to a store. A kill may tear the last
+line; nothing else can be lost. Names and texts are stored in the form that MLflow accepts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from src.common.files import write_atomically
+from src.common.paths import ROOT
+
 # MLflow's own limits (mlflow.utils.validation); the tests compare them.
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
@@ -26,7 +29,7 @@ MAX_NAME_LENGTH = 250
 
 @dataclass(frozen=True)
 class State:
-    """How far a journal got: `sent` is the length in bytes of the part that is in `store`, in the run `run_id`."""
+    """How far a journal was sent: its first `sent` bytes are in `store`, in the run `run_id`."""
 
     journal: str
     store: str
@@ -35,20 +38,29 @@ class State:
     sent: int = 0
 
 
-def create(journal: Path, header: Mapping[str, Any]) -> None:
-    """Begin a journal with `header`, and a fresh identity if it has none; an unsent one in its place is moved aside.
+def stage_journal(experiment: str, stage: str) -> Path:
+    """The journal of a stage that joins the training's run: one for each process."""
+    return ROOT / "experiments" / ".work" / f"{experiment}-{stage}-{os.getpid()}.jsonl"
 
-    Raises OSError when it cannot be written.
+
+def create(journal: Path, header: Mapping[str, Any]) -> None:
+    """Begins a journal with `header`, and a fresh identity if it has none; an unsent one in its place is moved aside.
+
+    Raises:
+        OSError: it cannot be written.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     _set_aside(journal)
-    _write_atomically(journal, {"journal": uuid.uuid4().hex, "time": now(), **header})
+    _write_line(journal, {"journal": uuid.uuid4().hex, "time": now(), **header})
 
 
 def append(file: int, record: Mapping[str, Any]) -> None:
-    """Add a record, whole or not at all, to a journal that is open as the append-only descriptor `file`.
+    """Appends a record atomically to a journal that is open as the append-only descriptor `file`.
 
-    One `write`: no lock, and nothing to flush at a kill. Raises OSError when it cannot be written.
+    One `write`: no lock, and nothing to flush at a kill.
+
+    Raises:
+        OSError: it cannot be written.
     """
     line = (json.dumps(record) + "\n").encode()
     written = os.write(file, line)
@@ -68,7 +80,7 @@ def read_header(journal: Path) -> dict[str, Any] | None:
 
 
 def records(journal: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (the offset where the record ends, record) from the offset `start` in bytes; the header is not a record.
+    """Yields (the offset where the record ends, record) from the offset `start` in bytes; the header is not a record.
 
     Stops before a last line without its newline: it is being written, or was torn by a kill. A line that is not JSON
     becomes the record {"damaged": line}.
@@ -88,7 +100,7 @@ def records(journal: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def cut_torn_line(journal: Path) -> None:
-    """Remove a last line without its newline, so that the next record does not continue it."""
+    """Removes a last line without its newline, so that the next record does not continue it."""
     os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
@@ -111,29 +123,29 @@ def load_state(journal: Path) -> State | None:
 
 
 def save_state(journal: Path, state: State) -> None:
-    """Note how far the journal got, atomically."""
-    _write_atomically(state_path(journal), asdict(state))
+    """Saves how far the journal was sent, atomically."""
+    _write_line(state_path(journal), asdict(state))
 
 
 def remove(journal: Path) -> None:
-    """Remove the journal and what lies beside it."""
+    """Removes the journal and the files beside it."""
     for path in (journal, state_path(journal), lock_path(journal)):
         path.unlink(missing_ok=True)
 
 
 def state_path(journal: Path) -> Path:
-    """Where the journal's state is saved."""
+    """The file of the journal's state."""
     return journal.with_name(journal.name + ".state")
 
 
 def lock_path(journal: Path) -> Path:
-    """The file to lock while the journal is sent."""
+    """The lock file of a journal that is being sent."""
     return journal.with_name(journal.name + ".lock")
 
 
 @functools.lru_cache(maxsize=4096)
 def clean_name(name: str) -> str:
-    """The nearest name that MLflow takes: its alphabet, its length, and nothing that reads as another path."""
+    """The nearest name that MLflow accepts: its alphabet, its length, and no relative or absolute path."""
     clean = re.sub(r"[^/\w.\- :]", "_", name)[:MAX_NAME_LENGTH]
     if posixpath.normpath(clean) != clean or clean.startswith(("/", "..")) or clean == ".":
         clean = clean.replace("/", "_").lstrip(".") or "_"
@@ -141,7 +153,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags with names and lengths that MLflow takes."""
+    """The tags with names and lengths that MLflow accepts."""
     return {clean_name(key): shorten(str(value), MAX_TAG_LENGTH) for key, value in tags.items()}
 
 
@@ -156,7 +168,7 @@ def now() -> int:
 
 
 def _set_aside(journal: Path) -> None:
-    """Make room for a new journal; one with unsent records gets its identity into its name and waits for the sync."""
+    """Makes room for a new journal; one with unsent records is renamed after its identity, for `src.sync` to send."""
     header = read_header(journal)
     if header is not None and count_unsent(journal):
         aside = journal.with_name(f"{journal.stem}-{header['journal'][:8]}{journal.suffix}")
@@ -166,8 +178,5 @@ def _set_aside(journal: Path) -> None:
     state_path(journal).unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, line: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.touch(mode=0o600)  # a store's address may hold a password
-    temporary.write_text(json.dumps(line) + "\n")
-    temporary.replace(path)
+def _write_line(path: Path, line: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(line) + "\n").encode(), mode=0o600)  # a store's address may hold a password

@@ -1,4 +1,4 @@
-"""Runs whose process died: which process a run belongs to, and an end for those that nobody writes to any more."""
+"""Finds runs whose process died: which process a run belongs to, and a final status for orphaned runs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ if TYPE_CHECKING:
 
 FAILURE_TAG = "pipeline.failure"
 HOST_TAG = "pipeline.host"
-
 MACHINE_TAG = "pipeline.machine"
-
 BOOT_TAG = "pipeline.boot_id"
-
 NAMESPACE_TAG = "pipeline.pid_namespace"
-
 PID_TAG = "pipeline.pid"
-
 STARTED_TAG = "pipeline.process_start"
 
 # A process's start time, computed from the boot time, moves when the clock is set; a pid is not reused this soon.
@@ -32,28 +27,28 @@ CLOCK_SLACK_S = 60.0
 
 
 def close_dead_runs(client: MlflowClient) -> None:
-    """Set to KILLED the RUNNING runs whose process, on this machine, is certainly dead; leave all others alone."""
-    here = process_tags()
+    """Sets the RUNNING runs whose process, on this machine, is certainly dead to KILLED; others stay as they are."""
+    own_tags = process_tags()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    candidates = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{here[HOST_TAG]}'"
+    candidates = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{own_tags[HOST_TAG]}'"
     for run in client.search_runs(experiments, candidates):
-        if _is_certainly_dead(run.data.tags, here):
+        if _is_certainly_dead(run.data.tags, own_tags):
             client.set_tag(run.info.run_id, FAILURE_TAG, "the process ended without a word (killed, or power was lost)")
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _is_certainly_dead(tags: Mapping[str, str], here: Mapping[str, str]) -> bool:
-    """Whether the process that `tags` describe is gone, as seen from the process that `here` describes."""
+def _is_certainly_dead(tags: Mapping[str, str], own_tags: Mapping[str, str]) -> bool:
+    """Whether the process of `tags` has ended, as far as this process, of `own_tags`, can see."""
     try:
-        if (tags[HOST_TAG], tags[MACHINE_TAG]) != (here[HOST_TAG], here[MACHINE_TAG]):
+        if (tags[HOST_TAG], tags[MACHINE_TAG]) != (own_tags[HOST_TAG], own_tags[MACHINE_TAG]):
             return False
-        if tags[BOOT_TAG] != here[BOOT_TAG]:
+        if tags[BOOT_TAG] != own_tags[BOOT_TAG]:
             return True
-        if tags[NAMESPACE_TAG] != here[NAMESPACE_TAG]:
+        if tags[NAMESPACE_TAG] != own_tags[NAMESPACE_TAG]:
             return False  # another container's pids mean nothing here
         process = psutil.Process(int(tags[PID_TAG]))
-        reused = abs(process.create_time() - float(tags[STARTED_TAG])) > CLOCK_SLACK_S
-        return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
+        is_reused = abs(process.create_time() - float(tags[STARTED_TAG])) > CLOCK_SLACK_S
+        return bool(is_reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except (KeyError, ValueError, psutil.AccessDenied):
@@ -61,7 +56,7 @@ def _is_certainly_dead(tags: Mapping[str, str], here: Mapping[str, str]) -> bool
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that say which process a run belongs to. The machine's id is hashed: it is nobody's business."""
+    """Tags that identify the process of a run. The machine's id is confidential (machine-id(5)), so it is hashed."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run depended on besides its configuration: code, locked packages, machine.
+"""Records what a run depends on besides its configuration: code, locked packages, machine.
 
 Everything is read from files, package metadata and two short git commands, so that it costs milliseconds and
 imports nothing heavy.
@@ -7,18 +7,19 @@ imports nothing heavy.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
-import os
 import platform
 import re
 import shutil
 import socket
-import subprocess
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from src.common.errors import Failure
+from src.common.files import sha256_of
+from src.common.git import git
+from src.common.hardware import cores
 from src.common.paths import ROOT
 
 UNKNOWN = "unknown"
@@ -32,80 +33,67 @@ LEFT_OUT = "# left out: "
 
 
 def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path = ROOT) -> dict[str, str]:
-    """Describe the code, the packages and the machine as flat text, for tags and reports.
+    """Describes the code, the packages and the machine as flat text, for tags and reports.
 
-    `device` (such as "cpu" or "cuda:0") and `threads` (torch's intra-op thread count) are the caller's to give:
-    asking torch would import it. What cannot be found out is "unknown"; nothing is raised.
+    The caller passes `device` (such as "cpu" or "cuda:0") and `threads` (torch's intra-op thread count), since asking
+    torch would import it. A value that can't be determined is "unknown"; nothing is raised.
     """
     commit, dirty = _git_state(root)
     model, flags = _cpu()
     return {
         "git.commit": commit,
         "git.dirty": dirty,
-        "lock.sha256": _sha256(root / "requirements.lock"),
+        "lock.sha256": _lock_sha256(root),
         "python": platform.python_version(),
         **{name: _package(name) for name in PACKAGES},
         "cuda": _torch_cuda(),
         "host": socket.gethostname(),
         "cpu": model,
         "cpu.isa": flags,
-        "cpu.cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cpu.cores": str(cores()),
         "threads": UNKNOWN if threads is None else str(threads),
         "device": device,
     }
 
 
 def dirty_patch(root: Path = ROOT) -> str:
-    """Return what differs from the commit, as a patch that `git apply` takes; empty when clean or without git.
+    """The difference to the commit, as a patch that `git apply` takes; empty when there is none, or no git.
 
-    Files that git does not know are in it, those over `PATCH_FILE_BYTES` as a leading line "# left out: NAME" alone.
+    Untracked files are part of it; of those over `PATCH_FILE_BYTES` a leading line "# left out: NAME" alone.
     """
-    index = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "index")
-    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")[:-1]
-    small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
-    notes = "".join(f"{LEFT_OUT}{name}\n" for name in untracked if name not in small)
-    with tempfile.TemporaryDirectory() as folder:
-        # On a copy of the index, where new files can be announced without the repository noticing.
-        copy = Path(folder) / "index"
+
+    def run(*arguments: str, index: Path | None = None) -> str:
+        return git(*arguments, cwd=root, index=index, timeout_s=GIT_TIMEOUT_S)
+
+    with contextlib.suppress(Failure), tempfile.TemporaryDirectory() as folder:
+        untracked = run("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+        small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
+        # On a copy of the index, so that the repository's own stays as it is; with its time, since git re-reads files
+        # that were changed in the second in which the index was written.
+        index = Path(folder) / "index"
         with contextlib.suppress(OSError):
-            shutil.copy((index or "").strip(), copy)
+            shutil.copy2(run("rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
         if small:
-            _git(root, "add", "--intent-to-add", "--", *small, index=copy)
-        diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=copy)
-    return notes + (diff or "")
-
-
-def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
-    """Run git in `root`; None when git is missing, refuses or hangs. Takes no lock, so it disturbs no other git."""
-    own_index = {"GIT_INDEX_FILE": str(index)} if index else {}
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=root,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", **own_index},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="replace")
+            run("add", "--intent-to-add", "--", *small, index=index)
+        notes = "".join(f"{LEFT_OUT}{name}\n" for name in untracked if name not in small)
+        return notes + run("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=index)
+    return ""
 
 
 def _git_state(root: Path) -> tuple[str, str]:
-    """The commit's hash and "true" or "false" for uncommitted changes, untracked files included."""
-    status = _git(root, "status", "--porcelain=v2", "--branch")
-    if status is None:
-        return UNKNOWN, UNKNOWN
-    found = re.search(r"^# branch\.oid ([0-9a-f]+)$", status, re.MULTILINE)
-    dirty = any(not line.startswith("#") for line in status.splitlines())
-    return found[1] if found else UNKNOWN, str(dirty).lower()
-
-
-def _sha256(path: Path) -> str:
+    """The commit's hash, and "true" or "false" for uncommitted changes, untracked files included."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        status = git("status", "--porcelain=v2", "--branch", cwd=root, timeout_s=GIT_TIMEOUT_S)
+    except Failure:
+        return UNKNOWN, UNKNOWN
+    commit = re.search(r"^# branch\.oid ([0-9a-f]+)$", status, re.MULTILINE)
+    is_dirty = any(not line.startswith("#") for line in status.splitlines())
+    return commit[1] if commit else UNKNOWN, str(is_dirty).lower()
+
+
+def _lock_sha256(root: Path) -> str:
+    try:
+        return sha256_of(root / "requirements.lock")
     except OSError:
         return UNKNOWN
 
@@ -124,8 +112,8 @@ def _torch_cuda() -> str:
         text = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
     except OSError:
         text = ""
-    found = re.search(r"^cuda\b[^=]*=\s*(?:'([^']+)'|None)", text, re.MULTILINE)
-    return UNKNOWN if found is None else found[1] or "none"
+    match = re.search(r"^cuda\b[^=]*=\s*(?:'([^']+)'|None)", text, re.MULTILINE)
+    return UNKNOWN if match is None else match[1] or "none"
 
 
 def _cpu() -> tuple[str, str]:
@@ -135,7 +123,7 @@ def _cpu() -> tuple[str, str]:
         with open("/proc/cpuinfo") as cpuinfo:
             for line in cpuinfo:
                 if not line.strip():
-                    break  # the first core speaks for all
+                    break  # all cores are alike
                 key, _, value = line.partition(":")
                 fields[key.strip()] = value.strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""From a journal to MLflow. Everything here may be done twice: after a crash it goes on from the last saved state."""
+"""Sends a journal to MLflow. Every step may be repeated: after a crash it continues from the last saved state."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ from src.tracking.store import QUIET_AND_BOUNDED, connect, experiment_id, one_li
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MODEL_TAG = "pipeline.model_sha256"  # by this `join` finds the run that trained a model
-
+MODEL_TAG = "pipeline.model_sha256"  # `join` finds the run that trained a model by it
 STATE_TAG = "pipeline.optimizer_sha256"
-
-
-JOURNAL_TAG = "pipeline.journal"  # finds a run again that was created just before a crash
-
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages show a run under that one
+JOURNAL_TAG = "pipeline.journal"  # finds a run that was created just before a crash
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: nests a run under that one in its pages
 
 METRICS_PER_CALL = 1000  # MLflow's own limit; a test compares it
 
@@ -35,31 +31,32 @@ REFUSED = "INVALID_PARAMETER_VALUE"  # MLflow's code for what no later attempt w
 LOCK_TIMEOUT_S = 10.0  # another process that sends the same journal needs seconds
 
 
-class Drain:
-    """Carries a journal's records to a store, from where the last drain, of whatever process, stopped.
+class JournalSender:
+    """Sends a journal's records to a store, from where the last sender, of whatever process, stopped.
 
-    After each `run`, `failure` says why MLflow could not be reached (None when it was), and `problems` lists what was
+    After each `send`, `failure` says why MLflow could not be reached (None when it was), and `problems` lists what was
     dropped because it can never be sent.
     """
 
     def __init__(
-        self, journal: Path, store: str, alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        self, journal: Path, store: str, run_lock: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     ) -> None:
-        """Make one before MLflow is imported: it reads its settings only then.
+        """Sets MLflow's environment variables, which MLflow reads when it is imported: construct it before.
 
-        `alone` holds off whoever else may open the journal's run: journals on several machines may be of one run.
+        `run_lock` is held while the journal's run is looked up or created: journals on several machines may belong to
+        one run.
         """
         for name, value in QUIET_AND_BOUNDED.items():
             os.environ.setdefault(name, value)
         self.journal = journal
         self.store = store
-        self._alone = alone
+        self._run_lock = run_lock
         self.failure: str | None = None
         self.problems: list[str] = []
         self._connection: MlflowClient | None = None
 
-    def run(self) -> None:
-        """Send everything that the journal holds by now; raises nothing."""
+    def send(self) -> None:
+        """Sends everything that the journal holds by now; raises nothing."""
         self.failure = None
         self.problems = []
         if not self.journal.exists():  # all was sent; taking the lock would leave a stray file
@@ -94,7 +91,7 @@ class Drain:
         client = self._connection = self._connection or connect(self.store)
         run_id, joined = state.run_id, state.joined
         if run_id is None:
-            with self._alone():
+            with self._run_lock():
                 run_id, joined = self._open_run(client, header)
         record: Mapping[str, Any] = {}
         for end, record in _merge_metrics(records(self.journal, state.sent)):
@@ -106,14 +103,14 @@ class Drain:
             remove(self.journal)
 
     def _open_run(self, client: MlflowClient, header: Mapping[str, Any]) -> tuple[str, bool]:
-        """Find or create the journal's run; returns its id and whether it belongs to another journal."""
+        """Finds or creates the journal's run; returns its id and whether it belongs to another journal."""
         experiment = experiment_id(client, self.store, header["experiment"])
-        ours = client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{header['journal']}'", max_results=1)
-        if ours:
-            return ours[0].info.run_id, False
+        own_runs = client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{header['journal']}'", max_results=1)
+        if own_runs:
+            return own_runs[0].info.run_id, False
         if header["joins"]:
-            made_it = f"tags.`{MODEL_TAG}` = '{header['joins']}'"
-            newest = client.search_runs([experiment], made_it, order_by=["attributes.start_time DESC"], max_results=1)
+            of_model = f"tags.`{MODEL_TAG}` = '{header['joins']}'"
+            newest = client.search_runs([experiment], of_model, order_by=["attributes.start_time DESC"], max_results=1)
             if newest:
                 run_id = newest[0].info.run_id
                 self._send(client, run_id, True, {"tags": header["tags"]})
@@ -129,14 +126,18 @@ class Drain:
         return run.info.run_id, False
 
     def _run_of(self, client: MlflowClient, experiment: str, journal: str) -> str:
-        """The id of the run of another journal, deleted or not; raises where that has not been sent yet."""
+        """The id of the run of another journal, deleted or not.
+
+        Raises:
+            LookupError: that journal has not been sent yet.
+        """
         from mlflow.entities import ViewType
 
-        wanted = f"tags.`{JOURNAL_TAG}` = '{journal}'"
-        found = client.search_runs([experiment], wanted, run_view_type=ViewType.ALL, max_results=1)
-        if not found:
-            raise LookupError("the run that it belongs under is not in MLflow yet")
-        return str(found[0].info.run_id)
+        of_journal = f"tags.`{JOURNAL_TAG}` = '{journal}'"
+        runs = client.search_runs([experiment], of_journal, run_view_type=ViewType.ALL, max_results=1)
+        if not runs:
+            raise LookupError("its parent run is not in MLflow yet")
+        return str(runs[0].info.run_id)
 
     def _send(self, client: MlflowClient, run_id: str, joined: bool, record: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -164,10 +165,10 @@ class Drain:
                 self.problems.append(f"{self.journal} has a damaged line, which is left out: {shorten(line, 60)}")
 
     def _log_batch(self, client: MlflowClient, run_id: str, **entities: Any) -> None:
-        """Send a list of metrics, params or tags; if MLflow refuses them, each alone, to lose only the one at fault.
+        """Sends a list of metrics, params or tags; if MLflow refuses it, one by one, to lose only the one at fault.
 
         The client itself splits what is over MLflow's 1000 metrics or 100 params or tags a call. A parameter that the
-        run has already, with the same value, is no fault to MLflow; with another value it is.
+        run has already is accepted with the same value and refused with another one.
         """
         from mlflow.exceptions import MlflowException
 
@@ -184,7 +185,7 @@ class Drain:
 
     @contextlib.contextmanager
     def _dropping(self, what: str) -> Iterator[None]:
-        """Pass over what MLflow refuses for what it is, and note it as a problem."""
+        """Skips what MLflow refuses as invalid, and notes it as a problem."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -195,19 +196,19 @@ class Drain:
             self.problems.append(f"MLflow refuses {what}: {one_line(error)}")
 
 
-def _merge_metrics(found: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Merge metric records that follow each other into {"points": (key, value, time, step) of one call}."""
+def _merge_metrics(entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Merges consecutive metric records into {"points": (key, value, time, step) of one call}."""
     points: list[tuple[str, float, int, int]] = []
-    reached = 0
-    for end, record in found:
+    last_end = 0
+    for end, record in entries:
         metrics = record.get("metrics", {})
         if points and (not metrics or len(points) + len(metrics) > METRICS_PER_CALL):
-            yield reached, {"points": points}
+            yield last_end, {"points": points}
             points = []
         if metrics:
             points += [(key, value, record["time"], record["step"]) for key, value in metrics.items()]
         else:
             yield end, record
-        reached = end
+        last_end = end
     if points:
-        yield reached, {"points": points}
+        yield last_end, {"points": points}

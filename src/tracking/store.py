@@ -1,16 +1,16 @@
-"""The MLflow store: which one, and a SQLite database that is made whole or not at all."""
+"""The MLflow store: which one, its client, and the atomic creation of a SQLite database."""
 
 from __future__ import annotations
 
 import getpass
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from src.common.credentials import masked
 from src.tracking.journal import shorten
 
 if TYPE_CHECKING:
@@ -28,18 +28,18 @@ QUIET_AND_BOUNDED = {
 }
 
 
-def resolve_store(store: str | None, otherwise: str) -> str:
-    """The tracking URI to use: `store`, else MLFLOW_TRACKING_URI, else `otherwise`.
+def resolve_store(store: str | None, default: str) -> str:
+    """The tracking URI to use: `store`, else MLFLOW_TRACKING_URI, else `default`.
 
     A relative SQLite path is made absolute: the journal may be sent from elsewhere.
     """
-    store = store or os.environ.get("MLFLOW_TRACKING_URI") or otherwise
+    store = store or os.environ.get("MLFLOW_TRACKING_URI") or default
     database = _sqlite_path(store)
     return store if database is None else store.partition(":///")[0] + f":///{database}"
 
 
 def connect(store: str) -> MlflowClient:
-    """A client of `store`; a SQLite database is first made, whole or not at all, by one process while others wait."""
+    """A client of `store`; a missing SQLite database is first created atomically, by one process while others wait."""
     from mlflow import MlflowClient
 
     database = _sqlite_path(store)
@@ -48,8 +48,8 @@ def connect(store: str) -> MlflowClient:
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         if not database.exists():
-            with tempfile.TemporaryDirectory(prefix=f"{database.name}.", dir=database.parent) as workshop:
-                fresh = Path(workshop, database.name)
+            with tempfile.TemporaryDirectory(prefix=f"{database.name}.", dir=database.parent) as folder:
+                fresh = Path(folder, database.name)
                 MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
                 fresh.replace(database)
         client = MlflowClient(store)
@@ -58,11 +58,11 @@ def connect(store: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, store: str, name: str) -> str:
-    """Find or create an experiment; a SQLite store's artifacts lie beside the database, not where the process runs."""
+    """Finds or creates an experiment; a SQLite store's artifacts lie beside the database, not in the working folder."""
     from mlflow.exceptions import MlflowException
 
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
     database = _sqlite_path(store)
     artifacts = None
     if database is not None:
@@ -72,7 +72,7 @@ def experiment_id(client: MlflowClient, store: str, name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return experiment_id(client, store, name)  # another process was faster
+        return experiment_id(client, store, name)  # another process created it first
 
 
 def _sqlite_path(store: str) -> Path | None:
@@ -81,13 +81,14 @@ def _sqlite_path(store: str) -> Path | None:
 
 
 def user_name() -> str:
+    """The user's name; "unknown" for a container's user without one."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):
         return "unknown"
 
 
 def one_line(error: BaseException) -> str:
-    """The error's kind and message in one line of at most 300 characters, without credentials of an address in it."""
-    message = re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))
+    """The error's kind and message in one line of at most 300 characters, credentials masked."""
+    message = masked(" ".join(str(error).split()))
     return shorten(f"{type(error).__name__}: {message}" if message else type(error).__name__, 300)

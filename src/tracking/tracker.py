@@ -1,6 +1,6 @@
-"""What happened, told to MLflow, without MLflow ever being able to kill or delay a training.
+"""Tracks a run in MLflow without letting MLflow kill or delay a training.
 
-The training only appends to a journal, a local file; a thread carries it to MLflow. What could not be sent stays in the
+The training only appends to a journal, a local file; a thread sends it to MLflow. What could not be sent stays in the
 journal for `send_unsent`.
 """
 
@@ -11,13 +11,14 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from src.common.identity import flattened
 from src.common.paths import ROOT
+from src.common.retry import Backoff
 from src.tracking.journal import (
     MAX_PARAM_LENGTH,
     append,
@@ -32,7 +33,7 @@ from src.tracking.journal import (
     shorten,
 )
 from src.tracking.liveness import FAILURE_TAG, process_tags
-from src.tracking.sender import MODEL_TAG, STATE_TAG, Drain
+from src.tracking.sender import MODEL_TAG, STATE_TAG, JournalSender
 from src.tracking.store import one_line, resolve_store
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "PATCH",
     "STATE_TAG",
     "Report",
+    "RunInfo",
     "Tracker",
     "resolve_store",
     "send_unsent",
@@ -51,19 +53,40 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# What a training run carries, and `python -m src.reproduce` reads.
+# Artifacts and tags of a training run, which `python -m src.reproduce` reads.
 CONFIG, PATCH = "config.yaml", "dirty.patch"  # artifacts
-DATA_TAG = "pipeline.data_sha256."  # and the split's name
-DESCRIPTION = "mlflow.note.content"  # what MLflow shows above a run
+DATA_TAG = "pipeline.data_sha256."  # followed by the split's name
+DESCRIPTION = "mlflow.note.content"  # MLflow shows it above a run
 
 DEFAULT_STORE = f"sqlite:///{ROOT / 'experiments' / 'mlflow.db'}"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 SEND_EVERY_S = 1.0  # one call a second carries the points of hundreds of steps
-RETRY_AT_MOST_EVERY_S = 60.0
 PATIENCE_S = 10.0
 KILLED_PATIENCE_S = 3.0  # whoever sent SIGTERM sends SIGKILL soon
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is in MLflow, and how it is described there.
+
+    `identity`: of the journal; a run that was journaled under the same identity before is found and added to.
+    `parent`: the identity of the journal of the run that this one is nested under.
+    """
+
+    experiment: str
+    name: str
+    params: Mapping[str, object] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    identity: str | None = None
+    parent: str | None = None
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """The tags, the description among them."""
+        return {**self.tags, **({DESCRIPTION: self.description} if self.description else {})}
 
 
 @dataclass(frozen=True)
@@ -76,72 +99,46 @@ class Report:
 
 
 class Tracker:
-    """One MLflow run, as a context manager; made by `start`, `resume` or `join`.
+    """One MLflow run, as a context manager; constructed by `start`, `resume` or `join`.
 
-    Call those after the heavy imports: the sender thread imports MLflow, and two threads importing at once get in each
-    other's way. The logging methods append one line to the journal and return in microseconds. They never raise for
-    MLflow's sake; a journal that cannot be written (a full disk) is said once and training goes on.
+    Call those after the slow imports: the sender thread imports MLflow, and two threads that import at once slow each
+    other down. The logging methods append one line to the journal and return in microseconds. They never raise because
+    of MLflow; a journal that cannot be written (a full disk) is reported once and training goes on.
+
+    `store` is an MLflow tracking URI; without it MLFLOW_TRACKING_URI, without that the SQLite database under
+    `experiments/`. With `sender=False` the run is only journaled, for another process to send.
     """
 
     def __init__(self, journal: Path, store: str, logged: frozenset[tuple[str, int]] = frozenset()) -> None:
-        """Open an existing journal; `logged` are the (metric, step) pairs that it already holds."""
+        """Opens an existing journal; `logged` are the (metric, step) pairs that it already holds."""
         self.journal = journal
         self._logged = logged
         self._params: dict[str, str] = {}
         self._file = os.open(journal, os.O_WRONLY | os.O_APPEND)
         self._closed = threading.Event()
-        self._said: set[str] = set()
-        self._sends = False
-        self._drain = Drain(journal, store)
+        self._warnings: set[str] = set()
+        self._has_sender = False
+        self._sender = JournalSender(journal, store)
         # A daemon: whatever MLflow does, it cannot hold up the end of the process.
         self._thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
 
     @classmethod
-    def start(
-        cls,
-        *,
-        journal: Path,
-        experiment: str,
-        name: str,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        description: str = "",
-        store: str | None = None,
-        sender: bool = True,
-        identity: str | None = None,
-        parent: str | None = None,
-    ) -> Self:
-        """Begin a new run and journal it at `journal`; an earlier run's unsent journal there is moved aside, not lost.
+    def start(cls, journal: Path, info: RunInfo, *, store: str | None = None, sender: bool = True) -> Self:
+        """Begins a new run and journals it at `journal`; an earlier run's unsent journal there is moved aside.
 
-        `store` is a MLflow tracking URI; without it MLFLOW_TRACKING_URI, without that the SQLite database under
-        `experiments/`. With `sender=False` the run is only journaled, for whoever drains the journal. `identity` is
-        the journal's: a run that was journaled under the same one before is found again and added to. The run is
-        shown under the one whose journal has the identity `parent`. Raises OSError when `journal` cannot be created.
+        Raises:
+            OSError: `journal` cannot be created.
         """
-        tags = {**tags, **({DESCRIPTION: description} if description else {})}
-        tracker = cls._begin(journal, experiment, name, tags, store, identity=identity, parent=parent)
-        if identity:
-            tracker.set_tags({**tags, **process_tags()})
+        tracker = cls._begin(journal, info, store)
+        if info.identity:
+            tracker.set_tags({**info.all_tags, **process_tags()})
             tracker._append({"status": "RUNNING", "time": now()})
-        tracker.log_params(params)
-        return tracker._started(sender)
+        tracker.log_params(info.params)
+        return tracker._start_sender(sender)
 
     @classmethod
-    def resume(
-        cls,
-        *,
-        journal: Path,
-        experiment: str,
-        name: str,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        description: str = "",
-        store: str | None = None,
-        sender: bool = True,
-        identity: str | None = None,
-        parent: str | None = None,
-    ) -> Self:
-        """Go on with the run that `journal` holds, after a kill or a failure; without one, or after its end, `start`.
+    def resume(cls, journal: Path, info: RunInfo, *, store: str | None = None, sender: bool = True) -> Self:
+        """Continues the run that `journal` holds, after a kill or a failure; without one, or after its end, `start`.
 
         Steps that were journaled before are not journaled again, so that replaying from a checkpoint doubles no point.
         The parameters stay those of the start; the tags are set anew.
@@ -150,85 +147,65 @@ class Tracker:
         past = [record for _, record in records(journal, 0)] if header else []
         statuses = [record["status"] for record in past if "status" in record]
         if header is None or statuses[-1:] == ["FINISHED"]:
-            return cls.start(
-                journal=journal,
-                experiment=experiment,
-                name=name,
-                params=params,
-                tags=tags,
-                description=description,
-                store=store,
-                sender=sender,
-                identity=identity,
-                parent=parent,
-            )
+            return cls.start(journal, info, store=store, sender=sender)
         cut_torn_line(journal)
         logged = frozenset((key, record["step"]) for record in past for key in record.get("metrics", ()))
         tracker = cls(journal, resolve_store(store, header["store"]), logged)
-        tracker.set_tags({**tags, **process_tags()})
+        tracker.set_tags({**info.all_tags, **process_tags()})
         tracker._append({"status": "RUNNING", "time": now()})
-        return tracker._started(sender)
+        return tracker._start_sender(sender)
 
     @classmethod
     def join(
-        cls,
-        *,
-        journal: Path,
-        experiment: str,
-        model_sha256: str,
-        name: str,
-        tags: Mapping[str, str] | None = None,
-        store: str | None = None,
-        sender: bool = True,
+        cls, journal: Path, info: RunInfo, model_sha256: str, *, store: str | None = None, sender: bool = True
     ) -> Self:
-        """Add to the newest run of `experiment` that is tagged with `model_sha256`, whatever its status, and keep that.
+        """Adds to the newest run of the experiment that is tagged with `model_sha256`, and keeps its status.
 
-        The run is looked up when the journal is sent. If there is none, a new run `name` is made, tagged so that the
-        next `join` finds it, and that is said.
+        The run is looked up when the journal is sent. If there is none, a new run is made, tagged so that the next
+        `join` finds it, and a warning is logged.
         """
-        tags = {**(tags or {}), MODEL_TAG: model_sha256}
-        return cls._begin(journal, experiment, name, tags, store, model_sha256)._started(sender)
+        info = replace(info, tags={**info.tags, MODEL_TAG: model_sha256})
+        return cls._begin(journal, info, store, joins=model_sha256)._start_sender(sender)
 
     @classmethod
-    def _begin(
-        cls,
-        journal: Path,
-        experiment: str,
-        name: str,
-        tags: Mapping[str, str],
-        store: str | None,
-        joins: str | None = None,
-        identity: str | None = None,
-        parent: str | None = None,
-    ) -> Self:
+    def _begin(cls, journal: Path, info: RunInfo, store: str | None, joins: str | None = None) -> Self:
         store = resolve_store(store, DEFAULT_STORE)
-        tags = clean_tags(tags)
-        header = {"store": store, "experiment": experiment, "name": name, "joins": joins, "tags": tags}
-        header |= {key: given for key, given in (("journal", identity), ("parent", parent)) if given}
-        create(journal, {**header, "process": process_tags()})
+        header: dict[str, Any] = {
+            "store": store,
+            "experiment": info.experiment,
+            "name": info.name,
+            "joins": joins,
+            "tags": clean_tags(info.all_tags),
+            "process": process_tags(),
+        }
+        if info.identity:
+            header["journal"] = info.identity
+        if info.parent:
+            header["parent"] = info.parent
+        create(journal, header)
         return cls(journal, store)
 
-    def _started(self, sender: bool) -> Self:
-        """Start the sender, after the first records: a resumed run must not look like its dead process's."""
-        self._sends = sender
+    def _start_sender(self, sender: bool) -> Self:
+        """Starts the sender, after the first records: a resumed run must not look like its dead process's."""
+        self._has_sender = sender
         if sender:
             self._thread.start()
         return self
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values, NaN and infinities included, at `step`, with the present time."""
-        fresh = {
+        """Records values, NaN and infinities included, at `step`, with the present time."""
+        new = {
             clean: float(value)
             for key, value in metrics.items()
             if ((clean := clean_name(key)), step) not in self._logged
         }
-        if fresh:
-            self._append({"metrics": fresh, "step": step, "time": now()})
+        if new:
+            self._append({"metrics": new, "step": step, "time": now()})
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record parameters; nested mappings are flattened with dots.
+        """Records parameters; nested mappings are flattened with dots.
 
-        A value over MLflow's length limit is cut with an ellipsis, and all parameters go whole into the artifact
+        A value over MLflow's length limit is cut with an ellipsis, and all parameters go uncut into the artifact
         `params_full.json`.
         """
         flat: dict[str, str] = {}
@@ -243,19 +220,19 @@ class Tracker:
             self.log_text(json.dumps(self._params, indent=2, ensure_ascii=False), "params_full.json")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing older values; over-long ones are cut."""
+        """Sets tags, replacing older values; over-long ones are cut."""
         self._append({"tags": clean_tags(tags)})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Send a file or a folder, into the run's artifact folder `folder`; it is read when it is sent, not now."""
+        """Sends a file or a folder, into the run's artifact folder `folder`; it is read when it is sent, not now."""
         self._append({"artifact": str(path.resolve()), "folder": folder})
 
     def log_text(self, text: str, name: str) -> None:
-        """Send `text` as the artifact `name`."""
+        """Sends `text` as the artifact `name`."""
         self._append({"text": text, "name": name})
 
     def finish(self, status: Status, patience: float = PATIENCE_S) -> None:
-        """End the run; wait at most `patience` seconds for the sender, then say what is unsent and where it is.
+        """Ends the run; waits at most `patience` seconds for the sender, then warns of what is unsent and where it is.
 
         The journal of a FINISHED run is removed when all of it was sent; any other stays, so that `resume` can go on.
         """
@@ -267,9 +244,9 @@ class Tracker:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(patience)
-        unsent = count_unsent(self.journal) if self._sends else 0
+        unsent = count_unsent(self.journal) if self._has_sender else 0
         if unsent:
-            reason = f"not all sent within {patience:.0f} s" if self._thread.is_alive() else self._drain.failure
+            reason = f"not all sent within {patience:.0f} s" if self._thread.is_alive() else self._sender.failure
             log.warning(
                 "%d records of this run are not in MLflow yet (%s); %s keeps them: send them with `python -m src.sync`",
                 unsent,
@@ -295,49 +272,48 @@ class Tracker:
         try:
             append(self._file, record)
         except OSError as error:
-            self._say(f"tracking journal {self.journal} cannot be written ({error}); what follows is not tracked")
+            self._warn_once(f"tracking journal {self.journal} cannot be written ({error}); what follows is not tracked")
 
     def _send(self) -> None:
-        """The sender thread: drain, rest, and again; the last drain begins after the journal was closed."""
-        rest = SEND_EVERY_S
-        failing = False
+        """The sender thread: sends, pauses, and again; the last time begins after the journal was closed."""
+        backoff = Backoff(SEND_EVERY_S)
+        is_failing = False
         last_tries = 2  # a server may just then have dropped an idle connection, or a database been locked
         while last_tries:
-            closed = self._closed.is_set()
-            self._drain.run()
-            for problem in self._drain.problems:
-                self._say(problem)
-            failure = self._drain.failure
-            if failure and not failing and not closed:
+            is_closed = self._closed.is_set()
+            self._sender.send()
+            for problem in self._sender.problems:
+                self._warn_once(problem)
+            failure = self._sender.failure
+            if failure and not is_failing and not is_closed:
                 log.warning("MLflow cannot be reached (%s); the run goes on, %s keeps it", failure, self.journal)
-            failing = failure is not None
-            if closed:
-                last_tries = last_tries - 1 if failing else 0
-            rest = min(2 * rest, RETRY_AT_MOST_EVERY_S) if failing else SEND_EVERY_S
-            self._closed.wait(rest)
+            is_failing = failure is not None
+            if is_closed:
+                last_tries = last_tries - 1 if is_failing else 0
+            self._closed.wait(backoff.pause_s(has_failed=is_failing))
 
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
             log.warning(message)
 
 
 def send_unsent(folder: Path, store: str | None = None) -> Report:
-    """Send what the journals under `folder` still hold, oldest run first, and close the runs of dead processes.
+    """Sends what the journals under `folder` still hold, oldest run first, and closes the runs of dead processes.
 
     The store is `store`, else MLFLOW_TRACKING_URI, else the one of the journal.
     """
-    found = [(header["time"], path, header) for path in folder.rglob("*.jsonl") if (header := read_header(path))]
+    journals = [(header["time"], path, header) for path in folder.rglob("*.jsonl") if (header := read_header(path))]
     sent = unsent = 0
     problems: list[str] = []
-    for _, journal, header in sorted(found, key=lambda entry: entry[0]):
+    for _, journal, header in sorted(journals, key=lambda entry: entry[0]):
         if not (before := count_unsent(journal)):
             continue
-        drain = Drain(journal, resolve_store(store, header["store"]))
-        drain.run()
-        problems += drain.problems
-        if drain.failure:
-            problems.append(f"{journal}: {drain.failure}")
+        sender = JournalSender(journal, resolve_store(store, header["store"]))
+        sender.send()
+        problems += sender.problems
+        if sender.failure:
+            problems.append(f"{journal}: {sender.failure}")
         after = count_unsent(journal)
         sent += before - after
         unsent += after

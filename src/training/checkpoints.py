@@ -1,4 +1,4 @@
-"""Working checkpoints: written so that a crash at any moment leaves a good one, and found again without a path.
+"""Working checkpoints: a crash at any moment leaves a good one, and the same command finds it without a path.
 
 They live outside DVC's outputs, in `experiments/.work/<fingerprint>`. The fingerprint is of everything that the bits
 of a run depend on: configuration, data, code. The same command finds its own unfinished run; any other never does.
@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from src.common.console import console
 from src.common.errors import Failure
 from src.common.files import replacing, sha256_of, write_atomically
 from src.common.identity import described, differences, fingerprint
@@ -33,11 +34,11 @@ LAST, NOTE = "last.ckpt", "run.json"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the target, flushes to the disk, renames; a sha256 stands beside each checkpoint.
+    """Replaces checkpoints atomically, with a sha256 beside each.
 
-    While a checkpoint is replaced, the digest file names the old bytes and the new: whenever and however often that is
-    interrupted, what lies there stays known. Lightning's own stages in $TMPDIR: on another file system a kill leaves
-    half a checkpoint, a full disk destroys the old.
+    While a checkpoint is replaced, the digest file names the old bytes and the new, so the file can be verified
+    whenever the save is interrupted. Lightning's own writes to $TMPDIR first: on another file system a kill leaves half
+    a checkpoint, and a full disk destroys the old one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -45,7 +46,7 @@ class AtomicCheckpointIO(CheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             writer = _HashingWriter(file)
-            torch.save(checkpoint, writer)  # type: ignore[arg-type]  # to write and to flush is all that torch asks
+            torch.save(checkpoint, writer)  # type: ignore[arg-type]  # torch calls `write` and `flush` alone
             sha256 = writer.sha256()
             write_atomically(digest_file(path), " ".join([*known_digests(path), sha256]).encode())
         write_atomically(digest_file(path), sha256.encode())
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # its digest is right, yet no save of ours wrote it
+        except Exception as error:  # its digest is right, yet `save_checkpoint` did not write it
             raise Failure(
                 f"{path} is no training's state ({type(error).__name__}; nothing in it was run): "
                 f"delete {Path(path).parent} and train again"
@@ -67,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class _HashingWriter:
-    """Passes on to a file what torch writes, and hashes it: a checkpoint is never in memory a second time."""
+    """Writes to a file and hashes the bytes on the way: a checkpoint is never in memory a second time."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -84,13 +85,13 @@ class _HashingWriter:
         return len(content)
 
     def flush(self) -> None:
-        """Torch asks for it at the end; the file's owner flushes."""
+        """No-op: the file's owner flushes."""
 
     def sha256(self) -> str:
-        """Of all that was written.
+        """The sha256 of all that was written.
 
         Raises:
-            OSError: some of it could not be.
+            OSError: a write failed.
         """
         if self.error is not None:
             raise self.error
@@ -98,16 +99,16 @@ class _HashingWriter:
 
 
 def digest_file(path: Path) -> Path:
-    """The file that names the sha256 of a checkpoint."""
+    """The file that holds the sha256 of a checkpoint."""
     return path.with_name(path.name + ".sha256")
 
 
 def known_digests(path: Path) -> list[str]:
-    """The sha256 that a checkpoint may have: one, or several where a save did not get to its end."""
+    """The sha256 that a checkpoint may have: one, or several after an interrupted save."""
     return digest_file(path).read_text(errors="replace").split() if digest_file(path).is_file() else []
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a checkpoint's bytes are those that were written."""
     return path.is_file() and sha256_of(path) in known_digests(path)
 
@@ -129,11 +130,11 @@ def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder against other processes; its file `holder` tells them by whom.
+def lock_folder(folder: Path, what: str) -> Iterator[None]:
+    """Locks a folder against other processes; its file `holder` names this one.
 
     Raises:
-        Failure: another process holds it: `what` is under way.
+        Failure: another process has locked it: `what` is under way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / "holder"
@@ -161,50 +162,49 @@ class WorkFolder:
         self.journal = self.path / "tracking.jsonl"
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[WorkFolder]:
-        """Holds the folder against a second run of the same thing.
+    def locked(self) -> Iterator[WorkFolder]:
+        """Locks the folder against a second run of the same configuration.
 
         Raises:
-            Failure: another process holds it.
+            Failure: another process has locked it.
         """
-        with held(self.path, "this very run"):
+        with lock_folder(self.path, "this very run"):
             note = {"experiment": self.experiment, "identity": self.identity}
             write_atomically(self.path / NOTE, json.dumps(note, indent=1).encode())
             yield self
 
     def resumable(self) -> Path | None:
-        """The checkpoint to go on from, if there is a whole one.
+        """The checkpoint to resume from, if there is an intact one.
 
-        Says so where a damaged one is removed, and where an unfinished run of the experiment is not this very run.
+        Prints a line where a damaged one is removed, and where the experiment has an unfinished run that differs.
         """
-        if is_whole(self.last):
+        if is_intact(self.last):
             return self.last
         if self.last.exists():
-            print(f"{self.last} is damaged (its sha256 differs): not resumed, training starts anew", flush=True)
+            console.print(f"{self.last} is damaged (its sha256 differs): not resumed, training starts anew")
             self.last.unlink()
         elif other := self._unfinished():
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime((other / LAST).stat().st_mtime))
             changed = "; ".join(differences(_note(other).get("identity", {}), self.identity))
-            print(
+            console.print(
                 f"the unfinished run of {when} in {other} is not resumed, it is another: {changed}. "
-                "Training starts anew; that checkpoint stays until `make clean`",
-                flush=True,
+                "Training starts anew; that checkpoint stays until `make clean`"
             )
         return None
 
     def _unfinished(self) -> Path | None:
-        """The folder of the newest other run of this experiment that nobody works on and that could be resumed."""
-        found = []
+        """The folder of the newest other run of this experiment that is not under way and has an intact checkpoint."""
+        runs = []
         for folder in self.path.parent.glob("*/"):
             last = folder / LAST
-            if folder == self.path or _note(folder).get("experiment") != self.experiment or not is_whole(last):
+            if folder == self.path or _note(folder).get("experiment") != self.experiment or not is_intact(last):
                 continue
             with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
-                found.append((last.stat().st_mtime, folder))
-        return max(found)[1] if found else None
+                runs.append((last.stat().st_mtime, folder))
+        return max(runs)[1] if runs else None
 
-    def forget(self) -> None:
-        """Removes what only a resume needs: the run is complete. An unsent journal stays."""
+    def remove_checkpoints(self) -> None:
+        """Removes what only a resume needs, of a complete run. An unsent journal stays."""
         for path in (*self.path.glob("*.ckpt*"), self.path / NOTE):
             path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The same bits again: what is fixed before a run, the global random state of each batch, a digest to compare by."""
+"""Bitwise reproducibility: global settings, the random state of each batch, a digest of optimizer states."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 def fix(seed: int, threads: int | None) -> None:
     """Seeds torch's global generator and fixes the number of threads, on which the bits depend as well.
 
-    Two settings that change the speed alone, as long as all runs share them: numbers too small to matter become zero
-    (Adam's decaying moments ran 2.5 times slower without), and deterministic mode does not fill memory that is about to
-    be written.
+    Two settings change the speed alone, as long as all runs share them: denormal numbers become zero (Adam's decaying
+    moments ran 2.5 times slower without), and deterministic mode does not fill memory that is about to be written.
     """
     torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False  # "32" means it on a GPU, too; for matrices that is torch's default
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made on import
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 on a GPU as well; torch's default for matrices
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set on import
 
 
 class RandomStatePerBatch(Callback):
     """Sets the global random state from (seed, rank, epoch, batch) before each training batch.
 
-    So dropout draws the same numbers whether the run was interrupted or not: the state needs no saving, it is a
-    function of where the run stands. Nothing is seeded at an epoch's start: Lightning skips that hook on a resume in
-    mid-epoch.
+    So dropout draws the same numbers whether the run was interrupted or not: the state is a function of the position
+    and needs no saving. Nothing is seeded at an epoch's start: Lightning skips that hook on a resume in mid-epoch.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: a row for each epoch, kept through interruptions, printed and tracked."""
+"""The history of a training: a row of metrics for each epoch, saved in checkpoints, printed and tracked."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
+
+from src.common.console import console
+from src.common.errors import Failure
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
 
 class History(Checkpoint):
-    """Collects each epoch's metrics.
+    """Collects each epoch's metrics, and passes them to `log_metrics` (metrics, step).
 
-    A `Checkpoint` by base class only: those run last at an epoch's end, when all is logged. Its rows and
-    seconds are part of the checkpoint, so that a resumed run's history is whole.
+    Lightning calls callbacks of the class `Checkpoint` last, when all metrics of an epoch are logged; hence the base.
+    Rows and seconds are saved in checkpoints, so the history of a resumed run is complete.
     """
 
-    def __init__(self, log_metrics: LogMetrics, *, lines: bool) -> None:
+    def __init__(self, log_metrics: LogMetrics, *, prints_lines: bool) -> None:
         self.log_metrics = log_metrics
-        self.lines = lines
+        self.prints_lines = prints_lines
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
-        self._since = 0.0
-        self._epoch_seconds = 0.0  # of the epoch in hand, before an interruption
-        self._validated = False
+        self._started = 0.0
+        self._epoch_seconds = 0.0  # of the current epoch, before an interruption
+        self._has_validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,20 +45,20 @@ class History(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = self._elapsed()
-        self.seconds, self._epoch_seconds, self._since = self.seconds + seconds, 0.0, time.perf_counter()
+        self.seconds, self._epoch_seconds, self._started = self.seconds + seconds, 0.0, time.perf_counter()
         # Lightning keeps the last validation's figures over epochs that have none.
-        left_out = "loss" if self._validated else ("loss", "val_")
-        self._validated = False
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith(left_out)}
+        excluded = "loss" if self._has_validated else ("loss", "val_")
+        self._has_validated = False
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith(excluded)}
         row = {"epoch": trainer.current_epoch + 1, **dict(sorted(metrics.items()))}
         self.rows.append(row)
         self.log_metrics(metrics | {"epoch_seconds": seconds}, trainer.current_epoch + 1)
-        if self.lines:
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            print(f"epoch {row['epoch']}/{trainer.max_epochs}  {seconds:.1f} s  {shown}", flush=True)
+        if self.prints_lines:
+            values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+            console.print(f"epoch {row['epoch']}/{trainer.max_epochs}  {seconds:.1f} s  {values}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = True
+        self._has_validated = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self.seconds, "epoch_seconds": self._elapsed()}
@@ -66,15 +69,32 @@ class History(Checkpoint):
         self._epoch_seconds = state_dict["epoch_seconds"]
 
     def _elapsed(self) -> float:
-        """Seconds of the epoch in hand, interruptions left out."""
-        return self._epoch_seconds + time.perf_counter() - self._since
+        """Seconds of the current epoch, without interruptions."""
+        return self._epoch_seconds + time.perf_counter() - self._started
 
 
-def on_terminal() -> bool:
-    """Whether somebody watches: a live bar then, plain lines otherwise."""
+class RequireMonitor(Callback):
+    """Fails at the first validation where the metric of `trainer.monitor` is not among those logged.
+
+    Raises:
+        Failure: with the metrics that were logged.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A metric of the training is logged after the validation.
+        if self.monitor not in trainer.callback_metrics and not self.monitor.startswith("train_"):
+            names = ", ".join(sorted(key for key in trainer.callback_metrics if key.startswith("val_"))) or "none"
+            raise Failure(f"trainer.monitor: {self.monitor!r} was not logged by the validation; these were: {names}")
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal: it gets a live bar, anything else plain lines."""
     return sys.stdout.isatty()
 
 
 def progress_bar() -> RichProgressBar:
-    """Lightning's live bar, left on the screen when done."""
+    """Lightning's live bar, which stays on the screen when done."""
     return RichProgressBar(leave=True)

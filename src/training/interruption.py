@@ -1,14 +1,9 @@
-"""Interruption costs nothing: checkpoints within an epoch, and signals that end a run in good order."""
+"""Saves a training while it runs, and ends it in good order on a signal."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,128 +11,108 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from src.common.errors import Failure
+from src.common.signals import Interruption
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a preemption's, Ctrl-C's
-SHARE = 0.02  # of the time at most goes into saving within an epoch
-ASK_EVERY = 10  # batches, where several processes must agree whether to save
-GO_ON, SAVE, END = range(3)
-
-
-class Interruption:
-    """The signal that asked this process to end, if one did.
-
-    The first SIGTERM or Ctrl-C is noted, and training ends after the batch in hand, with a checkpoint. The second one
-    ends the process at once. Of several processes that all get it one says so: the one that is `aloud`.
-    """
-
-    def __init__(self, *, aloud: bool = True) -> None:
-        self.aloud = aloud
-        self.signal: signal.Signals | None = None
-
-    @contextlib.contextmanager
-    def heeded(self) -> Iterator[Interruption]:
-        """Notes the signals from here on; before and after they do what they did."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.listen()
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """Takes the signals over, also from Lightning, which ends with 0, and DVC would record half a training."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    @property
-    def exit_code(self) -> int:
-        """What shells expect of a process that a signal ended: 143 after SIGTERM, 130 after Ctrl-C."""
-        return 128 + (self.signal or signal.SIGTERM)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = signal.Signals(number)
-        if self.aloud:  # os.write: a print could fall into the middle of another print and raise
-            os.write(2, f"\n{self.signal.name}: saving, then ending (a second one ends at once)\n".encode())
+MAX_SAVING_SHARE = 0.02  # of the time, for saving within an epoch
+AGREE_EVERY = 10  # batches, where several processes must agree whether to save
+CONTINUE, SAVE, STOP = range(3)  # the largest one that any process chooses is done by all
 
 
 class WorkingCheckpoint(Checkpoint):
-    """Saves `path` every `seconds` and at each epoch's end, and ends the run on a signal, once it is saved.
+    """Saves `path` every `seconds` and at each epoch's end, and ends the run on a signal, after a save.
 
-    `seconds` are stretched where saving takes long, so that it costs no more than `SHARE` of the time; 0 saves after
-    every batch. What has become NaN is never saved.
+    `seconds` are stretched where saving takes long, so that it costs no more than `MAX_SAVING_SHARE` of the time; 0
+    saves after every batch. Losses and weights that are NaN or infinite are never saved.
 
     Raises:
-        Failure: the training loss is no number any more.
-        SystemExit: a signal asked for it; 143 or 130.
+        Failure: the training loss or a weight is NaN or infinite.
+        SystemExit: on a signal; 143 or 130.
     """
 
     def __init__(self, path: Path, seconds: float, interruption: Interruption) -> None:
         self.path = path
         self.seconds = seconds
         self.interruption = interruption
-        self._next = 0.0
+        self._next_save = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interruption.listen()  # again: Lightning has just put its own handlers in
-        self._next = time.monotonic() + self.seconds
+        self.interruption.install()  # again: Lightning has just put its own handlers in
+        self._next_save = time.monotonic() + self.seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
-            refuse_nan(trainer, pl_module)
-        if trainer.is_last_batch:  # validation is next, then the epoch's end saves
+            check_losses(trainer, pl_module)
+        if trainer.is_last_batch:  # the save follows at the epoch's end, after the validation
             return
-        wanted = self._wanted(trainer, batch_idx)
-        if wanted >= SAVE:
+        action = self._action(trainer, batch_idx)
+        if action >= SAVE:
             self._save(trainer, pl_module)
-        if wanted == END:
+        if action == STOP:
             raise SystemExit(self.interruption.exit_code)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A sweep's pruner, for one, speaks to the first process alone.
-        trainer.should_stop = bool(agreed(trainer, trainer.should_stop))
+        # A sweep's pruner, for one, stops the first process alone.
+        trainer.should_stop = bool(max_over_ranks(trainer, int(trainer.should_stop)))
         self._save(trainer, pl_module)
-        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if not last and agreed(trainer, END if self.interruption.signal else GO_ON) == END:
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not is_last and max_over_ranks(trainer, STOP if self.interruption else CONTINUE) == STOP:
             raise SystemExit(self.interruption.exit_code)
 
-    def _wanted(self, trainer: Trainer, batch_idx: int) -> int:
-        if trainer.world_size > 1 and self.seconds and batch_idx % ASK_EVERY:
-            return GO_ON
-        mine = END if self.interruption.signal else SAVE if time.monotonic() >= self._next else GO_ON
-        return agreed(trainer, mine)
+    def _action(self, trainer: Trainer, batch_idx: int) -> int:
+        if trainer.world_size > 1 and self.seconds and batch_idx % AGREE_EVERY:
+            return CONTINUE
+        own = STOP if self.interruption else SAVE if time.monotonic() >= self._next_save else CONTINUE
+        return max_over_ranks(trainer, own)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_nan(trainer, pl_module)
-        begun = time.monotonic()
+        check_losses(trainer, pl_module)
+        check_weights(trainer, pl_module)  # the last step's: its loss was computed before it
+        started = time.monotonic()
         trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizers' state
         now = time.monotonic()
-        self._next = now + (max(self.seconds, (now - begun) / SHARE) if self.seconds else 0.0)
+        self._next_save = now + (max(self.seconds, (now - started) / MAX_SAVING_SHARE) if self.seconds else 0.0)
 
 
-def agreed(trainer: Trainer, mine: int) -> int:
-    """The most that any process wants: they save, or end, together or not at all."""
+def max_over_ranks(trainer: Trainer, value: int) -> int:
+    """The largest value of all processes, so that they save, or stop, together or not at all."""
     if trainer.world_size == 1:
-        return mine
-    most = torch.tensor(int(mine), device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return int(most)
+        return value
+    largest = torch.tensor(value, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
-def refuse_nan(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises Failure when a loss of this epoch has a NaN or an infinity in it, in whichever process."""
+def check_losses(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Checks the losses of this epoch, in all processes.
+
+    Raises:
+        Failure: one of them is NaN or infinite.
+    """
     losses = [value for key, value in trainer.callback_metrics.items() if "loss" in key]
     sums = getattr(pl_module, "train_sums", None)
     if sums is not None:
         losses.append(sums)
-    if not agreed(trainer, not all(bool(value.isfinite().all()) for value in losses)):
+    _require_finite(trainer, all(bool(value.isfinite().all()) for value in losses), "the loss")
+
+
+@torch.no_grad()
+def check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Checks the parameters, in all processes, by their sums: one pass over them and one transfer from a GPU.
+
+    Raises:
+        Failure: one of them is NaN or infinite.
+    """
+    sums = torch.stack([parameter.sum(dtype=torch.float64) for parameter in pl_module.parameters()])
+    _require_finite(trainer, bool(sums.isfinite().all()), "a weight")
+
+
+def _require_finite(trainer: Trainer, is_finite: bool, what: str) -> None:
+    if not max_over_ranks(trainer, int(not is_finite)):
         return
     raise Failure(
-        f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: "
+        f"{what} became NaN or infinite in epoch {trainer.current_epoch + 1}: "
         "lower model.optimizer.lr, or set trainer.gradient_clip. The checkpoint of the last good step stays; "
         "the same configuration would go on to the same NaN"
     )

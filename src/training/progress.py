@@ -1,4 +1,4 @@
-"""What a model draws, shown as it gets better."""
+"""Pictures of a model's outputs during training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Show = Callable[[Mapping[str, np.ndarray], Path], None]
 
 
 class Progress(Callback):
-    """After each validation hands what the model makes of the first batch to `show`, for a picture in `folder`.
+    """Passes a model's `showcase` of the first validation batch to `show`, for a picture in `folder`.
 
-    That is the model's `showcase`, if it has one: images uint8 [K, H, W, C] by name. A run that begins clears the
-    folder, one that goes on adds to it.
+    A showcase is images, uint8 [K, H, W, C], by name; a model may have none. A new run clears the folder, a resumed one
+    adds to it.
     """
 
     def __init__(self, folder: Path, show: Show) -> None:

@@ -1,7 +1,7 @@
-"""The processes that train one model together: how they come together, and what becomes of them.
+"""The process group that trains one model: how it is formed, watched and closed.
 
-The first one leads: it prepares, reports and writes. The others follow (src.training.follower): they hear from the
-first one what to train, and say nothing. torchrun or srun has started them all, or else the first one starts the rest.
+The first process prepares, reports and writes. The others (`src.training.follower_main`) train what it broadcasts.
+torchrun or srun has started them all, or else the first one starts the others.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from torch import distributed
 from src.common.errors import Failure, Lost
 from src.common.paths import ROOT
 from src.configuration.schema import Trainer
-from src.training.launcher import PATIENCE_S, Launch, launch
+from src.training.launcher import PEER_TIMEOUT_S, Launch, read_launch
 
 HOST = "127.0.0.1"
-# The others wait as long for the first one to prepare the data; whoever dies is noticed by its closed connections.
-PREPARATION = timedelta(hours=2)
+# The others wait this long for the first one to prepare the data; a dead process is noticed by its closed connections.
+PREPARATION_TIMEOUT = timedelta(hours=2)
 POLL_S = 0.5
 
 Value = TypeVar("Value")
 
 
-def meeting_point(port: int, world: int, *, first: bool = False) -> Any:
-    """The store, of torch's, through which processes of this machine find each other; the first one makes it."""
-    return distributed.TCPStore(HOST, port, world, is_master=first, wait_for_workers=False)  # type: ignore[attr-defined]
+def tcp_store(port: int, world_size: int, *, is_host: bool = False) -> Any:
+    """The TCPStore for the rendezvous on this machine; the first process hosts it."""
+    return distributed.TCPStore(HOST, port, world_size, is_master=is_host, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
-def join(rank: int, world: int, *, store: Any = None, rendezvous: str | None = None) -> None:
-    """Makes this process one of a group: tensors of the CPU go through gloo, those of GPUs through NCCL."""
+def init_group(rank: int, world_size: int, *, store: Any = None, rendezvous: str | None = None) -> None:
+    """Initializes the process group: CPU tensors go through gloo, GPU tensors through NCCL."""
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         rank=rank,
-        world_size=world,
+        world_size=world_size,
         store=store,
         init_method=rendezvous,
-        timeout=PREPARATION,
+        timeout=PREPARATION_TIMEOUT,
     )
 
 
@@ -56,33 +56,33 @@ def broadcast(value: Value) -> Value:
     """The first process's value, in all processes of the run."""
     if not distributed.is_initialized():
         return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def dismiss() -> None:
-    """Tells those who follow that there is nothing more to train."""
+def stop_followers() -> None:
+    """Tells the other processes that there is nothing more to train."""
     broadcast(None)
 
 
 @contextlib.contextmanager
-def joined(place: Launch) -> Iterator[None]:
-    """The group of those processes that a launcher started."""
-    join(place.rank, place.world, rendezvous=place.rendezvous)
+def launched_group(launch: Launch) -> Iterator[None]:
+    """The group of the processes that a launcher started."""
+    init_group(launch.rank, launch.world_size, rendezvous=launch.rendezvous)
     try:
         yield
-        if place.rank == 0:
-            dismiss()
+        if launch.rank == 0:
+            stop_followers()
     finally:
         distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def assembled(trainer: Trainer) -> Iterator[None]:
-    """The group of a run; where no launcher made it, this process starts the others, and they end with it.
+def run_group(trainer: Trainer) -> Iterator[None]:
+    """The group of a run; without a launcher, this process starts the others, and they end with it.
 
-    A run of one process is not in need of a group, and gets none unless it is to be DDP.
+    A single process gets a process group only with `strategy=ddp`.
 
     Raises:
         Lost: one of them was killed.
@@ -95,95 +95,95 @@ def assembled(trainer: Trainer) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if _broken(error):
-                said = "another process of this run is gone and has said why; the same command goes on with the run"
-                raise Failure(said) from error
+            if _is_lost_peer(error):
+                message = "another process of this run is gone and has said why; the same command goes on with the run"
+                raise Failure(message) from error
             raise
         return
-    store = meeting_point(0, trainer.devices, first=True)  # at any port that is free
+    store = tcp_store(0, trainer.devices, is_host=True)  # at any free port
     followers = _Followers(trainer.devices, store.port)
     try:
         try:
-            join(0, trainer.devices, store=store)
+            init_group(0, trainer.devices, store=store)
             yield
-            dismiss()
+            stop_followers()
         except RuntimeError as error:
-            if _broken(error) and (failure := followers.failure(PATIENCE_S)):
+            if _is_lost_peer(error) and (failure := followers.failure(PEER_TIMEOUT_S)):
                 raise failure from error
             raise
-        followers.see_off()
+        followers.wait()
     except SystemExit:  # a signal: all have saved together
-        followers.see_off()
+        followers.wait()
         raise
     finally:
-        followers.end()
+        followers.kill()
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def _broken(error: RuntimeError) -> bool:
-    """Whether an error is that of a group one of whose processes is gone."""
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error is that of a group that has lost a process."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 class _Followers:
-    """The processes that this one starts. They die with it, and it does not outlive them for long."""
+    """The processes that this one starts. They die with it, and it ends soon after one of them has died."""
 
-    def __init__(self, world: int, port: int) -> None:
-        self.output = [tempfile.TemporaryFile("w+") for _ in range(1, world)]  # noqa: SIM115 (closed by `end`)
+    def __init__(self, world_size: int, port: int) -> None:
+        self.output = [tempfile.TemporaryFile("w+") for _ in range(1, world_size)]  # noqa: SIM115 (closed by `kill`)
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "src.training.follower", str(rank), str(world), str(port)],
+                [sys.executable, "-m", "src.training.follower_main", str(rank), str(world_size), str(port)],
                 cwd=ROOT,
-                stdin=subprocess.PIPE,  # its end is this process's end
+                stdin=subprocess.PIPE,  # it closes when this process ends
                 stdout=output,
                 stderr=output,
             )
             for rank, output in enumerate(self.output, start=1)
         ]
-        self.ended = threading.Event()
+        self.is_closing = threading.Event()
         threading.Thread(target=self._watch, name="followers", daemon=True).start()
 
-    def failure(self, patience: float = 0.0) -> Failure | None:
-        """How one of them failed, if one did, or does so within `patience` seconds."""
-        until = time.monotonic() + patience
+    def failure(self, timeout_s: float = 0.0) -> Failure | None:
+        """The failure of one of them, if one has failed or does so within `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
         while True:
             for rank, (process, output) in enumerate(zip(self.processes, self.output, strict=True), start=1):
                 if code := process.poll():
-                    what = f"process {rank} of this run ended"
+                    ended = f"process {rank} of this run ended"
                     if code < 0:
-                        return Lost(f"{what} (signal {-code}, out of memory?); the same command goes on with the run")
+                        return Lost(f"{ended} (signal {-code}, out of memory?); the same command goes on with the run")
                     output.seek(0)
-                    said = output.read().strip().splitlines() or [f"exit code {code}"]
-                    return Failure(f"{what}: {said[-1]}")
-            if time.monotonic() >= until:
+                    lines = output.read().strip().splitlines() or [f"exit code {code}"]
+                    return Failure(f"{ended}: {lines[-1]}")
+            if time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_S / 10)
 
-    def see_off(self) -> None:
-        """Waits for their own end."""
+    def wait(self) -> None:
+        """Waits for them to exit by themselves."""
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_S)
+                process.wait(PEER_TIMEOUT_S)
 
-    def end(self) -> None:
-        """Ends those that are still there."""
-        self.ended.set()
+    def kill(self) -> None:
+        """Kills those that are still running."""
+        self.is_closing.set()
         for process, output in zip(self.processes, self.output, strict=True):
             process.kill()
             process.communicate()
             output.close()
 
     def _watch(self) -> None:
-        """Ends this process where it waits for one that is gone: NCCL would for minutes, a rendezvous for hours."""
-        while not self.ended.wait(POLL_S):
-            if (failure := self.failure()) and not self.ended.wait(PATIENCE_S):
+        """Ends this process after a follower died: NCCL would wait for it for minutes, a rendezvous for hours."""
+        while not self.is_closing.wait(POLL_S):
+            if (failure := self.failure()) and not self.is_closing.wait(PEER_TIMEOUT_S):
                 os.write(2, f"{failure}\n".encode())
                 os._exit(1)
 
 
-class Group(ClusterEnvironment):
-    """What Lightning is told of the group that is there already, so that it neither guesses nor starts anything."""
+class ExistingGroup(ClusterEnvironment):
+    """Describes the existing process group to Lightning, so that it neither detects nor starts anything."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -191,7 +191,7 @@ class Group(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return HOST  # nobody has to be met any more
+        return HOST  # unused: the group is formed
 
     @property
     def main_port(self) -> int:
@@ -214,16 +214,16 @@ class Group(ClusterEnvironment):
         pass
 
     def local_rank(self) -> int:
-        place = launch()
-        return place.local_rank if place else self.global_rank()
+        launch = read_launch()
+        return launch.local_rank if launch else self.global_rank()
 
     def node_rank(self) -> int:
-        place = launch()
-        return place.rank // place.per_node if place else 0
+        launch = read_launch()
+        return launch.rank // launch.per_node if launch else 0
 
 
-class Joined(DDPStrategy):
-    """DDP among the processes of a group that is there already."""
+class ExistingGroupDDP(DDPStrategy):
+    """DDP over the existing process group. Overrides a private method, checked with Lightning 2.6.6."""
 
     def _configure_launcher(self) -> None:
-        """None: Lightning's would also set another number of threads than the configuration's."""
+        """No-op: Lightning's launcher would also change the number of threads."""

@@ -1,4 +1,4 @@
-"""One training run, from its work folder to what it reached. The train stage is one; so is each trial of a sweep."""
+"""One training run, from its work folder to its result: that of the train stage, or of a trial of a sweep."""
 
 from __future__ import annotations
 
@@ -13,59 +13,61 @@ import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerStatus
 
+from src.common.console import console
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.common.signals import Interruption
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import PackedData
+from src.tracking.logger import LogMetrics, TrackerLogger
 from src.tracking.provenance import environment
 from src.tracking.tracker import DATA_TAG
 from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
-from src.training.history import History, LogMetrics, on_terminal
-from src.training.interruption import Interruption
+from src.training.history import History, is_terminal
 from src.training.trainer import BEST, adapt, build_trainer
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run reached: the model, its history, the sha256 of its optimizers' last state."""
+    """The result of a run: the model, its history, the sha256 of its optimizers' last state."""
 
     model: LightningModule
     history: History
-    state: str
+    optimizer_sha256: str
 
 
 def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> WorkFolder:
-    """The folder of this very run's checkpoints and journal. Call it after `determinism.fix`: the threads count."""
+    """The folder of this run's checkpoints and journal. Call it after `determinism.fix`: threads count."""
     return WorkFolder(config.name, checkpoints.identity(config, meta["splits"]), root)
 
 
 def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str, str]:
-    """What a run in MLflow says of itself beside its parameters."""
+    """The tags of a run in MLflow."""
     return _environment(config.trainer.accelerator, torch.get_num_threads()) | {
         "pipeline.profile": config.profile.name,
         "pipeline.fingerprint": work.key,
         "pipeline.code": stage_code("train", config).fingerprint,
-        **{DATA_TAG + split: packed["sha256"] for split, packed in meta["splits"].items()},
+        **{DATA_TAG + split: facts["sha256"] for split, facts in meta["splits"].items()},
         "pipeline.output": config.output,
     }
 
 
 def parameters(config: Config) -> dict[str, Any]:
-    """What a run in MLflow has as parameters: all but where it wrote, by which any two runs would differ."""
+    """The parameters of a run in MLflow: all but the output folder, by which any two runs would differ."""
     return {key: value for key, value in config.plain().items() if key != "output"}
 
 
 @cache
 def _environment(device: str, threads: int) -> dict[str, str]:
-    """What this process was started from: one that trains several runs has imported its code once."""
+    """The provenance of this process, read once: several runs of one process share its code."""
     return environment(device=device, threads=threads)
 
 
-def note(config: Config) -> str:
+def description(config: Config) -> str:
     """The description of a run on its page in MLflow."""
     return f"{config.description} ({config.profile.note})"
 
@@ -77,15 +79,16 @@ def fit(
     log_metrics: LogMetrics | None,
     callbacks: Sequence[Callback] = (),
 ) -> Trained:
-    """Trains from the start, or from where the work folder's checkpoint stands.
+    """Trains from the start, or from the work folder's checkpoint.
 
-    Of several processes the first one calls it as if it were alone; `log_metrics` None: this is another one.
+    Of several processes the first one calls it as if it were alone; the others pass None as `log_metrics`.
 
     Raises:
-        Failure: the loss became NaN, training ended early, the best checkpoint is damaged, another process failed.
+        Failure: the loss or the weights became NaN, the monitored metric is not logged, training ended early, the best
+            checkpoint is damaged, another process failed.
         SystemExit: a signal asked for the end; a checkpoint is saved.
     """
-    with ranks.assembled(config.trainer):
+    with ranks.run_group(config.trainer):
         return _fit(config, meta, work, log_metrics, callbacks)
 
 
@@ -96,45 +99,50 @@ def _fit(
     log_metrics: LogMetrics | None,
     callbacks: Sequence[Callback],
 ) -> Trained:
-    leads = log_metrics is not None
-    if leads:
+    is_first = log_metrics is not None
+    if is_first:
         ranks.broadcast((config.plain(), str(work.path.parent)))
-    checkpoint, key = ranks.broadcast((work.resumable(), work.key) if leads else (None, ""))
+    checkpoint, key = ranks.broadcast((work.resumable(), work.key) if is_first else (None, ""))
     if work.key != key:
         raise Failure("code, data, packages or threads are others here than in the run's first process")
-    lines = leads and not on_terminal()
-    history = History(log_metrics or _unheard, lines=lines)
+
+    logger = TrackerLogger(log_metrics)
+    history = History(logger.log_history, prints_lines=is_first and not is_terminal())
+    interruption = Interruption(announce=is_first)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
     model = config.model(meta)
-    interruption = Interruption(aloud=leads)
-    trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
-    if checkpoint and leads:
-        print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
+    trainer = build_trainer(config, model, history, work.path, interruption, callbacks, logger)
+
+    if checkpoint and is_first:
+        console.print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})")
     if not checkpoint and hasattr(model, "prepare"):
         model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
     adapt(model, config.trainer)
-    with interruption.heeded():
+    with interruption.handling():
         try:
             trainer.fit(model, data, ckpt_path=checkpoint)
         except SystemExit:  # Lightning's own end on SIGTERM, before its first batch, has the code 0
             sys.exit(interruption.exit_code)
     if trainer.state.status != TrainerStatus.FINISHED:
         raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
-    state = sha256_of_state([optimizer.state_dict() for optimizer in trainer.optimizers])
+    optimizer_sha256 = sha256_of_state([optimizer.state_dict() for optimizer in trainer.optimizers])
+    if config.trainer.keep == "best":
+        _load_best(model, work)
+    return Trained(model, history, optimizer_sha256)
+
+
+def _load_best(model: LightningModule, work: WorkFolder) -> None:
+    """Loads the weights of the best epoch; the last ones stay where no epoch was validated."""
     best = work.path / f"{BEST}.ckpt"
-    if config.trainer.keep == "best" and best.exists():
-        if not checkpoints.is_whole(best):
-            raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
-        model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
-    return Trained(model, history, state)
+    if not best.exists():
+        return
+    if not checkpoints.is_intact(best):
+        raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
+    model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
 
 
 def kept_row(config: Config, rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The history's row of the epoch whose weights are kept: the last one, or the one that `monitor` liked most."""
+    """The history's row of the epoch whose weights are kept: the last one, or the best one by `monitor`."""
     monitor, mode = config.trainer.monitor, config.trainer.mode
-    rated = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
-    return (max if mode == "max" else min)(rated, key=lambda row: row[monitor]) if rated else rows[-1]
-
-
-def _unheard(metrics: Mapping[str, float], step: int) -> None:
-    """Where the metrics of all processes but the first go."""
+    candidates = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
+    return (max if mode == "max" else min)(candidates, key=lambda row: row[monitor]) if candidates else rows[-1]
