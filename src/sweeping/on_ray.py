@@ -44,13 +44,24 @@ def run(config: space.Ray, overrides: Sequence[str]) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         message = " ".join(str(error).split())[:200]
         raise Failure(f"sweep.ray: no Ray cluster at RAY_ADDRESS={address}: {message}") from None
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt  # the only exception that `ray.get` lets through a signal handler
+
     for number in (signal.SIGTERM, signal.SIGINT):  # Ray's own handlers exit with other codes
-        signal.signal(number, _exit)
+        signal.signal(number, stop)
     try:
         command = [*END_WITH_TASK, sys.executable, "-m", "src.sweep", *overrides, "sweep.ray=null"]
         start = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1)(subprocess.run)
         tasks = [start.remote(command, cwd=ROOT) for _ in range(config.processes)]
         codes = [process.returncode for process in ray.get(tasks)]
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signals[0]) from None
+    except ray.exceptions.RayError as error:
+        message = str(error).strip().splitlines()[-1][:200]
+        raise Failure(f"sweep.ray: a node can't run the sweep ({message}); it needs {ROOT} and setpriv") from None
     finally:
         ray.shutdown()
     if failures := [str(code) for code in codes if code]:
@@ -58,7 +69,3 @@ def run(config: space.Ray, overrides: Sequence[str]) -> None:
             f"{len(failures)} of {len(codes)} sweep processes failed (exit codes {', '.join(failures)}; see above); "
             "the same command goes on"
         )
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
