@@ -69,10 +69,10 @@ def run(clone: Path) -> Run:
 
 @pytest.fixture
 def fast_heartbeats(clone: Path) -> Iterator[None]:
-    """In the clone a sweep process counts as dead after 5 s instead of 5 min."""
+    """In the clone a sweep process counts as dead after 10 s instead of 5 min."""
     path = clone / "src" / "sweeping" / "storage.py"
     original = path.read_text()
-    changed = original.replace("HEARTBEAT_S = 60", "HEARTBEAT_S = 1", 1)
+    changed = original.replace("HEARTBEAT_S = 60", "HEARTBEAT_S = 2", 1)
     assert changed != original
     path.write_text(changed)
     yield
