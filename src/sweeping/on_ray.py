@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from urllib.parse import urlsplit
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
@@ -18,6 +20,7 @@ from src.sweeping import space
 END_WITH_TASK = ("setpriv", "--pdeathsig", "TERM")
 SETTINGS = {"RAY_DEDUP_LOGS": "0"}  # lines of different trials are not repetitions
 STORE = "MLFLOW_TRACKING_URI"
+CONNECT_TIMEOUT_S = 10.0
 
 
 def run(config: space.Ray, overrides: Sequence[str]) -> None:
@@ -39,7 +42,10 @@ def run(config: space.Ray, overrides: Sequence[str]) -> None:
         raise Failure(f"sweep.ray needs Ray, which is not installed: {remedy}") from None
     address = os.environ.get("RAY_ADDRESS", "auto")
     variables = {STORE: os.environ[STORE]} if STORE in os.environ else {}
+    parts = urlsplit(address if "//" in address else f"//{address}")
     try:
+        if parts.hostname and parts.port:  # Ray itself would try for minutes
+            socket.create_connection((parts.hostname, parts.port), CONNECT_TIMEOUT_S).close()
         ray.init(address=address, runtime_env={"env_vars": variables}, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         message = " ".join(str(error).split())[:200]
