@@ -64,7 +64,7 @@ def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile:
         ),
         ("sweep.sampler=grid", "sweep.space.model.optimizer.lr: a grid needs steps"),
         ("sweep.objectives={test_accuracy: max}", "test_accuracy: is no objective"),
-        ("sweep.objectives={val_accuracy: max, parameters: min}", "say sweep.pruner=none"),
+        ("sweep.objectives={val_accuracy: max, parameters: min}", "set sweep.pruner=none"),
         ("sweep.trials=null", "a sweep needs a budget"),
         ("sweep.ray={processes: 2}", "sweep.ray: its processes share a study; set sweep.storage"),
         ("trainer.num_nodes=2", "trainer.num_nodes: the processes of a trial are on one node"),
