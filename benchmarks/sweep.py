@@ -1,4 +1,4 @@
-"""Sweeps: what warm workers save against one run after the other, and whether anything grows over a hundred trials."""
+"""Sweeps: time against `src.train -m`, and memory over a hundred trials."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SMALL = (
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """The same twenty small trainings by both commands, on the sample; with `slow` also memory over a hundred.
+    """Times the same twenty small trainings by both commands; with `slow` also measures memory over a hundred trials.
 
-    All in a clone of what is committed.
+    On the sample, in a clone of what is committed.
 
     Raises:
         Failure: a command failed.
@@ -43,39 +43,39 @@ def measure(setting: Setting) -> list[Figure]:
     rates = [f"{0.05 + 0.01 * i:.2f}" for i in range(TRIALS)]
     python = (sys.executable, "-m")
     run(*python, "src.train", *SMALL, "trainer.max_epochs=1", folder=clone)  # prepares the data
-    one_by_one = run(*python, "src.train", "-m", *SMALL, f"model.optimizer.lr={','.join(rates)}", folder=clone)
+    multirun_s = run(*python, "src.train", "-m", *SMALL, f"model.optimizer.lr={','.join(rates)}", folder=clone)
     space = f"sweep.space={{model.optimizer.lr: {{choice: [{', '.join(rates)}]}}}}"
-    how = ("sweep.sampler=grid", "sweep.pruner=none", "sweep.workers=2", space)
-    swept = run(*python, "src.sweep", *SMALL, *how, folder=clone)
+    options = ("sweep.sampler=grid", "sweep.pruner=none", "sweep.workers=2", space)
+    sweep_s = run(*python, "src.sweep", *SMALL, *options, folder=clone)
     figures = [
-        Figure.single("sweep", f"{TRIALS} trainings, python -m src.train -m", one_by_one, "s"),
-        Figure.single("sweep", "the same, python -m src.sweep sweep.workers=2", swept, "s"),
-        Figure.single("sweep", "share of the time", swept / one_by_one, "", SHARE),
+        Figure.single("sweep", f"{TRIALS} trainings, python -m src.train -m", multirun_s, "s"),
+        Figure.single("sweep", "the same, python -m src.sweep sweep.workers=2", sweep_s, "s"),
+        Figure.single("sweep", "share of the time", sweep_s / multirun_s, "", SHARE),
     ]
     if setting.slow:
         shutil.rmtree(clone / "experiments" / "sweeps")
-        words = (*python, "src.sweep", *SMALL, "trainer.max_epochs=1", f"sweep.trials={MANY}")
-        settled, last = _memory(words, setting)
+        command = (*python, "src.sweep", *SMALL, "trainer.max_epochs=1", f"sweep.trials={MANY}")
+        early, late = _memory(command, setting)
         figures += [
-            Figure.single("sweep", f"resident memory after trial {SETTLED}", settled / 2**20, "MiB"),
-            Figure.single("sweep", f"after trial {MANY}, relative to that", last / settled, "", GROWTH),
+            Figure.single("sweep", f"resident memory after trial {SETTLED}", early / 2**20, "MiB"),
+            Figure.single("sweep", f"after trial {MANY}, relative to that", late / early, "", GROWTH),
         ]
     return figures
 
 
-def _memory(words: tuple[str, ...], setting: Setting) -> tuple[int, int]:
+def _memory(command: tuple[str, ...], setting: Setting) -> tuple[int, int]:
     """Resident bytes of a sweep and its workers after trial `SETTLED` and after the last one."""
     clone = setting.folder / "sweep-clone"
     sizes = {}
     with subprocess.Popen(
-        words, cwd=clone, env=environment(clone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=clone, env=environment(clone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        family = psutil.Process(process.pid)
+        sweep = psutil.Process(process.pid)
         for line in process.stdout or ():
-            found = re.match(r" +(\d+)  (?:complete|pruned|fail)", line)
-            if found and int(found[1]) in (SETTLED - 1, MANY - 1):
-                each = [family, *family.children(recursive=True)]
-                sizes[int(found[1])] = sum(one.memory_info().rss for one in each)
+            match = re.match(r" +(\d+)  (?:complete|pruned|fail)", line)
+            if match and int(match[1]) in (SETTLED - 1, MANY - 1):
+                processes = [sweep, *sweep.children(recursive=True)]
+                sizes[int(match[1])] = sum(process.memory_info().rss for process in processes)
     if process.returncode or len(sizes) != 2:
-        raise Failure(f"{' '.join(words)} failed with exit code {process.returncode}")
+        raise Failure(f"{' '.join(command)} failed with exit code {process.returncode}")
     return sizes[SETTLED - 1], sizes[MANY - 1]

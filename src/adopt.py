@@ -1,4 +1,4 @@
-"""Makes what a sweep found the configuration that DVC runs: writes it into params.yaml, whose comments stay.
+"""Copies a sweep's best trial into params.yaml, so that `dvc repro` trains it; comments in params.yaml stay.
 
 python -m src.adopt cifar10_resnet experiments/sweeps/STUDY/best.yaml
 dvc repro
@@ -23,41 +23,41 @@ PARAMS = ROOT / "params.yaml"
 
 
 def adopt(experiment: str, best: Path) -> None:
-    """Merges the file `best` into the overrides of an experiment in params.yaml.
+    """Merges the overrides in the file `best` into those of an experiment in params.yaml.
 
     Raises:
-        ConfigError: the experiment is not in params.yaml, the file holds no overrides, or what comes of it is refused;
-            params.yaml is then as it was.
+        ConfigError: params.yaml has no such experiment, the file holds no overrides, or the resulting configuration is
+            refused; params.yaml is then unchanged.
     """
     from dvc.utils.serialize import modify_yaml
 
-    before = PARAMS.read_text()
-    if experiment not in (known := yaml.safe_load(before)["experiments"]):
-        raise ConfigError(f"experiments.{experiment}: not in params.yaml, which has {', '.join(known)}")
+    original = PARAMS.read_text()
+    if experiment not in (experiments := yaml.safe_load(original)["experiments"]):
+        raise ConfigError(f"experiments.{experiment}: not in params.yaml, which has {', '.join(experiments)}")
     try:
-        found = yaml.safe_load(best.read_text())
+        overrides = yaml.safe_load(best.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{best}: {' '.join(str(error).split())}; a sweep writes such a file") from None
-    if not isinstance(found, dict):
+    if not isinstance(overrides, dict):
         raise ConfigError(f"{best}: holds no keys and values; a sweep writes such a file")
     try:
         with modify_yaml(PARAMS) as params:
-            chosen = params["experiments"][experiment]
-            chosen["overrides"] = merged(chosen.get("overrides") or {}, found)
+            section = params["experiments"][experiment]
+            section["overrides"] = merge(section.get("overrides") or {}, overrides)
         compose_experiment(yaml.safe_load(PARAMS.read_text()), experiment)
     except BaseException:
-        PARAMS.write_text(before)
+        PARAMS.write_text(original)
         raise
 
 
-def merged(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> MutableMapping[str, Any]:
-    """`into`, changed in place, with `values` in it, section by section."""
+def merge(target: MutableMapping[str, Any], values: Mapping[str, Any]) -> MutableMapping[str, Any]:
+    """Merges `values` into `target`, section by section, and returns it."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
-            merged(into[key], value)
+        if isinstance(value, Mapping) and isinstance(target.get(key), MutableMapping):
+            merge(target[key], value)
         else:
-            into[key] = value
-    return into
+            target[key] = value
+    return target
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
         adopt(arguments.experiment, arguments.best)
     except ConfigError as error:
         sys.exit(refusal(str(error)))
-    print(f"params.yaml: experiments.{arguments.experiment}.overrides has it; `dvc repro` makes it the result")
+    print(f"params.yaml: experiments.{arguments.experiment}.overrides is updated; `dvc repro` trains it")
 
 
 if __name__ == "__main__":

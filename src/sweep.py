@@ -1,15 +1,14 @@
 """Searches the configuration of an experiment with Optuna.
 
-    python -m src.sweep +experiment=cifar10_resnet                                    conf/sweep/cifar10_resnet.yaml
-    python -m src.sweep +experiment=cifar10_resnet sweep.trials=50 sweep.workers=2    the same study, further
+    python -m src.sweep +experiment=cifar10_resnet                       the space of conf/sweep/cifar10_resnet.yaml
+    python -m src.sweep +experiment=cifar10_resnet sweep.trials=50 sweep.workers=2       the same study, more trials
     python -m src.sweep +experiment=imdb_lstm sweep.sampler=gp sweep.study=gp profile=full
     python -m src.sweep +experiment=imdb_lstm sweep.pruner=none 'sweep.objectives={val_accuracy: max, parameters: min}'
-    python -m src.sweep +experiment=imdb_lstm sweep.storage=postgresql://USER@HOST/DATABASE   on each machine
-    python -m src.sweep +experiment=imdb_lstm sweep.launcher=ray sweep.workers=16             docs/sweeps.md
+    python -m src.sweep +experiment=imdb_lstm sweep.storage=postgresql://USER@HOST/DATABASE          on each machine
+    python -m src.sweep +experiment=imdb_lstm sweep.storage=journal:/shared/study.log 'sweep.ray={processes: 16}'
 
-The same command goes on with a study that was interrupted or killed. All of it is in experiments/sweeps/STUDY: a table,
-plots, and best.yaml, which `python -m src.train +experiment=NAME +best=PATH` trains and `python -m src.adopt NAME PATH`
-writes into params.yaml.
+The same command resumes a study that was interrupted or killed. Its folder, experiments/sweeps/STUDY, has a table,
+plots, and best.yaml, which `python -m src.adopt NAME PATH` writes into params.yaml.
 """
 
 from __future__ import annotations
@@ -28,24 +27,28 @@ from src.sweeping.space import SweepConfig
 
 
 def sweep(overrides: list[str]) -> None:
-    """Runs the study that Hydra's overrides describe, or goes on with it.
+    """Runs or resumes the study that Hydra's overrides describe.
 
     Raises:
-        ConfigError: the configuration or the search space can't be right; nothing was started.
-        Failure: the study is another one, is under way already, or its data can't be prepared.
+        ConfigError: the configuration or the search space is refused; nothing was started.
+        Failure: the study is another one or in use, its data can't be prepared, or all trials failed.
     """
-    chosen = [found[1] for given in overrides if (found := re.fullmatch(r"\+?experiment=(.+)", given))]
-    if chosen and not any(given.startswith("sweep=") for given in overrides):
-        overrides = [*overrides, f"sweep={chosen[-1]}"]
+    experiments = [match[1] for override in overrides if (match := re.fullmatch(r"\+?experiment=(.+)", override))]
+    if experiments and not any(override.startswith("sweep=") for override in overrides):
+        overrides = [*overrides, f"sweep={experiments[-1]}"]
     config: SweepConfig = check(compose_unchecked([*overrides, "output=."]), SweepConfig)
-    shared = [given for given in overrides if not re.match(r"\+*sweep[.=]", given)]
-    refuse(config, shared)
-    if config.sweep.launcher == "local":
-        worker.warm_up(config.trainer.accelerator)
+    trial_overrides = [override for override in overrides if not re.match(r"\+*sweep[.=]", override)]
+    refuse(config, trial_overrides)
+    if config.sweep.ray:
+        from src.sweeping import on_ray
 
-    from src.sweeping import loop
+        on_ray.run(config.sweep.ray, overrides)
+        return
+    worker.start_fork_server(config.trainer.accelerator)
 
-    loop.run(config, shared)
+    from src.sweeping import loop  # while the fork server imports the training code
+
+    loop.run(config, trial_overrides)
 
 
 def main() -> None:
@@ -60,14 +63,14 @@ def main() -> None:
     try:
         sweep(parser.parse_args().overrides)
     except ConfigError as error:
-        sys.exit(refusal(_masked(str(error))))
+        sys.exit(refusal(_mask(str(error))))
     except Failure as error:
-        print(f"sweep failed: {_masked(str(error))}", file=sys.stderr)
+        print(f"sweep failed: {_mask(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 
-def _masked(text: str) -> str:
-    """The text without the password of an address in it."""
+def _mask(text: str) -> str:
+    """The text with the passwords of addresses replaced."""
     return re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@|(?<=password=)()[^&\s'\"]+", r"\1:***@", text)
 
 

@@ -67,6 +67,18 @@ def run(clone: Path) -> Run:
     return command
 
 
+@pytest.fixture
+def fast_heartbeats(clone: Path) -> Iterator[None]:
+    """In the clone a sweep process counts as dead after 10 s instead of 5 min."""
+    path = clone / "src" / "sweeping" / "storage.py"
+    original = path.read_text()
+    changed = original.replace("HEARTBEAT_S = 60", "HEARTBEAT_S = 2", 1)
+    assert changed != original
+    path.write_text(changed)
+    yield
+    path.write_text(original)
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
     """A PostgreSQL that a test may stop and start again."""

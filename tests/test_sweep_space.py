@@ -1,4 +1,4 @@
-"""The search space: what is refused, what becomes of a suggestion, and that a draw depends on its place alone."""
+"""The search space: refusals, configurations from suggestions, and suggestions that a kill does not change."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from src.common.errors import ConfigError
 from src.common.paths import CONF
 from src.configuration.composing import check, compose, compose_unchecked, overrides_of
 from src.sweeping import refusals, samplers, space
+from src.sweeping.optuna_internals import running_trial
 from src.sweeping.space import SweepConfig
 
 IMDB = ["experiment=imdb_lstm"]
@@ -34,12 +35,12 @@ def test_every_experiment_has_a_search() -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("profile", ["sample", "full"])
 def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile: str) -> None:
-    given = [f"experiment={path.stem}", f"profile={profile}"]
-    refusals.refuse(check(compose_unchecked([*given, f"sweep={path.stem}", "output=."]), SweepConfig), given)
+    shared = [f"experiment={path.stem}", f"profile={profile}"]
+    refusals.refuse(check(compose_unchecked([*shared, f"sweep={path.stem}", "output=."]), SweepConfig), shared)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("sweep.sampler=tpee", "sweep.sampler: 'tpee' is unknown; allowed: cmaes, gp, grid, random, tpe. Did you mean"),
         ("sweep.trails=3", "sweep.trails: unknown key; allowed: .*minutes, .* Did you mean 'trials'"),
@@ -63,13 +64,14 @@ def test_every_sweep_s_values_are_allowed_in_its_experiment(path: Path, profile:
         ),
         ("sweep.sampler=grid", "sweep.space.model.optimizer.lr: a grid needs steps"),
         ("sweep.objectives={test_accuracy: max}", "test_accuracy: is no objective"),
-        ("sweep.objectives={val_accuracy: max, parameters: min}", "say sweep.pruner=none"),
+        ("sweep.objectives={val_accuracy: max, parameters: min}", "set sweep.pruner=none"),
         ("sweep.trials=null", "a sweep needs a budget"),
+        ("sweep.ray={processes: 2}", "sweep.ray: its processes share a study; set sweep.storage"),
         ("trainer.num_nodes=2", "trainer.num_nodes: the processes of a trial are on one node"),
     ],
 )
-def test_what_can_not_be_right_is_refused_and_named_before_anything_starts(override: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_impossible_search_is_refused_and_named_before_anything_starts(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         refusals.refuse(sweep_of(override), IMDB)
 
 
@@ -81,20 +83,20 @@ def test_a_conditional_parameter_is_suggested_where_its_condition_holds(
     refusals.refuse(config, IMDB)
     study = optuna.create_study()
     study.enqueue_trial({"model.optimizer": optimizer})
-    chosen = space.suggested(config.sweep.space, study.ask())
-    assert list(chosen) == ["model.optimizer", f"model.optimizer.lr@{optimizer}", "model.hidden"]
-    found: Any = space.configured(config.sweep.space, chosen, IMDB).model
-    assert found.optimizer.name == optimizer
-    assert low <= found.optimizer.lr <= high
-    assert found.optimizer.lr == chosen[f"model.optimizer.lr@{optimizer}"]
+    suggested = space.suggest(config.sweep.space, study.ask())
+    assert list(suggested) == ["model.optimizer", f"model.optimizer.lr@{optimizer}", "model.hidden"]
+    model: Any = space.trial_config(config.sweep.space, suggested, IMDB).model
+    assert model.optimizer.name == optimizer
+    assert low <= model.optimizer.lr <= high
+    assert model.optimizer.lr == suggested[f"model.optimizer.lr@{optimizer}"]
 
 
 def test_nested_values_as_params_yaml_has_them_say_the_same_as_the_overrides() -> None:
     config = sweep_of(f"sweep.space={CONDITIONAL}")
-    chosen = {"model.optimizer": "sgd", "model.optimizer.lr@sgd": 0.07, "model.hidden": 16}
-    tree = space.nested(space.assignments(config.sweep.space, chosen))
+    suggested = {"model.optimizer": "sgd", "model.optimizer.lr@sgd": 0.07, "model.hidden": 16}
+    tree = space.nested(space.assignments(config.sweep.space, suggested))
     assert tree == {"model": {"optimizer": {"name": "sgd", "lr": 0.07}, "hidden": 16}}
-    direct = space.configured(config.sweep.space, chosen, IMDB)
+    direct = space.trial_config(config.sweep.space, suggested, IMDB)
     assert compose([*IMDB, *overrides_of(tree), "output=."]).plain() == direct.plain()
     assert config.sweep.space["model.optimizer"].value("sgd") == {"name": "sgd", "lr": 0.1}  # unchanged
 
@@ -108,12 +110,12 @@ def test_a_trial_s_configuration_is_what_hydra_composes_of_the_same_overrides() 
         ),
         "seed": space.Parameter.model_validate({"int": [0, 3]}),
     }
-    given = ["experiment=cifar10_resnet", "model.label_smoothing=0.05"]
+    shared = ["experiment=cifar10_resnet", "model.label_smoothing=0.05"]
     for low, value in (("none", "null"), ("small", "{size: 16, until: 0.5}")):
-        chosen = {"model": "resnet18", "model.optimizer.lr": 0.15, "data.loader.low_resolution": low, "seed": 2}
+        suggested = {"model": "resnet18", "model.optimizer.lr": 0.15, "data.loader.low_resolution": low, "seed": 2}
         overrides = ["model=resnet18", "model.optimizer.lr=0.15", f"data.loader.low_resolution={value}", "seed=2"]
-        composed = compose([*given, *overrides, "output=x"])
-        assert space.configured(searched, chosen, given, "x").plain() == composed.plain()
+        composed = compose([*shared, *overrides, "output=x"])
+        assert space.trial_config(searched, suggested, shared, "x").plain() == composed.plain()
 
 
 def test_a_key_below_a_group_s_choice_keeps_its_dots() -> None:
@@ -132,9 +134,9 @@ SPACE = {
 
 
 def suggestions(config: SweepConfig, path: Path, *, killed_at: dict[int, int], trials: int = 14) -> list[Any]:
-    """Trials of a made-up objective; `killed_at` says after how many suggestions of which trial the process is killed.
+    """The suggestions of a study with an artificial objective.
 
-    A killed process is one that goes on with fresh objects on what is stored.
+    `killed_at`: trial -> number of suggestions after which its process is killed, and another opens the stored study.
     """
 
     def study() -> optuna.Study:
@@ -143,27 +145,29 @@ def suggestions(config: SweepConfig, path: Path, *, killed_at: dict[int, int], t
         )
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    current, found = study(), []
+    current, results = study(), []
     for number in range(trials):
         trial = current.ask()
         if number in killed_at:
             for name in list(SPACE)[: killed_at[number]]:
                 SPACE[name].suggest(trial, name)
             current = study()
-            (left,) = current.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-            trial = optuna.trial.Trial(current, left._trial_id)
-        chosen = space.suggested(SPACE, trial)
-        current.tell(trial, (float(chosen["x"] or 0) - 0.3) ** 2 + int(chosen["n"] or 0) + (chosen["c"] == "a"))
-        found.append(chosen)
-    return found
+            (unfinished,) = current.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+            trial = running_trial(current, unfinished)
+        suggested = space.suggest(SPACE, trial)
+        current.tell(
+            trial, (float(suggested["x"] or 0) - 0.3) ** 2 + int(suggested["n"] or 0) + (suggested["c"] == "a")
+        )
+        results.append(suggested)
+    return results
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "gp", "cmaes"])
 def test_a_study_that_was_killed_anywhere_suggests_what_it_would_have_suggested(sampler: str, tmp_path: Path) -> None:
     config = sweep_of(f"sweep.sampler={sampler}", "sweep.seed=3")
     config = config.model_copy(update={"sweep": config.sweep.model_copy(update={"space": SPACE})})
-    whole = suggestions(config, tmp_path / "whole.db", killed_at={})
-    assert suggestions(config, tmp_path / "killed.db", killed_at={3: 0, 11: 1, 12: 3}) == whole
+    expected = suggestions(config, tmp_path / "expected.db", killed_at={})
+    assert suggestions(config, tmp_path / "killed.db", killed_at={3: 0, 11: 1, 12: 3}) == expected
     other = config.model_copy(update={"sweep": config.sweep.model_copy(update={"seed": 4})})
-    assert suggestions(other, tmp_path / "other.db", killed_at={}) != whole
-    assert len({repr(chosen) for chosen in whole}) > 7  # not the same suggestion again and again
+    assert suggestions(other, tmp_path / "other.db", killed_at={}) != expected
+    assert len({repr(suggested) for suggested in expected}) > 7  # not the same suggestion again and again

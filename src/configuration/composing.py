@@ -107,38 +107,17 @@ def quoted(value: Any) -> str:
     return json.dumps(value)
 
 
-def best_of(path: str) -> list[str]:
-    """The overrides in a sweep's best.yaml; `path` is relative to the repository's root, or absolute.
-
-    Raises:
-        ConfigError: it is not there, or is no mapping.
-    """
-    try:
-        values = yaml.safe_load((ROOT / Path(path).expanduser()).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"best={path}: {' '.join(str(error).split())}; a sweep writes such a file") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"best={path}: holds no keys and values; a sweep writes such a file")
-    return list(overrides_of(values))
-
-
 def as_assignments(overrides: list[str]) -> list[str]:
     """Hydra's overrides, made to mean what they look like.
 
     `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of
     Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
     `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
-    after it; `debug=null` drops it. `+best=PATH` stands for what a sweep found, see `best_of`; what follows it wins.
-
-    Raises:
-        ConfigError: the file of `+best=` can't be read.
+    after it; `debug=null` drops it.
     """
     meant: list[str] = []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for override in overrides:
-        if best := re.fullmatch(r"\+?best=(.+)", override, re.DOTALL):
-            meant += as_assignments(best_of(best[1]))
-            continue
         found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
         if found and found[1] in groups:
             meant.append(f"~{found[1]}" if found[2] == "null" else override)

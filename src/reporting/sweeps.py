@@ -1,6 +1,6 @@
-"""Pictures of a sweep, each a pure function from its trials to one PNG.
+"""Plots of a sweep: pure functions from its trials, as `Point`s, to one PNG each.
 
-A trial is a `Point`; `label` and `sample` are as for all pictures, see `plots`.
+`label` and `sample` as in `plots`: the text beside the title, and whether the data is a sample.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from src.reporting.plots import BLUE, INK, MUTED, ORANGE, RULE, SKY, picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TEXT = 14  # characters of a value that an axis shows
+MAX_LABEL = 14  # characters of a value on an axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial that came to an end: `state` is complete, pruned or fail; a failed one has no values."""
+    """A finished trial: `state` is complete, pruned or fail; `values`: one for each objective, none after a failure."""
 
     number: int
     state: str
@@ -32,25 +32,29 @@ class Point:
 
 
 def history(points: Sequence[Point], path: Path, *, objective: str, mode: str, label: str, sample: bool) -> None:
-    """Each trial's value against its number, and the best so far. ValueError without a complete trial."""
+    """Plots each trial's value against its number, and the best so far.
+
+    Raises:
+        ValueError: no trial is complete.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    whole = [point for point in points if point.state == "complete"]
-    if not whole:
+    complete = [point for point in points if point.state == "complete"]
+    if not complete:
         raise ValueError(f"{path}: no trial is complete")
     better = np.maximum if mode == "max" else np.minimum
-    reached = better.accumulate([point.values[0] for point in whole])
+    reached = better.accumulate([point.values[0] for point in complete])
     pruned = [point for point in points if point.state == "pruned" and point.values]
     failed = [point.number for point in points if point.state == "fail"]
     with picture(path, f"{len(points)} trials, best {reached[-1]:.4g}", 2.9, label=label, sample=sample) as figure:
         axes = figure.subplots()
-        axes.step([p.number for p in whole], reached, where="post", color=ORANGE, label="best so far")
+        axes.step([p.number for p in complete], reached, where="post", color=ORANGE, label="best so far")
         axes.scatter(
-            [p.number for p in whole], [p.values[0] for p in whole], s=18, color=BLUE, label="complete", zorder=3
+            [p.number for p in complete], [p.values[0] for p in complete], s=18, color=BLUE, label="complete", zorder=3
         )
         if pruned:
-            # One that was ended early for good reason would squeeze all others: it stands at the edge, as an arrow.
-            low, high = _window([p.values[0] for p in whole])
+            # Pruned outliers are clipped to the axis and drawn as arrows.
+            low, high = _limits([p.values[0] for p in complete])
             for point in pruned:
                 value = min(max(point.values[0], low), high)
                 marker = "o" if value == point.values[0] else "v" if value == low else "^"
@@ -65,14 +69,14 @@ def history(points: Sequence[Point], path: Path, *, objective: str, mode: str, l
         axes.legend(fontsize=8, loc="best")
 
 
-def _window(values: Sequence[float]) -> tuple[float, float]:
-    """The part of an axis that these values need, and as much again on either side."""
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values, extended by its length on either side."""
     span = max(values) - min(values) or abs(values[0]) or 1.0
     return min(values) - span, max(values) + span
 
 
 def importance(shares: Mapping[str, float], path: Path, *, objective: str, label: str, sample: bool) -> None:
-    """How much each parameter tells the best trials from the rest; `shares` sum to 1."""
+    """Plots the importance of each parameter for being among the best trials; `shares` sum to 1."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     with picture(path, f"What {objective} depends on", 0.3 * len(ordered) + 0.6, label=label, sample=sample) as figure:
         axes = figure.subplots()
@@ -93,32 +97,36 @@ def parallel(
     label: str,
     sample: bool,
 ) -> None:
-    """A line for each complete trial through its parameters to its value; the better, the darker.
+    """Plots parallel coordinates: a line for each complete trial through its parameters to its value; better is darker.
 
-    A conditional parameter that a trial lacks is passed below the axis. ValueError without a complete trial.
+    The line passes below the axis of a conditional parameter that the trial does not have.
+
+    Raises:
+        ValueError: no trial is complete.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    whole = [point for point in points if point.state == "complete"]
-    if not whole:
+    complete = [point for point in points if point.state == "complete"]
+    if not complete:
         raise ValueError(f"{path}: no trial is complete")
-    names = list(dict.fromkeys(name for point in whole for name in point.parameters))
-    values = [point.values[0] for point in whole]
+    names = list(dict.fromkeys(name for point in complete for name in point.parameters))
+    values = [point.values[0] for point in complete]
     sign = 1 if mode == "max" else -1
     ranks = np.argsort(np.argsort([sign * value for value in values], kind="stable"))
     shades = LinearSegmentedColormap.from_list("rank", [RULE, SKY, BLUE])
-    with picture(path, f"{len(whole)} complete trials", 3.4, label=label, sample=sample) as figure:
+    with picture(path, f"{len(complete)} complete trials", 3.4, label=label, sample=sample) as figure:
         axes = figure.subplots()
         columns = [
-            *(_scaled([p.parameters.get(name) for p in whole], name in logarithmic, axes, x)
+            *(_heights([p.parameters.get(name) for p in complete], name in logarithmic, axes, x)
               for x, name in enumerate(names)),
-            _scaled(values, False, axes, len(names)),
+            _heights(values, False, axes, len(names)),
         ]  # fmt: skip
-        for place in np.argsort(ranks):  # the best on top
-            best = ranks[place] == len(whole) - 1
-            colour = ORANGE if best else shades(ranks[place] / max(1, len(whole) - 1))
-            heights = [column[place] for column in columns]
-            axes.plot(range(len(columns)), heights, color=colour, linewidth=2.2 if best else 1.1, zorder=2 + best)
+        for index in np.argsort(ranks):  # the best on top
+            is_best = ranks[index] == len(complete) - 1
+            colour = ORANGE if is_best else shades(ranks[index] / max(1, len(complete) - 1))
+            heights = [column[index] for column in columns]
+            width, zorder = (2.2, 3) if is_best else (1.1, 2)
+            axes.plot(range(len(columns)), heights, color=colour, linewidth=width, zorder=zorder)
         short = [name.removeprefix("model.").removeprefix("data.") for name in names]
         axes.set_xticks(range(len(columns)), [*short, objective], rotation=20, ha="right", rotation_mode="anchor")
         axes.set(yticks=[], xlim=(-0.2, len(names) + 0.2), ylim=(-0.2, 1.12))
@@ -128,33 +136,35 @@ def parallel(
             axes.axvline(x, color=MUTED, linewidth=0.6, zorder=1)
 
 
-def _scaled(column: Sequence[Any], logarithmic: bool, axes: Axes, x: int) -> list[float]:
-    """The heights in 0..1 of one axis' values, and their labels; what is missing lies below."""
-    given = [value for value in column if value is not None]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
-    if not numeric or not given:
-        kinds = sorted({str(value) for value in column})
-        heights = {kind: (i / (len(kinds) - 1) if len(kinds) > 1 else 0.5) for i, kind in enumerate(kinds)}
-        for kind, height in heights.items():
-            axes.text(x + 0.03, height + 0.02, kind[:TEXT], size=7, color=MUTED)
+def _heights(column: Sequence[Any], logarithmic: bool, axes: Axes, x: int) -> list[float]:
+    """Draws the value labels of the axis at `x`; returns the heights in 0..1 of the values, -0.15 for None."""
+    numbers = [value for value in column if value is not None]
+    is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
+    if not is_numeric or not numbers:
+        labels = sorted({str(value) for value in column})
+        heights = {label: (i / (len(labels) - 1) if len(labels) > 1 else 0.5) for i, label in enumerate(labels)}
+        for label, height in heights.items():
+            axes.text(x + 0.03, height + 0.02, label[:MAX_LABEL], size=7, color=MUTED)
         return [heights[str(value)] for value in column]
-    curve = math.log if logarithmic else float
-    low, high = min(given), max(given)
+    scale = math.log if logarithmic else float
+    low, high = min(numbers), max(numbers)
     for value, height in ((low, 0.0), (high, 1.0)) if high > low else ((low, 0.5),):
         axes.text(x + 0.03, height + 0.02, f"{value:.4g}", size=7, color=MUTED)
-    span = curve(high) - curve(low)
-    return [-0.15 if v is None else (curve(v) - curve(low)) / span if span else 0.5 for v in column]
+    span = scale(high) - scale(low)
+    return [-0.15 if v is None else (scale(v) - scale(low)) / span if span else 0.5 for v in column]
 
 
 def pareto(
     points: Sequence[Point], front: Sequence[int], path: Path, *, objectives: Sequence[str], label: str, sample: bool
 ) -> None:
-    """The complete trials by their first two objectives; `front` names those that no other beats in both."""
-    whole = [point for point in points if point.state == "complete"]
-    best = sorted((p.values[0], p.values[1], p.number) for p in whole if p.number in front)
-    with picture(path, f"Pareto front, {len(best)} of {len(whole)} trials", 3.2, label=label, sample=sample) as figure:
+    """Plots the complete trials by their first two objectives; `front`: the numbers of those on the Pareto front."""
+    complete = [point for point in points if point.state == "complete"]
+    best = sorted((p.values[0], p.values[1], p.number) for p in complete if p.number in front)
+    with picture(
+        path, f"Pareto front, {len(best)} of {len(complete)} trials", 3.2, label=label, sample=sample
+    ) as figure:
         axes = figure.subplots()
-        axes.scatter([p.values[0] for p in whole], [p.values[1] for p in whole], s=18, color=SKY, label="trial")
+        axes.scatter([p.values[0] for p in complete], [p.values[1] for p in complete], s=18, color=SKY, label="trial")
         axes.plot([p[0] for p in best], [p[1] for p in best], "o-", color=ORANGE, markersize=5, label="front")
         for first, second, number in best:
             axes.annotate(str(number), (first, second), (4, 4), textcoords="offset points", size=7, color=INK)

@@ -1,4 +1,4 @@
-"""The sweep's own process: hands trials to workers, tells the study what came of them, prints a line for each."""
+"""The sweep's own process: assigns trials to local workers, stores their results, prints a line for each trial."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.data.preparing import prepared
 from src.sweeping import report
-from src.sweeping.launchers import Launcher, launcher
+from src.sweeping.messages import Ended, Failed, Job, Message, Validated
 from src.sweeping.space import SweepConfig
-from src.sweeping.storage import failures
+from src.sweeping.storage import storage_errors_in_one_line
 from src.sweeping.study import FOLDER, Study
-from src.sweeping.worker import Ended, Failed, Interrupted, Job, Message, Validated, Worker
-from src.tracking.courier import Courier
+from src.sweeping.worker import Worker
+from src.tracking.folder_sender import FolderSender
 from src.tracking.tracker import DEFAULT_STORE, RunInfo, Tracker, resolve_store
 
 WORK = ROOT / "experiments" / ".work" / "sweeps"
-POLL_S = 0.5  # how soon a signal is heeded
-ASK_AGAIN_S = 5.0  # while other processes train the last trials: one of them may die
+POLL_S = 0.5  # after a signal at most this passes until it has an effect
+ASK_INTERVAL_S = 5.0  # while other processes train the last trials: one of them may die
 
 
-def run(config: SweepConfig, given: Sequence[str]) -> None:
-    """Runs a study, or goes on with it, until its budget is spent; `given`: the overrides that all trials share.
+def run(config: SweepConfig, overrides: Sequence[str]) -> None:
+    """Runs or resumes a study until its budget is spent; `overrides`: Hydra's, of all trials.
 
     Raises:
-        Failure: the study is another one, is under way already, or its data can't be prepared.
-        SystemExit: a signal asked for the end; 143 or 130.
+        Failure: the study is another one or in use, its data can't be prepared, a metric is not logged, all trials
+            failed.
+        SystemExit: a signal stopped it; 143 or 130.
     """
     folder, work = FOLDER / config.study, WORK / config.study
     folder.mkdir(parents=True, exist_ok=True)
-    with failures(), _place(folder, shared=config.sweep.storage is not None) as place, _stoppable() as stop:
-        study = Study(config, given, folder)
+    is_shared = config.sweep.storage is not None
+    with storage_errors_in_one_line(), _process_name(folder, is_shared) as name, _stop_signals() as signals:
+        study = Study(config, overrides, folder)
         prepared(config)
         info = RunInfo(
             experiment=config.name,
@@ -51,149 +53,135 @@ def run(config: SweepConfig, given: Sequence[str]) -> None:
             tags={"pipeline.profile": config.profile.name, "sweep.study": config.study},
             identity=study.journal,
         )
-        tracker = Tracker.resume(work / f"tracking{place}.jsonl", info, sender=False)
-        courier = Courier(work, resolve_store(None, DEFAULT_STORE), study.storage.lock)
+        tracker = Tracker.resume(work / "processes" / name / "tracking.jsonl", info, sender=False)
+        sender = FolderSender(resolve_store(None, DEFAULT_STORE), study.storage.lock)
+        sender.add(tracker.journal.parent if is_shared else work)  # of a shared study each process sends its own trials
         try:
-            with (
-                tracker,
-                contextlib.closing(launcher(config, work / f"workers{place}")) as workers,
-                contextlib.closing(_Loop(study, workers, tracker, stop)) as loop,
-            ):
+            with tracker, contextlib.closing(_Loop(study, tracker, sender, signals)) as loop:
                 loop.run()
-                study.leave()
-                with FileLock(folder / "report.lock"):  # others that share the study end at the same time
+                study.release()
+                with FileLock(folder / "report.lock"):  # the processes of a shared study end at about the same time
                     report.write(study, tracker)
-                if stop:
-                    said = f"{len(study.trials)} trials have ended; the same command goes on"
-                    print(f"{stop[0].name}: {said}", flush=True)
-                    raise SystemExit(128 + stop[0])
+                if signals:
+                    ended = f"{len(study.trials)} trials have ended; the same command goes on"
+                    print(f"{signals[0].name}: {ended}", flush=True)
+                    raise SystemExit(128 + signals[0])
+                report.refuse_total_failure(study)
         finally:
-            courier.close()
+            sender.close()
 
 
 class _Loop:
-    def __init__(self, study: Study, launcher: Launcher, tracker: Tracker, stop: list[signal.Signals]) -> None:
+    def __init__(self, study: Study, tracker: Tracker, sender: FolderSender, signals: Sequence[signal.Signals]) -> None:
         self.study = study
-        self.launcher = launcher
         self.tracker = tracker
-        self.stop = stop
+        self.sender = sender
+        self.signals = signals
         self.table = report.Table(study)
         self.workers: list[Worker] = []
-        self.rests_until = 0.0
+        self.next_ask = 0.0
 
     def run(self) -> None:
-        report.warm()
-        told = False
+        """Returns when no trial is left, or, after a signal, when the workers have saved and exited."""
+        report.import_plotting()
+        has_terminated = False
         try:
             while True:
-                self._hand_out()
+                self._assign_trials()
                 busy = [worker for worker in self.workers if worker.job]
-                if not busy and (self.stop or self._is_over()):
+                if not busy and (self.signals or self._is_complete()):
                     return
-                if self.stop and not told:
-                    told = True
+                if self.signals and not has_terminated:
+                    has_terminated = True
                     for worker in busy:
-                        worker.end()
-                watched = [each for worker in self.workers for each in worker.watched]
-                ready = wait([*self.launcher.watched, *watched], POLL_S)
+                        worker.terminate()
+                ready = wait([item for worker in self.workers for item in worker.waitables], POLL_S)
                 for worker in list(self.workers):
                     if worker.connection in ready:
-                        self._listen(worker)
-                    elif not set(ready).isdisjoint(worker.watched):
-                        self._bury(worker)
+                        self._receive(worker)
+                    elif worker.process.sentinel in ready:
+                        self._requeue_trial_of(worker)
         finally:
             for worker in self.workers:
                 worker.connection.close()
 
     def close(self) -> None:
-        """Sees the workers off, which have been ending since they were hung up on."""
+        """Waits for the workers to exit; closing their connections told them to."""
         for worker in self.workers:
-            worker.leave()
+            worker.shutdown()
 
-    def _is_over(self) -> bool:
-        """Nothing is left to be trained; nor do others train anything, of which some might be left."""
-        return not self.study.startable and not self.study.elsewhere
+    def _is_complete(self) -> bool:
+        """Whether neither this process nor another has a trial to train."""
+        return not self.study.has_trials_to_start and not self.study.is_in_use_elsewhere
 
-    def _hand_out(self) -> None:
-        """Gives each idle worker a trial, and asks for more workers, as long as there are trials to be started."""
+    def _assign_trials(self) -> None:
+        """Gives each idle worker a trial, and starts workers, up to `sweep.workers`, while there are more trials."""
         config = self.study.config
-        if arrived := self.launcher.arrived():
-            self.workers += arrived
-            self.rests_until = 0.0
-        while not self.stop and time.monotonic() >= self.rests_until:
-            idle = next((worker for worker in self.workers if not worker.job), None)
-            if idle is None:
-                pending = self.launcher.pending
-                if len(self.workers) + pending >= config.sweep.workers:
-                    return
-                if self.study.startable > pending:
-                    self.launcher.request()
-                    self.workers += self.launcher.arrived()
-                    continue
-            planned = self.study.next() if idle else None
-            if idle is None or planned is None:
-                self.rests_until = time.monotonic() + ASK_AGAIN_S
+        while not self.signals and time.monotonic() >= self.next_ask:
+            worker = next((worker for worker in self.workers if not worker.job), None)
+            if worker is None and len(self.workers) == config.sweep.workers:
                 return
-            if planned.inherited:
-                print(f"trial {planned.number}: taken over from a process that died", flush=True)
-            if planned.config["trainer"]["threads"] is None:
-                planned.config["trainer"]["threads"] = self.launcher.threads
-            idle.train(
-                Job(
-                    number=planned.number,
-                    study=config.study,
-                    config=planned.config,
-                    objectives=tuple(config.objectives),
-                    prunes=config.sweep.pruner != "none",
-                    parent=self.study.journal,
-                    work=WORK / config.study / str(planned.number),
-                )
+            if worker is None and self.study.has_trials_to_start:
+                self.workers.append(Worker(config.trainer.accelerator))
+                continue
+            trial = self.study.next_trial() if worker else None
+            if worker is None or trial is None:
+                self.next_ask = time.monotonic() + ASK_INTERVAL_S
+                return
+            if trial.is_taken_over:
+                print(f"trial {trial.number}: taken over from a process that died", flush=True)
+            job = Job(
+                number=trial.number,
+                study=config.study,
+                config=trial.config,
+                objectives=tuple(config.objectives),
+                prunes=config.sweep.pruner != "none",
+                parent=self.study.journal,
+                work=WORK / config.study / str(trial.number),
             )
+            self.sender.add(job.work)
+            worker.assign(job)
 
-    def _listen(self, worker: Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
         try:
             message: Message = worker.connection.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._requeue_trial_of(worker)
             return
         assert worker.job is not None
         number = worker.job.number
         match message:
             case Validated(epoch, value):
-                prune = self.study.report(number, epoch, value)
+                is_pruned = self.study.report(number, epoch, value)
                 if worker.job.prunes:
-                    worker.answer(prune)
+                    worker.send(is_pruned)
             case Ended(values, pruned, seconds):
                 self.study.end(number, values, pruned=pruned, seconds=seconds)
-                self._close(worker)
-            case Failed(reason):
+                self._finish_trial_of(worker)
+            case Failed(reason, ends_sweep):
                 self.study.fail(number, reason)
-                self._close(worker)
-            case Interrupted():  # all are to end; or a cluster wants its machine back
-                self.workers.remove(worker)
-                if not self.stop:
-                    print(f"trial {number}: interrupted, goes on elsewhere", flush=True)
-                    self.study.put_back(number)
-                    self.rests_until = 0.0
+                if ends_sweep:
+                    raise Failure(reason)
+                self._finish_trial_of(worker)
 
-    def _bury(self, worker: Worker) -> None:
-        """A worker died: its trial is another one's, unless all are to end."""
+    def _requeue_trial_of(self, worker: Worker) -> None:
+        """Requeues a dead worker's trial, unless the sweep is stopping."""
         self.workers.remove(worker)
-        if worker.job is None or self.stop:
+        if worker.job is None or self.signals:
             return
-        number, how = worker.job.number, worker.death
-        print(f"trial {number}: its process died ({how})", flush=True)
-        self.rests_until = 0.0
-        if self.study.lost(number, how):
-            self._close(worker)
+        number, cause = worker.job.number, worker.cause_of_death()
+        print(f"trial {number}: its process died ({cause})", flush=True)
+        self.next_ask = 0.0
+        if not self.study.requeue(number, cause):
+            self._finish_trial_of(worker)
 
-    def _close(self, worker: Worker) -> None:
+    def _finish_trial_of(self, worker: Worker) -> None:
         assert worker.job is not None
         number, worker.job = worker.job.number, None
-        self._hand_out()  # the worker does not wait for what is only told
+        self._assign_trials()  # first: the worker need not wait for the line and the metrics of its last trial
         trial = self.study.optuna.get_trials(deepcopy=False)[number]
         if not trial.state.is_finished():
-            print(f"trial {trial.number}: is another process's by now, this one was silent too long", flush=True)
+            print(f"trial {number}: taken over by another process, as this one sent no heartbeats", flush=True)
             return
         best = self.study.best
         self.table.print(trial, best)
@@ -201,15 +189,15 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _place(folder: Path, *, shared: bool) -> Iterator[str]:
-    """Holds the study's folder; of a shared study a place of its own, whose name is on what this process alone writes.
+def _process_name(folder: Path, is_shared: bool) -> Iterator[str]:
+    """Locks the study's folder; of a shared study, a name in it that no other process has.
 
     Raises:
         Failure: another process holds the folder.
     """
-    names = (f"-{socket.gethostname()}-{number}" for number in itertools.count()) if shared else iter([""])
+    names = (f"{socket.gethostname()}-{number}" for number in itertools.count()) if is_shared else iter(["single"])
     for name in names:
-        lock = FileLock(folder / f"lock{name}")
+        lock = FileLock(folder / f"lock-{name}")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -219,23 +207,23 @@ def _place(folder: Path, *, shared: bool) -> Iterator[str]:
         finally:
             lock.release()
         return
-    raise Failure(f"this study is under way already ({folder / 'lock'} is held): wait for it, or stop it")
+    raise Failure(f"this study is in use by another process ({folder} is locked): wait for it, or stop it")
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[list[signal.Signals]]:
-    """Notes the first SIGTERM or Ctrl-C in the list; a second one ends the process, and so the workers, at once."""
-    stop: list[signal.Signals] = []
+def _stop_signals() -> Iterator[Sequence[signal.Signals]]:
+    """Appends the first SIGTERM or SIGINT to the list that it yields; a second one ends the process at once."""
+    signals: list[signal.Signals] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if stop:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if signals:
             os._exit(128 + number)
-        stop.append(signal.Signals(number))
-        os.write(2, f"\n{stop[0].name}: saving, then ending (a second one ends at once)\n".encode())
+        signals.append(signal.Signals(number))
+        os.write(2, f"\n{signals[0].name}: saving, then ending (a second one ends at once)\n".encode())
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What of a sweep can't be right, said before anything starts."""
+"""Checks a sweep against the configuration, before anything starts."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from src.common.errors import ConfigError
-from src.sweeping.space import LATENCY, PARAMETERS, Parameter, Sweep, SweepConfig, configured, grid, listed
-
-# The launchers that heed a key.
-USED_BY = {
-    "resources": ("ray", "submitit"),
-    "host": ("ray", "submitit"),
-    "address": ("ray",),
-    "cluster": ("submitit",),
-    "slurm": ("submitit",),
-}
+from src.sweeping.space import LATENCY, PARAMETERS, Parameter, SweepConfig, as_list, grid, trial_config
 
 
-def refuse(config: SweepConfig, given: Sequence[str]) -> None:
-    """Holds the sweep against the configuration before anything starts; `given`: the overrides all trials share.
+def refuse(config: SweepConfig, overrides: Sequence[str]) -> None:
+    """Refuses a sweep that can't be right; `overrides`: Hydra's, of all trials.
 
     Raises:
-        ConfigError: with one line per fault, such as a bound that the schema does not allow.
+        ConfigError: with one line per fault, such as a bound that the schema refuses.
     """
     faults = [*_faults_of_conditions(config.sweep.space), *_faults_of_methods(config)]
     if not faults:
-        faults = list(_faults_of_values(config.sweep.space, given))
+        faults = list(_faults_of_values(config.sweep.space, overrides))
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     if config.sweep.sampler == "grid":
@@ -36,72 +27,68 @@ def refuse(config: SweepConfig, given: Sequence[str]) -> None:
 def _faults_of_conditions(space: Mapping[str, Parameter]) -> Iterator[str]:
     earlier: list[str] = []
     for name, parameter in space.items():
-        for key, wanted in parameter.when.items():
+        for key, condition in parameter.when.items():
             if key not in earlier:
                 yield f"sweep.space.{name}.when: {key!r} is no earlier parameter of the space: {', '.join(earlier)}"
-            elif unknown := [value for value in listed(wanted) if value not in (space[key].grid() or listed(wanted))]:
-                yield f"sweep.space.{name}.when.{key}: {unknown[0]!r} is none of its values: {space[key].grid()}"
+                continue
+            values = space[key].grid() or as_list(condition)
+            if unknown := [value for value in as_list(condition) if value not in values]:
+                yield f"sweep.space.{name}.when.{key}: {unknown[0]!r} is none of its values: {values}"
         earlier.append(name)
 
 
 def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
-    sweep, several = config.sweep, len(config.objectives) > 1
+    sweep, is_multi_objective = config.sweep, len(config.objectives) > 1
     for metric in config.objectives:
         if not metric.startswith("val_") and metric not in (PARAMETERS, LATENCY):
             yield (
                 f"sweep.objectives.{metric}: is no objective; allowed: the validation's metrics (val_...), "
                 f"{PARAMETERS}, {LATENCY}"
             )
-    if several and sweep.pruner != "none":
-        yield "sweep.pruner: with several objectives nothing is pruned; say sweep.pruner=none"
-    if several and sweep.sampler == "cmaes":
-        yield "sweep.sampler: cmaes knows one objective only; use tpe, gp or random"
-    yield from _faults_of_launchers(config)
+    if is_multi_objective and sweep.pruner != "none":
+        yield "sweep.pruner: with several objectives no trial is pruned; set sweep.pruner=none"
+    if is_multi_objective and sweep.sampler == "cmaes":
+        yield "sweep.sampler: cmaes takes one objective only; use tpe, gp or random"
+    if sweep.ray and sweep.storage is None:
+        yield "sweep.ray: its processes share a study; set sweep.storage to journal:PATH or postgresql://..."
+    if sweep.ray and config.trainer.accelerator == "gpu" and not sweep.ray.gpus:
+        yield "sweep.ray.gpus: is 0, and trainer.accelerator=gpu needs one; set sweep.ray.gpus=1"
     if sweep.trials is None and sweep.minutes is None:
-        yield "sweep.trials: neither trials nor minutes are given; a sweep needs a budget"
+        yield "sweep.trials: null, as is sweep.minutes; a sweep needs a budget"
     if config.trainer.num_nodes > 1:
         yield "trainer.num_nodes: the processes of a trial are on one node; use trainer.devices, and sweep.workers"
 
 
-def _faults_of_launchers(config: SweepConfig) -> Iterator[str]:
-    """Keys that would be passed over in silence, and trials that would find no GPU."""
-    sweep = config.sweep
-    for key, launchers in USED_BY.items():
-        if getattr(sweep, key) != Sweep.model_fields[key].default and sweep.launcher not in launchers:
-            yield f"sweep.{key}: says nothing to sweep.launcher={sweep.launcher}; it is for {' and '.join(launchers)}"
-    if sweep.launcher != "local" and config.trainer.accelerator == "gpu" and not sweep.resources.gpus:
-        yield "sweep.resources.gpus: is 0, and trainer.accelerator=gpu needs one; say sweep.resources.gpus=1"
-
-
-def _faults_of_values(space: Mapping[str, Parameter], given: Sequence[str]) -> Iterator[str]:
-    """Composes every edge; many at once as long as nothing is refused, then each alone, to name the one at fault."""
-    known: set[tuple[str, Any]] = set()
+def _faults_of_values(space: Mapping[str, Parameter], overrides: Sequence[str]) -> Iterator[str]:
+    """Composes every edge, many at once while nothing is refused; then the others one by one, to name the fault."""
+    accepted: set[tuple[str, Any]] = set()
     for turn in range(max(len(parameter.edges()) for parameter in space.values())):
-        chosen: dict[str, Any] = {}
+        suggestions: dict[str, Any] = {}
         for name, parameter in space.items():
-            if parameter.applies(chosen):
+            if parameter.applies(suggestions):
                 edges = parameter.edges()
-                chosen[name] = edges[min(turn, len(edges) - 1)]
-        if not _refusals(space, chosen, given):
-            known |= chosen.items()
+                suggestions[name] = edges[min(turn, len(edges) - 1)]
+        if not _refusals(space, suggestions, overrides):
+            accepted |= suggestions.items()
     for name, parameter in space.items():
         for edge in parameter.edges():
-            if (name, edge) not in known:
-                chosen = {**_conditions(space, name), name: edge}
-                yield from (f"sweep.space.{name}: at {edge!r}: {line}" for line in _refusals(space, chosen, given))
+            if (name, edge) not in accepted:
+                suggestions = {**_conditions(space, name), name: edge}
+                for line in _refusals(space, suggestions, overrides):
+                    yield f"sweep.space.{name}: at {edge!r}: {line}"
 
 
-def _refusals(space: Mapping[str, Parameter], chosen: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+def _refusals(space: Mapping[str, Parameter], suggestions: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     try:
-        configured(space, chosen, given)
+        trial_config(space, suggestions, overrides)
     except ConfigError as error:
         return str(error).splitlines()
     return []
 
 
 def _conditions(space: Mapping[str, Parameter], name: str) -> dict[str, Any]:
-    """Suggestions under which a parameter applies."""
-    chosen: dict[str, Any] = {}
-    for key, wanted in space[name].when.items():
-        chosen |= {**_conditions(space, key), key: listed(wanted)[0]}
-    return chosen
+    """Suggestions for earlier parameters with which a parameter applies."""
+    suggestions: dict[str, Any] = {}
+    for key, condition in space[name].when.items():
+        suggestions |= {**_conditions(space, key), key: as_list(condition)[0]}
+    return suggestions

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a table, pictures, one interactive page, and the best trial as a file that trains again."""
+"""Results of a sweep: lines while it runs, then a table, plots and the best trials as files for `src.adopt`."""
 
 from __future__ import annotations
 
@@ -13,138 +13,140 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from src.common.errors import Failure
 from src.common.paths import ROOT
-from src.configuration.composing import as_assignments
+from src.configuration.composing import as_assignments, overrides_of
 from src.reporting import sweeps, tables
 from src.reporting.sweeps import Point
 from src.sweeping.space import SweepConfig, nested
 from src.sweeping.study import OVERRIDES, REASON, SECONDS, Study
 from src.tracking.tracker import Tracker
 
-BEST, TRIALS, PAGE = "best.yaml", "trials.csv", "study.html"
-# Where a trial ran and what it was called; what it computed does not hang on them.
-CIRCUMSTANCES = ("experiment", "profile", "trainer", "debug", "sweep", "output", "trainer.threads")
+BEST, TRIALS = "best.yaml", "trials.csv"
+# Keys that do not belong into params.yaml: they say where a trial ran and what it is called.
+NOT_ADOPTED = ("experiment", "profile", "trainer", "debug", "sweep", "output", "trainer.threads")
 
-BEST_SHARE = 0.25  # of the trials are "the best" that parameters set apart
-ENOUGH = 4  # different values, for a quarter of them to be one
+BEST_SHARE = 0.25  # share of the trials that importance compares with all others
+MIN_VALUES = 4  # different values without which there is no best quarter
 
 
 class Table:
-    """A line for each trial that came to an end, as it does."""
+    """Prints a line for each finished trial."""
 
     def __init__(self, study: Study) -> None:
-        self.study = study
+        """Prints the head."""
         config = study.config
-        trials, minutes = config.sweep.trials, config.sweep.minutes
-        budget = " or ".join(
-            f"{amount:g} {unit}" for amount, unit in ((trials, "trials"), (minutes, "minutes")) if amount
-        )
+        limits = ((config.sweep.trials, "trials"), (config.sweep.minutes, "minutes"))
+        budget = " or ".join(f"{amount:g} {unit}" for amount, unit in limits if amount)
         ended = len(study.trials)
-        gone = f", {ended} of them have ended" if ended else ""
-        print(f"study {config.study}: {config.sweep.sampler}, {budget}{gone}", flush=True)
+        resumed = f", {ended} of them have ended" if ended else ""
+        print(f"study {config.study}: {config.sweep.sampler}, {budget}{resumed}", flush=True)
         self.objectives = list(config.objectives)
         head = "".join(f"{name:>14}" for name in self.objectives)
         print(f"{'trial':>5}  {'state':8}{head}{'seconds':>9}  parameters", flush=True)
 
     def print(self, trial: FrozenTrial, best: Sequence[FrozenTrial]) -> None:
-        """The trial's line; `best`: the best of all, of which it may be one."""
+        """Prints the trial's line, with a star if it is one of the `best`."""
         point = _point(trial)
-        values = [*map("{:>14.5g}".format, point.values), *[f"{'':14}"] * len(self.objectives)][: len(self.objectives)]
+        missing = len(self.objectives) - len(point.values)
+        values = "".join(f"{value:>14.5g}" for value in point.values) + " " * 14 * missing
         seconds = trial.user_attrs.get(SECONDS)
-        among = any(trial.number == each.number for each in best)
-        told = trial.user_attrs.get(REASON) or " ".join(f"{_short(k)}={_text(v)}" for k, v in trial.params.items())
-        time = f"{seconds:9.1f}" if seconds is not None else f"{'':9}"
-        print(f"{trial.number:>5}  {point.state:8}{''.join(values)}{time}  {'* ' * among}{told}", flush=True)
+        time = f"{seconds:9.1f}" if seconds is not None else " " * 9
+        star = "* " if any(trial.number == other.number for other in best) else ""
+        parameters = " ".join(f"{_short(key)}={_format(value)}" for key, value in trial.params.items())
+        comment = trial.user_attrs.get(REASON) or parameters
+        print(f"{trial.number:>5}  {point.state:8}{values}{time}  {star}{comment}", flush=True)
 
 
-def warm() -> None:
-    """Imports what `write` needs: while the workers import theirs it costs no time, at the end it would."""
-    for name in (
-        "matplotlib.backends.backend_agg",
-        "optuna.importance._fanova",  # and with it scikit-learn
-        "optuna.visualization",
-        "plotly.graph_objects",
-    ):
+def import_plotting() -> None:
+    """Imports what `write` needs, while the workers import the training code."""
+    for name in ("matplotlib.backends.backend_agg", "optuna.importance"):
         importlib.import_module(name)
 
 
 def parameters(config: SweepConfig) -> dict[str, Any]:
-    """What the sweep's run in MLflow has as parameters: what stays the same for as long as the study lives."""
+    """The parameters of the sweep's run in MLflow: all that may not change while the study exists."""
     sweep = config.search
-    for key, searched in sweep["space"].items():
+    for key, ranges in sweep["space"].items():
         sweep["space"][key] = ", ".join(
-            how if value is True else f"{how} {value}" for how, value in searched.items() if value
+            name if value is True else f"{name} {value}" for name, value in ranges.items() if value
         )
     return {"sweep": sweep | {"objectives": dict(config.objectives)}, "name": config.name, "seed": config.seed}
 
 
 def progress(study: Study, trial: FrozenTrial, best: Sequence[FrozenTrial]) -> dict[str, float]:
-    """A trial's values, and the best so far, as points at its number."""
+    """A trial's values and the best so far, as metrics of the sweep's run in MLflow."""
     objectives = list(study.config.objectives)
-    found = dict(zip(objectives, _point(trial).values, strict=False))
+    metrics = dict(zip(objectives, _point(trial).values, strict=False))
     if len(objectives) == 1 and best:
-        found[f"best_{objectives[0]}"] = best[0].values[0]
-    return found
+        metrics[f"best_{objectives[0]}"] = best[0].values[0]
+    return metrics
 
 
 def write(study: Study, tracker: Tracker) -> None:
-    """Writes all of it into the study's folder, shows it on the page of the sweep's run, and says where the best is."""
+    """Writes the results into the study's folder and the sweep's run in MLflow; prints how to use the best trial."""
     folder, config = study.folder, study.config
-    points = [_point(trial) for trial in study.trials]
     tables.write_csv(folder / TRIALS, [_row(trial, list(config.objectives)) for trial in study.trials])
     tracker.log_artifact(folder / TRIALS)
     best = study.best
     if not best:
-        print("no trial is complete: there is no best one", flush=True)
         return
-    shares = _importance(study)
-    for path in _pictures(study, points, shares):
+    for path in _plots(study):
         tracker.log_artifact(path, "plots")
-    _page(study, shares, folder / PAGE)
-    tracker.log_artifact(folder / PAGE)
     for trial in best:
         target = folder / BEST if trial.number == best[0].number else folder / "front" / f"{trial.number}.yaml"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(_best(study, trial))
+        target.write_text(_as_overrides_file(study, trial))
         tracker.log_artifact(target, "front" if target.parent != folder else None)
-    path = (folder / BEST).relative_to(ROOT)
+    values = dict(zip(config.objectives, best[0].values, strict=True))
     tracker.set_tags(
-        {f"best.{key}": _text(value) for key, value in best[0].params.items()}
-        | {f"best.{name}": f"{value:.6g}" for name, value in zip(config.objectives, best[0].values, strict=True)}
-        | {"best.trial": str(best[0].number), "mlflow.note.content": _note(study, best[0])}
+        {f"best.{key}": _format(value) for key, value in best[0].params.items()}
+        | {f"best.{name}": f"{value:.6g}" for name, value in values.items()}
+        | {"best.trial": str(best[0].number), "mlflow.note.content": _description(study, best[0])}
     )
-    said = ", ".join(f"{name} {value:.5g}" for name, value in zip(config.objectives, best[0].values, strict=True))
-    print(f"best: trial {best[0].number}, {said}", flush=True)
-    print(f"  {_training(config, path)}", flush=True)
-    print(f"  python -m src.adopt {config.name} {path}     # into params.yaml, for dvc repro", flush=True)
+    line = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+    path = (folder / BEST).relative_to(ROOT)
+    print(f"best: trial {best[0].number}, {line}; to train it, or to make it the configuration of `dvc repro`:")
+    print(f"  {_train_command(study, best[0])}")
+    print(f"  python -m src.adopt {config.name} {path}", flush=True)
 
 
-def _pictures(study: Study, points: Sequence[Point], shares: dict[str, float]) -> list[Path]:
+def refuse_total_failure(study: Study) -> None:
+    """Raises Failure if trials have ended and all of them failed."""
+    trials = study.trials
+    if trials and all(trial.state == TrialState.FAIL for trial in trials):
+        folder = (study.folder / "trials").relative_to(ROOT)
+        reason = trials[-1].user_attrs.get(REASON)
+        raise Failure(f"all {len(trials)} trials failed, the last one: {reason} (logs: {folder}/*/log.txt)")
+
+
+def _plots(study: Study) -> list[Path]:
     config, folder = study.config, study.folder / "plots"
     folder.mkdir(exist_ok=True)
+    points = [_point(trial) for trial in study.trials]
     objective, mode = next(iter(config.objectives.items()))
-    given: dict[str, Any] = {"label": f"{config.study} · {config.sweep.sampler}", "sample": config.sample}
+    style: dict[str, Any] = {"label": f"{config.study} · {config.sweep.sampler}", "sample": config.sample}
     logarithmic = [name for name, parameter in config.sweep.space.items() if parameter.log]
-    drawn = [folder / "history.png", folder / "parallel.png"]
-    sweeps.history(points, drawn[0], objective=objective, mode=mode, **given)
-    sweeps.parallel(points, drawn[1], logarithmic=logarithmic, objective=objective, mode=mode, **given)
-    if shares:
-        drawn.append(folder / "importance.png")
-        sweeps.importance(shares, drawn[-1], objective=objective, **given)
+    paths = [folder / "history.png", folder / "parallel.png"]
+    sweeps.history(points, paths[0], objective=objective, mode=mode, **style)
+    sweeps.parallel(points, paths[1], logarithmic=logarithmic, objective=objective, mode=mode, **style)
+    if shares := _importance(study):
+        paths.append(folder / "importance.png")
+        sweeps.importance(shares, paths[-1], objective=objective, **style)
     if len(config.objectives) > 1:
-        drawn.append(folder / "pareto.png")
+        paths.append(folder / "pareto.png")
         front = [trial.number for trial in study.best]
-        sweeps.pareto(points, front, drawn[-1], objectives=list(config.objectives), **given)
-    return drawn
+        sweeps.pareto(points, front, paths[-1], objectives=list(config.objectives), **style)
+    return paths
 
 
 def _importance(study: Study) -> dict[str, float]:
-    """By how much each parameter sets the best trials apart from all (PED-ANOVA, Watanabe et al., 2023); sums to 1.
+    """Importance of each parameter for being among the best trials (PED-ANOVA, Watanabe et al., 2023); sums to 1.
 
-    Of several objectives the best are those nearest the front. Nothing where too little is known.
+    With several objectives the best trials are those nearest to the front. Empty with too few different values.
     """
-    whole = study.optuna.get_trials(states=(TrialState.COMPLETE,))
-    if len({tuple(trial.values) for trial in whole}) < ENOUGH:
+    complete = study.optuna.get_trials(states=(TrialState.COMPLETE,))
+    if len({tuple(trial.values) for trial in complete}) < MIN_VALUES:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     with warnings.catch_warnings():
@@ -152,76 +154,51 @@ def _importance(study: Study) -> dict[str, float]:
         return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
 
 
-def _page(study: Study, shares: dict[str, float], path: Path) -> None:
-    """One page with Optuna's interactive plots, readable without a network."""
-    from optuna import visualization as show
-    from plotly import graph_objects
-
-    names = list(study.config.objectives)
-
-    def first(trial: FrozenTrial) -> float:
-        return float(trial.values[0])
-
-    single: dict[str, Any] = {} if len(names) == 1 else {"target": first}
-    named = single | {"target_name": names[0]}
-    figures = [show.plot_optimization_history(study.optuna, **named)]
-    if shares:
-        bars = graph_objects.Bar(x=[*shares.values()][::-1], y=[*shares][::-1], orientation="h")
-        figures.append(graph_objects.Figure(bars, {"title": {"text": f"What {names[0]} depends on (PED-ANOVA)"}}))
-    figures.append(show.plot_parallel_coordinate(study.optuna, **named))
-    if len(names) > 1:
-        figures.append(show.plot_pareto_front(study.optuna, target_names=names))
-    elif any(len(trial.intermediate_values) > 1 for trial in study.trials):
-        figures.append(show.plot_intermediate_values(study.optuna))
-    shown = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
-    note = " · sample data, not a benchmark" if study.config.sample else ""
-    path.write_text(
-        f'<!doctype html>\n<meta charset="utf-8">\n<title>{study.config.study}</title>\n'
-        f'<h1 style="font: bold 20px sans-serif">{study.config.study}{note}</h1>\n' + "\n".join(shown) + "\n"
-    )
-
-
-def _best(study: Study, trial: FrozenTrial) -> str:
-    """A trial as overrides, nested as params.yaml has them."""
+def _as_overrides_file(study: Study, trial: FrozenTrial) -> str:
+    """A trial as nested overrides for params.yaml, with comments on its origin."""
     config = study.config
     values = ", ".join(f"{name} {v:.6g}" for name, v in zip(config.objectives, trial.values, strict=True))
-    head = [
+    comments = [
         f"Trial {trial.number} of {len(study.trials)} of the study {config.study}: {values}.",
-        f"Found by: python -m src.sweep {shlex.join(study.given)}",
-        f"Train it: {_training(config, 'PATH_OF_THIS_FILE')}",
-        f"Make it the result: python -m src.adopt {config.name} PATH_OF_THIS_FILE; dvc repro",
-        f"(which puts these lines under experiments.{config.name}.overrides in params.yaml)",
+        f"From: python -m src.sweep {shlex.join(study.overrides)}",
+        f"To train it: {_train_command(study, trial)}",
+        f"To copy it to experiments.{config.name}.overrides in params.yaml: "
+        f"python -m src.adopt {config.name} PATH_OF_THIS_FILE; dvc repro",
     ]
-    content = nested(_fixed(study.given) | trial.user_attrs[OVERRIDES])
-    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    content = nested(_shared_assignments(study.overrides) | trial.user_attrs[OVERRIDES])
+    return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _training(config: SweepConfig, best: str | Path) -> str:
-    """The command that trains a trial again."""
-    profile = "" if config.sample else f" profile={config.profile.name}"
-    return f"python -m src.train +experiment={config.name}{profile} +best={best}"
+def _train_command(study: Study, trial: FrozenTrial) -> str:
+    """The command that trains a trial again, to the same bits."""
+    overrides = [*study.overrides, *overrides_of(nested(trial.user_attrs[OVERRIDES]))]
+    threads = study.config.threads_per_trial
+    if threads is not None and study.config.trainer.threads is None:
+        overrides.append(f"trainer.threads={threads}")
+    return shlex.join(["python", "-m", "src.train", *overrides])
 
 
-def _fixed(given: Sequence[str]) -> dict[str, Any]:
-    """What the overrides that all trials share set, by dotted key."""
+def _shared_assignments(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that the overrides of all trials set, by dotted key, for params.yaml."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    found: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(as_assignments(list(given))):
+    values: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(as_assignments(list(overrides))):
         key = override.key_or_group
-        if not override.is_delete() and key not in CIRCUMSTANCES and not key.startswith("hydra"):
-            found = {k: v for k, v in found.items() if not k.startswith(f"{key}.")} | {key: override.value()}
-    return found
+        if not override.is_delete() and key not in NOT_ADOPTED and not key.startswith("hydra"):
+            values = {k: v for k, v in values.items() if not k.startswith(f"{key}.")} | {key: override.value()}
+    return values
 
 
-def _note(study: Study, best: FrozenTrial) -> str:
+def _description(study: Study, best: FrozenTrial) -> str:
+    """The text on the page of the sweep's run in MLflow."""
     config = study.config
-    rows = [{"parameter": key, "best": _text(value)} for key, value in best.params.items()]
+    rows = [{"parameter": key, "best": _format(value)} for key, value in best.params.items()]
     values = ", ".join(f"{name} **{v:.5g}**" for name, v in zip(config.objectives, best.values, strict=True))
     states = [_point(trial).state for trial in study.trials]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "fail"))
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "fail"))
     return (
-        f"Sweep of {config.name} ({config.profile.note}): {counted}. Best is trial {best.number}: {values}.\n\n"
+        f"Sweep of {config.name} ({config.profile.note}): {counts}. Best is trial {best.number}: {values}.\n\n"
         + tables.markdown(rows, ["parameter", "best"])
     )
 
@@ -244,10 +221,10 @@ def _point(trial: FrozenTrial) -> Point:
     return Point(trial.number, trial.state.name.lower(), values, trial.params)
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _short(key: str) -> str:
-    """The last words of a key; as many as tell `rest.lr` from `lr`."""
+    """A key without its usual prefixes."""
     return key.removeprefix("model.").removeprefix("data.").removeprefix("loader.").removeprefix("optimizer.")

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners, so that a study that was interrupted suggests what it would have suggested anyway."""
+"""Optuna's samplers and pruner; a resumed study gets the suggestions of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from optuna.trial import FrozenTrial, TrialState
 
 from src.sweeping.space import SweepConfig, grid
 
-# The first validation says little of where a training ends: the second is the first that may end it.
-FIRST_JUDGED = 2
+# The first validation predicts little of the last one: trials are pruned from the second on.
+PRUNER_WARMUP_EPOCHS = 2
 
-Make = Callable[[int], samplers.BaseSampler]
+SamplerFactory = Callable[[int], samplers.BaseSampler]
 
 
 class PerTrialSampler(samplers.BaseSampler):
-    """A sampler that is made anew for each draw, its seed keyed on (study's seed, trial's number, parameter).
+    """A sampler without state: for each draw it creates Optuna's, seeded with (study's seed, trial number, parameter).
 
-    So it has no state of its own: a draw depends on the stored trials and on its place alone, and a study that was
-    killed at any point goes on with the very suggestions of one that was not. Optuna's own samplers, seeded, would
-    start their random numbers over.
+    So a draw depends on the stored trials, the trial's number and the parameter only, and a study that was killed at
+    any moment continues with the suggestions of an uninterrupted one. Optuna's samplers with a fixed seed would start
+    their random numbers over.
     """
 
-    def __init__(self, make: Make, seed: int) -> None:
-        self._make = make
+    def __init__(self, factory: SamplerFactory, seed: int) -> None:
+        self._factory = factory
         self._seed = seed
 
     def _for(self, trial: FrozenTrial, parameter: str = "") -> samplers.BaseSampler:
         key = repr((self._seed, trial.number, parameter)).encode()
-        return self._make(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little"))
+        return self._factory(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little"))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._for(trial).before_trial(study, trial)
@@ -46,7 +46,7 @@ class PerTrialSampler(samplers.BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         sampler = self._for(trial)
-        sampler.infer_relative_search_space(study, trial)  # where TPE notes which parameters apply together
+        sampler.infer_relative_search_space(study, trial)  # TPE stores here which parameters apply together
         return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -56,33 +56,30 @@ class PerTrialSampler(samplers.BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         sampler = self._for(trial)
-        if not isinstance(sampler, samplers.GridSampler):  # which would stop Optuna's own loop: there is none here
+        if not isinstance(sampler, samplers.GridSampler):  # which would stop the loop of `study.optimize`
             sampler.after_trial(study, trial, state, values)
 
 
 def sampler(config: SweepConfig) -> PerTrialSampler:
-    """The sampler that the configuration asks for."""
+    """Returns the sampler `sweep.sampler`."""
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     sweep = config.sweep
     conditional = any(parameter.when for parameter in sweep.space.values())
-    makers: dict[str, Make] = {
-        # The parameters together; those that apply together, where there are conditions.
+    factories: dict[str, SamplerFactory] = {
+        # Multivariate; with conditions, in groups of parameters that apply together.
         "tpe": lambda seed: samplers.TPESampler(seed=seed, multivariate=True, group=conditional),
         "random": lambda seed: samplers.RandomSampler(seed=seed),
-        # Its order of the points hangs on its seed, which must therefore be the same for each trial.
+        # The seed decides the order of the points: it must be the same for all trials.
         "grid": lambda _: samplers.GridSampler(grid(sweep.space), seed=sweep.seed),
         "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-        # What it can't order (choices, conditions) is drawn at random.
+        # Choices and conditional parameters are drawn at random.
         "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
     }
-    return PerTrialSampler(makers[sweep.sampler], sweep.seed)
+    return PerTrialSampler(factories[sweep.sampler], sweep.seed)
 
 
 def pruner(config: SweepConfig) -> pruners.BasePruner:
-    """The pruner that the configuration asks for."""
-    match config.sweep.pruner:
-        case "median":
-            return pruners.MedianPruner(n_warmup_steps=FIRST_JUDGED)
-        case "hyperband":
-            return pruners.HyperbandPruner(min_resource=1, max_resource=config.trainer.max_epochs)
+    """Returns the pruner `sweep.pruner`."""
+    if config.sweep.pruner == "median":
+        return pruners.MedianPruner(n_warmup_steps=PRUNER_WARMUP_EPOCHS)
     return pruners.NopPruner()

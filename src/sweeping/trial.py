@@ -1,4 +1,4 @@
-"""A trial as the worker trains it: a run like any other, but for what it writes. Only its figures are kept."""
+"""Trains one trial: a training run that keeps its configuration, history and metrics, but no weights."""
 
 from __future__ import annotations
 
@@ -20,42 +20,55 @@ from src.data import packed
 from src.data.batching import batches
 from src.data.preparing import prepared
 from src.reporting import tables
+from src.sweeping.messages import Ended, Job
 from src.sweeping.space import LATENCY, PARAMETERS
-from src.sweeping.worker import Ended, Job
 from src.tracking.tracker import CONFIG, STATE_TAG, RunInfo, Tracker
 from src.training import determinism
 from src.training import run as training
 from src.training.trainer import require_gpus
 
 STUDY_TAG, TRIAL_TAG, STATE = "sweep.study", "sweep.trial", "sweep.state"
-WARMUP, REPEATS = 3, 15  # calls before, and calls of which the median is a latency
+WARMUP, REPEATS = 3, 15  # calls before the measurement, and calls of which the median is the latency
+
+
+class MetricNotLogged(Failure):
+    """A metric that the sweep needs is not logged: a name is wrong, for every trial."""
 
 
 class Reporter(Callback):
-    """Tells the sweep a metric after each validation, and ends the training early where the sweep asks for it."""
+    """Reports a metric after each validation, and stops the training where the sweep prunes it."""
 
-    def __init__(self, metric: str, report: Callable[[int, float], bool]) -> None:
+    def __init__(self, metric: str, report: Callable[[int, float], bool], required: Sequence[str] = ()) -> None:
+        """`report(epoch, value)` returns whether the trial is pruned; `required`: metrics that have to be logged."""
         self.metric = metric
         self.report = report
+        self.required = required
         self.pruned = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.metric not in trainer.callback_metrics:
+        metrics = trainer.callback_metrics
+        if missing := [name for name in self.required if name not in metrics]:
+            logged = ", ".join(sorted(name for name in metrics if name.startswith("val_")))
+            raise MetricNotLogged(
+                f"{missing[0]}: the validation logs no such metric, but {logged}: "
+                "correct sweep.objectives or trainer.monitor"
+            )
+        if self.metric not in metrics:  # it is measured after training
             return
-        epoch, value = trainer.current_epoch + 1, float(trainer.callback_metrics[self.metric])
+        epoch, value = trainer.current_epoch + 1, float(metrics[self.metric])
         if not math.isfinite(value):
             raise Failure(f"{self.metric} is {value} after epoch {epoch}")
-        ends = self.report(epoch, value)
-        if ends and epoch < (trainer.max_epochs or 0):
+        if self.report(epoch, value) and epoch < (trainer.max_epochs or 0):
             self.pruned = trainer.should_stop = True
 
 
 def run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended:
-    """Trains a trial, or goes on with it where its process was killed; writes history, metrics and configuration.
+    """Trains a trial, from its checkpoint if there is one; writes history, metrics and configuration.
 
     Raises:
-        Failure: it can't be trained, became NaN, or has no such objective.
-        SystemExit: a signal asked for the end; a checkpoint is saved.
+        MetricNotLogged: the validation does not log an objective or the monitor.
+        Failure: it can't be trained, or became NaN.
+        SystemExit: a signal stopped it; a checkpoint is saved.
     """
     try:
         return _run(job, config, report)
@@ -71,7 +84,7 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
     work = training.work_folder(config, meta, job.work)
-    reporter = Reporter(job.objectives[0], report)
+    reporter = Reporter(job.objectives[0], report, _required_metrics(job.objectives, config))
     tags = training.tags(config, meta, work) | {STUDY_TAG: job.study, TRIAL_TAG: str(job.number)}
     info = RunInfo(
         experiment=config.name,
@@ -88,30 +101,38 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
         tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
         try:
             trained = training.fit(config, meta, work, tracker.log_metrics, [reporter])
-            kept = training.kept_row(config, trained.history.rows)
-            measured = _measured(job.objectives, trained.model, config)
-            values = tuple(_value(name, kept | measured) for name in job.objectives)
+            measurements = _measure(job.objectives, trained.model, config)
+            metrics = training.kept_row(config, trained.history.rows) | measurements
+            values = tuple(_value(name, metrics) for name in job.objectives)
         except Lost:
             raise
         except Exception:
-            work.remove_checkpoints()  # it would fail again
+            work.remove_checkpoints()  # from its checkpoint it would fail again
             raise
-        _write(config, trained.history.rows, kept | measured)
-        tracker.log_metrics({"train_seconds": trained.history.seconds, **measured}, step=0)
+        _write(config, trained.history.rows, metrics)
+        tracker.log_metrics({"train_seconds": trained.history.seconds, **measurements}, step=0)
         tracker.log_artifact(config.folder / "train" / "history.csv")
         tracker.set_tags({STATE_TAG: trained.optimizer_sha256, STATE: "pruned" if reporter.pruned else "complete"})
     work.remove_checkpoints()
     return Ended(values, reporter.pruned, trained.history.seconds)
 
 
-def _measured(objectives: Sequence[str], model: LightningModule, config: Config) -> dict[str, float]:
-    """Those objectives that are not the validation's."""
-    measured = {}
+def _required_metrics(objectives: Sequence[str], config: Config) -> list[str]:
+    """The metrics that each validation has to log."""
+    metrics = [name for name in objectives if name not in (PARAMETERS, LATENCY)]
+    if config.trainer.keep == "best" or config.trainer.early_stopping:
+        metrics.append(config.trainer.monitor)
+    return metrics
+
+
+def _measure(objectives: Sequence[str], model: LightningModule, config: Config) -> dict[str, float]:
+    """The values of the objectives that are measured after training."""
+    values = {}
     if PARAMETERS in objectives:
-        measured[PARAMETERS] = float(sum(parameter.numel() for parameter in model.parameters()))
+        values[PARAMETERS] = float(sum(parameter.numel() for parameter in model.parameters()))
     if LATENCY in objectives:
-        measured[LATENCY] = _latency_ms(model, config)
-    return measured
+        values[LATENCY] = _latency_ms(model, config)
+    return values
 
 
 @torch.no_grad()
@@ -133,18 +154,18 @@ def _latency_ms(model: Any, config: Config) -> float:
     return 1e3 * statistics.median(times[WARMUP:])
 
 
-def _value(name: str, found: Mapping[str, float]) -> float:
-    if name not in found:
-        raise Failure(f"sweep.objectives.{name}: was not logged; these were: {', '.join(sorted(found))}")
-    if not math.isfinite(found[name]):
-        raise Failure(f"{name} is {found[name]}")
-    return float(found[name])
+def _value(name: str, values: Mapping[str, float]) -> float:
+    if name not in values:
+        raise Failure(f"sweep.objectives.{name}: not logged in the last epoch, only {', '.join(sorted(values))}")
+    if not math.isfinite(values[name]):
+        raise Failure(f"{name} is {values[name]}")
+    return float(values[name])
 
 
-def _write(config: Config, rows: Sequence[Mapping[str, float]], kept: Mapping[str, float]) -> None:
-    """What a direct run writes, but for weights and pictures: best.yaml makes them again, to the bit."""
+def _write(config: Config, rows: Sequence[Mapping[str, float]], metrics: Mapping[str, float]) -> None:
+    """Writes the files of a direct run, except for weights and pictures."""
     folder = config.folder / "train"
     folder.mkdir(parents=True, exist_ok=True)
     write_resolved(config.folder / "config.yaml", config.plain())
     tables.write_csv(folder / "history.csv", rows)
-    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name, **kept})
+    tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name, **metrics})

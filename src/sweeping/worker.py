@@ -1,7 +1,7 @@
-"""A worker: a process that trains one trial after the other, with imports and data that stay warm.
+"""Worker processes: each trains one trial after the other and keeps its imports and data from trial to trial.
 
-Only the sweep's own process knows Optuna; a worker gets a checked configuration and tells what came of it, through a
-pipe. So a worker may die in any way: the study does not.
+Only the sweep's own process uses Optuna. A worker gets a resolved configuration and sends messages back through a pipe,
+so it may die in any way without harm to the study.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,103 +25,58 @@ from typing import Any
 from src.common.errors import Failure, Lost
 from src.common.paths import ROOT
 from src.configuration.composing import check
+from src.sweeping.messages import Failed, Job, Message, Validated
 
 LOG = "log.txt"
+SHUTDOWN_TIMEOUT_S = 0.5
 
 
-@dataclass(frozen=True)
-class Job:
-    """A trial to be trained."""
-
-    number: int
-    study: str
-    config: Mapping[str, Any]
-    objectives: tuple[str, ...]
-    prunes: bool  # whether each validation waits for an answer
-    parent: str  # the identity of the sweep's journal
-    work: Path  # where checkpoints and journal lie
-
-
-@dataclass(frozen=True)
-class Validated:
-    """What the first objective's metric is after so many epochs."""
-
-    epoch: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial came to its end, or was pruned."""
-
-    values: tuple[float, ...]
-    pruned: bool
-    seconds: float  # of training
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A trial failed; one line says why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """A signal ended the worker; what the trial reached is saved."""
-
-
-Message = Validated | Ended | Failed | Interrupted
-
-
-def warm_up(accelerator: str) -> None:
-    """Begins the imports of all workers, in the server that they are forked from; returns at once."""
+def start_fork_server(accelerator: str) -> None:
+    """Starts the process that workers are forked from, which imports the training code; returns at once."""
     if accelerator == "cpu":
-        forkserver.set_forkserver_preload(["src.sweeping.warm"])
+        forkserver.set_forkserver_preload(["src.sweeping.preload"])
         forkserver.ensure_running()
 
 
 class Worker:
-    """A worker process, as the sweep sees it."""
+    """A worker process, seen from the sweep; `job` is None while it is idle."""
 
     def __init__(self, accelerator: str) -> None:
-        # Forked from a process that has imported everything and computed nothing; CUDA does not survive even that.
+        # CUDA does not survive a fork, not even of a process that has only imported torch.
         context: Any = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs,), name="sweep-worker", daemon=True)
+        self.connection, remote_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(remote_end,), name="sweep-worker", daemon=True)
         self.process.start()
-        theirs.close()
+        remote_end.close()
         self.job: Job | None = None
 
-    def train(self, job: Job) -> None:
-        """Hands it a trial."""
+    def send(self, message: Job | bool) -> None:
+        """Sends a trial, or the answer to `Validated`: whether the trial is pruned."""
+        with contextlib.suppress(OSError):  # the worker is dead: its sentinel is ready
+            self.connection.send(message)
+
+    def assign(self, job: Job) -> None:
+        """Gives a trial to an idle worker."""
         self.job = job
-        with contextlib.suppress(OSError):  # it is dead: its sentinel says so
-            self.connection.send(job)
+        self.send(job)
 
-    def answer(self, prune: bool) -> None:
-        """Whether the trial that has just reported is to end."""
-        with contextlib.suppress(OSError):
-            self.connection.send(prune)
-
-    def end(self) -> None:
-        """Asks it to save and end."""
+    def terminate(self) -> None:
+        """Has the worker save a checkpoint and exit."""
         if self.process.is_alive():
             self.process.terminate()
 
-    def leave(self) -> None:
-        """Lets it end by itself, for a moment, once its connection is closed."""
-        self.process.join(0.5)
-        self.end()
+    def shutdown(self) -> None:
+        """Waits a moment for the worker to exit (closing its connection told it to), then terminates it."""
+        self.process.join(SHUTDOWN_TIMEOUT_S)
+        self.terminate()
 
     @property
-    def watched(self) -> list[Any]:
-        """What becomes ready when it says something, or dies."""
+    def waitables(self) -> list[Any]:
+        """Ready, for `multiprocessing.connection.wait`, when the worker sends a message or exits."""
         return [self.connection, self.process.sentinel]
 
-    @property
-    def death(self) -> str:
-        """How it died, once it is dead."""
+    def cause_of_death(self) -> str:
+        """The signal or exit code of a worker that has exited."""
         self.process.join()
         code = self.process.exitcode or 0
         if code >= 0:
@@ -131,23 +85,25 @@ class Worker:
         return f"{name}, out of memory?" if name == "SIGKILL" else name
 
 
-def work(connection: Connection) -> None:
-    """The process: trains what comes through the pipe until there is no more, or the sweep's process is gone."""
-    os.setsid()  # Ctrl-C reaches the sweep alone, which tells its workers
-    threading.Thread(target=_end_with_sweep, name="end-with-sweep", daemon=True).start()
-    with contextlib.suppress(ImportError):  # which the first trial tells
-        warmed()  # while the first trial is still being thought out
+def serve(connection: Connection) -> None:
+    """The worker's main function: trains the jobs from `connection` until it is closed or the sweep's process is gone.
+
+    Raises:
+        SystemExit: a signal stopped it; a checkpoint is saved.
+    """
+    os.setsid()  # Ctrl-C reaches the sweep alone, which terminates its workers
+    threading.Thread(target=_exit_with_sweep, name="exit-with-sweep", daemon=True).start()
+    with contextlib.suppress(ImportError):  # the first trial reports it
+        load_training()  # while the sweep composes the first trial
     with contextlib.suppress(EOFError, OSError):
         while True:
             job: Job = connection.recv()
-            with _log(ROOT / job.config["output"] / LOG):
+            with _output_to(ROOT / job.config["output"] / LOG):
                 message = _train(job, connection)
             connection.send(message)
-            if isinstance(message, Interrupted):
-                return
 
 
-def _end_with_sweep() -> None:
+def _exit_with_sweep() -> None:
     sweep = multiprocessing.parent_process()
     if sweep is not None:
         sweep.join()
@@ -155,8 +111,8 @@ def _end_with_sweep() -> None:
 
 
 @functools.cache
-def warmed() -> ModuleType:
-    """What trains a trial, imported once, and then out of the garbage collector's sight, which is asked at each end."""
+def load_training() -> ModuleType:
+    """Imports the training code once and freezes it (`gc.freeze`): `gc.collect()` runs after every trial."""
     from src.common.hardware import keep_freed_memory
     from src.sweeping import trial
 
@@ -167,40 +123,45 @@ def warmed() -> ModuleType:
 
 
 def _train(job: Job, connection: Connection) -> Message:
+    def report(epoch: int, value: float) -> bool:
+        connection.send(Validated(epoch, value))
+        return job.prunes and bool(connection.recv())
+
     try:
-        trial = warmed()
-
-        def report(epoch: int, value: float) -> bool:
-            connection.send(Validated(epoch, value))
-            return job.prunes and bool(connection.recv())
-
+        trial = load_training()
+    except Exception as error:
+        traceback.print_exc()
+        return Failed(_one_line(error))
+    try:
         return trial.run(job, check(job.config), report)
-    except SystemExit:
-        return Interrupted()
-    except Lost as error:  # one of its processes was killed: to the sweep as if this one had been
+    except Lost as error:  # one of a DDP trial's processes was killed: the sweep requeues the trial of a dead worker
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
     except Failure as error:
         print(f"failed: {error}", file=sys.stderr)
-        return Failed(str(error).splitlines()[0])
-    except Exception as error:  # whatever a trial does, the sweep goes on
+        return Failed(str(error).splitlines()[0], ends_sweep=isinstance(error, trial.MetricNotLogged))
+    except Exception as error:  # a trial may raise anything; the sweep goes on
         traceback.print_exc()
-        return Failed(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        return Failed(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 @contextlib.contextmanager
-def _log(path: Path) -> Any:
-    """Everything that is written to the terminal goes into a trial's own file."""
+def _output_to(path: Path) -> Iterator[None]:
+    """Appends stdout and stderr, of native code as well, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = os.dup(1), os.dup(2)
+    terminal = os.dup(1), os.dup(2)
     with path.open("ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, before in zip((1, 2), kept, strict=True):
-            os.dup2(before, number)
-            os.close(before)
+        for descriptor, original in zip((1, 2), terminal, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)

@@ -1,0 +1,95 @@
+"""Sweep processes on a real Ray cluster of two nodes: stopped, resumed, and with a node killed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import Run
+from tests.processes import wait_for
+from tests.test_sweep import CIFAR, SWEEP, folder_of, start, trials_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+
+RAY = "sweep.ray={processes: 2}"
+SHUTDOWN_TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of one CPU each, at RAY_ADDRESS."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
+
+
+def sweep_processes(clone: Path) -> list[psutil.Process]:
+    """The sweep processes that Ray started in the clone."""
+    processes = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command = process.info["cmdline"] or []
+        if "src.sweep" in command and "sweep.ray=null" in command and process.info["cwd"] == str(clone):
+            processes.append(process)
+    return processes
+
+
+def kill_node(node: Any) -> None:
+    """Kills all processes of a Ray node, and what they started, as a machine that loses its power."""
+    roots = [psutil.Process(item.process.pid) for items in node.all_processes.values() for item in items]
+    processes = [process for root in roots for process in (*root.children(recursive=True), root)]
+    assert any("src.sweep" in process.cmdline() for process in processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.usefixtures("fast_heartbeats")
+def test_a_ray_sweep_that_was_stopped_and_then_lost_a_node_is_complete(
+    clone: Path, ray_cluster: Any, tmp_path: Path
+) -> None:
+    words = (*CIFAR, RAY, f"sweep.storage=journal:{tmp_path}/study.log", "sweep.study=ray", "sweep.trials=8")
+    stopped = start(clone, *words)
+    wait_for(stopped, r" +\d+  complete")
+    assert len(sweep_processes(clone)) == 2
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 143, output
+    _, alive = psutil.wait_procs(sweep_processes(clone), SHUTDOWN_TIMEOUT_S)
+    assert not alive
+    process = start(clone, *words)
+    for _ in range(2):
+        wait_for(process, r" +\d+  complete")
+    (node,) = ray_cluster.worker_nodes
+    kill_node(node)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert re.search(r"trial \d+: taken over from a process that died", output)
+    rows = trials_of(clone, "ray")
+    assert [row["trial"] for row in rows] == list(map(str, range(8)))
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
+    logs = [(folder_of(clone, "ray") / "trials" / row["trial"] / "log.txt").read_text() for row in rows]
+    assert any("goes on with the run that was interrupted" in log for log in logs)  # from its checkpoint
+
+
+def test_a_cluster_that_is_not_there_is_named_in_one_line(
+    clone: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    words = (*CIFAR, RAY, f"sweep.storage=journal:{tmp_path}/study.log", "sweep.study=nowhere")
+    done = run(*SWEEP, *words, check=False)
+    assert done.returncode == 1
+    assert "sweep.ray: no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
