@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from src.common.errors import Failure
-from src.common.git import environment, git, worktree
+from src.common.git import git, worktree, worktree_environment
 from src.tracking.provenance import dirty_patch
 from verification.claims import Claim, compare
 from verification.small_run import stage_outputs
@@ -125,7 +125,7 @@ def test_a_command_in_a_worktree_has_its_own_mlflow_store_and_no_dvc_parent(
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "train@imdb_lstm")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    variables = environment(tmp_path)
+    variables = worktree_environment(tmp_path)
     assert variables["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/experiments/mlflow.db"
     assert "DVC_STAGE" not in variables
     assert "PATH" in variables

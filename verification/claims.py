@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from src.common.errors import Failure
-from src.common.git import environment, git
+from src.common.git import git, worktree_environment
 from verification.small_run import KILLS, SmallRun
 
 TWO_PROCESSES = ("trainer=ddp", "trainer.devices=2")
@@ -84,7 +84,7 @@ def pipeline_claim(worktree: Path) -> Claim:
     for _ in range(2):
         command = [sys.executable, "-m", "dvc", "repro", "--force"]
         done = subprocess.run(
-            command, cwd=worktree, env=environment(worktree), capture_output=True, text=True, check=False
+            command, cwd=worktree, env=worktree_environment(worktree), capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise Failure(f"dvc repro failed:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from src.common.errors import Failure
-from src.common.git import environment
+from src.common.git import worktree_environment
 from src.common.paths import ROOT
 from verification.interruption import TIMEOUT_S, checkpoints, digests, wait_for_checkpoint, wait_until
 
@@ -106,7 +106,7 @@ class SmallRun:
             done = subprocess.run(
                 [sys.executable, "-m", *words],
                 cwd=self.worktree,
-                env=environment(self.worktree),
+                env=worktree_environment(self.worktree),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -123,7 +123,7 @@ class SmallRun:
         return subprocess.Popen(
             [sys.executable, "-m", "src.train", *words],
             cwd=self.worktree,
-            env=environment(self.worktree),
+            env=worktree_environment(self.worktree),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -49,7 +49,7 @@ def git(*words: str, cwd: Path = ROOT, given: str | None = None, index: Path | N
     return done.stdout
 
 
-def environment(folder: Path) -> dict[str, str]:
+def worktree_environment(folder: Path) -> dict[str, str]:
     """The environment of a command in a worktree: its own MLflow store, no DVC above it."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
     return kept | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'experiments' / 'mlflow.db'}"}
