@@ -7,7 +7,7 @@ import inspect
 import re
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import hydra
 import pytest
@@ -15,8 +15,10 @@ import yaml
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
+from src.configuration import schema
 from src.configuration.composing import check, compose, write_resolved
-from src.configuration.schema import Adam, Config, DataConfig, Step
+from src.configuration.refusing import sections_in
+from src.configuration.schema import Adam, Config, DataConfig, Section, Step
 from src.configuration.targets import parameters_of, targets_in
 from tests.conftest import Run
 
@@ -398,7 +400,40 @@ def test_help_reads_like_documentation(run: Run) -> None:
         assert re.search(rf"^  {group} +\S", text, re.MULTILINE), group
         assert f"{group}: {options}" in text
     assert "Shell completion: source src/completion.bash" in text
-    assert "max_epochs" in text  # the configuration itself
+    for line in text[text.index("Keys of this configuration") :].splitlines():
+        assert len(line) <= 100
+
+
+def test_help_shows_each_key_with_its_description_type_and_default(run: Run) -> None:
+    text = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "trainer.log_every=7", "--help").stdout
+    words = " ".join(text.split())
+    config = composed("trainer.log_every=7")
+    for prefix, section in {"trainer": config.trainer, "export": config.export, "data": config.data}.items():
+        for name, field in type(section).model_fields.items():
+            if not isinstance(getattr(section, name), Section):
+                assert re.search(rf"^  {prefix}\.{field.alias or name}=\S", text, re.MULTILINE), name
+                assert (field.description or "") in words
+    assert "trainer.log_every=7" in text
+    assert "(int > 0; default 50)" in words
+    assert "model.schedule.name=linear" in text
+    assert "constant | linear | cosine | step" in words
+    assert re.search(r"model\.network\.width=80 +\w.* \(int > 0; default 64\)", words)  # described in conf/model
+
+
+def test_help_names_the_fault_of_a_refused_configuration(run: Run) -> None:
+    text = run("python", "-m", "src.train", "+experiment=imdb_lstm", "trainer.log_evry=7", "--help").stdout
+    assert "configuration refused: trainer.log_evry: unknown key" in text
+
+
+def test_every_key_of_the_schema_has_a_description() -> None:
+    sections = [value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, Section)]
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description and not sections_in(field.annotation) and get_origin(field.annotation) is not Literal
+    ]
+    assert missing == []
 
 
 def test_a_shell_can_ask_for_completions(run: Run) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from src.common.clock_metrics import EPOCH_SECONDS
 from src.common.errors import Failure
 from src.common.git import worktree_environment
 from src.common.paths import ROOT
@@ -131,9 +132,9 @@ class SmallRun:
         )
 
     def _has_epoch(self) -> bool:
-        """Whether the journal of the unfinished run holds a complete epoch."""
-        journals = self.worktree.glob("experiments/.work/*/tracking.jsonl")
-        return any(b'"epoch_seconds"' in journal.read_bytes() for journal in journals)
+        """Whether the journal of an unfinished run holds a complete epoch; that of a finished one has no checkpoint."""
+        journals = [checkpoint.with_name("tracking.jsonl") for checkpoint, _ in checkpoints(self.worktree)]
+        return any(f'"{EPOCH_SECONDS}"'.encode() in journal.read_bytes() for journal in journals)
 
     def _checkpoint_position(self) -> str:
         """The position of the unfinished run's checkpoint."""
