@@ -34,15 +34,8 @@ PARAMS = {
 
 def run(folder: Path, *words: str, **environment: str) -> str:
     """The stdout of a command in a repository."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=commands_environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    variables = commands_environment() | environment
+    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
