@@ -1,7 +1,4 @@
-"""Inference: each model as PyTorch runs it and as the exported ONNX graph, in int8 too where it can be had.
-
-At two batch sizes and thread counts.
-"""
+"""Inference: PyTorch against the exported ONNX graph, in fp32 and int8, at two batch sizes and thread counts."""
 
 from __future__ import annotations
 
@@ -24,13 +21,13 @@ from src.exporting import onnx_export, quantization
 from src.training import determinism
 
 SPEED_UP: dict[str, Target] = {"images": at_least(1.8), "pairs": at_least(1.8)}  # at batch 1
-SECONDS = 0.2  # a turn; a call that takes longer is made once
+SECONDS = 0.2  # length of a turn; a call that takes longer runs once
 BATCHES = (1, 32)
 LARGE_ROUNDS = 3  # a U-Net takes seconds for 32 pictures
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """All experiments' models, with random weights: the speed does not depend on them."""
+    """The models of all experiments, with random weights: the speed does not depend on them."""
     return [figure for name in setting.experiments for figure in measure_one(name, setting)]
 
 
@@ -38,7 +35,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     """The figures of one experiment's model.
 
     Raises:
-        Failure: the exported model answers differently.
+        Failure: the outputs of the exported model differ.
     """
     config = setting.prepare(name)
     determinism.fix(config.seed, None)
@@ -48,7 +45,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
     path = setting.folder / f"{name}.onnx"
     onnx_export.write(model, inputs, examples, path, opset=config.export.opset)
-    # Two examples of the middle length suffice to see that it is the same function; export itself checks more.
+    # Two examples of the middle length show that it is the same function; export itself checks more.
     few = [tuple(values[:2] for values in examples[len(examples) // 2])]
     onnx_export.largest_difference(model, inputs, few, path, config.export.tolerance)
     graphs = {"ONNX Runtime": path}
@@ -61,43 +58,43 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
         for size in BATCHES:
             rounds = setting.rounds if size == 1 else min(LARGE_ROUNDS, setting.rounds)
             target = SPEED_UP.get(meta["kind"]) if size == 1 else None
-            given = tuple(values[torch.arange(size) % len(values)] for values in examples[len(examples) // 2])
+            batch = tuple(values[torch.arange(size) % len(values)] for values in examples[len(examples) // 2])
             label = f"inference {name}, batch {size}, {threads} thread{'s' * (threads > 1)}"
-            figures += _compared(label, model, inputs, given, graphs, threads, rounds, target)
+            figures += _measure_batch(label, model, inputs, batch, graphs, threads, rounds, target)
     return figures
 
 
-def _compared(
+def _measure_batch(
     label: str,
     model: LightningModule,
     inputs: onnx_export.Inputs,
-    given: tuple[Tensor, ...],
+    batch: tuple[Tensor, ...],
     graphs: Mapping[str, Path],
     threads: int,
     rounds: int,
     target: Target | None,
 ) -> list[Figure]:
-    """Milliseconds a batch of each, and how many times as fast the exported ones are."""
+    """Milliseconds per batch of PyTorch and of each graph, and the speed of the graphs relative to PyTorch."""
     original = onnx_export.answering(model)
-    feed = onnx_export.feed(inputs, given)
+    feed = onnx_export.feed(inputs, batch)
 
     def eager() -> Any:
         with torch.inference_mode():
-            return original(*given)
+            return original(*batch)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         sessions = {name: onnx_export.session(path, threads) for name, path in graphs.items()}
-        exported = {name: per_call(partial(each.run, None, feed), SECONDS) for name, each in sessions.items()}
+        exported = {name: per_call(partial(session.run, None, feed), SECONDS) for name, session in sessions.items()}
         times = paired({"PyTorch eager": per_call(eager, SECONDS)} | exported, rounds)
     finally:
         torch.set_num_threads(before)
     eager_ms = Figure(label, "PyTorch eager", times.spread("PyTorch eager", lambda s: 1000 * s), "ms")
-    found = [eager_ms]
+    figures = [eager_ms]
     for name in graphs:
-        found += [
+        figures += [
             Figure(label, name, times.spread(name, lambda s: 1000 * s), "ms"),
             Figure(label, f"speed of {name} / eager", times.ratio("PyTorch eager", name), "x", target),
         ]
-    return found
+    return figures

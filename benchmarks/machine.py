@@ -1,4 +1,4 @@
-"""The machine that figures are measured on: what it is, and the fastest that it multiplies matrices."""
+"""The machine: its description, and its peak speed in matrix products."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from src.training.trainer import device_of
 
 def description() -> dict[str, str]:
     """Date, processor, memory, GPU, versions and commit, as text."""
-    known = environment()
+    run = environment()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "processor": f"{known['cpu']}, {known['cpu.cores']} cores ({known['cpu.isa']}), "
-        f"{torch.get_num_threads()} threads",
+        "processor": f"{run['cpu']}, {run['cpu.cores']} cores ({run['cpu.isa']}), {torch.get_num_threads()} threads",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "gpu": gpu,
-        "python": known["python"],
+        "python": run["python"],
         "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "onnxruntime")),
-        "commit": known["git.commit"][:12] + (" and changes" if known["git.dirty"] == "true" else ""),
+        "commit": run["git.commit"][:12] + (" and changes" if run["git.dirty"] == "true" else ""),
     }
 
 
 def gemm(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> Measure:
-    """Measures a large square matrix product over and over; returns seconds per floating-point operation."""
-    size = 8192 if device.type == "cuda" else 2048  # large enough that the product, not the memory, is what takes time
+    """Measures a large square matrix product repeatedly; returns seconds per floating-point operation."""
+    size = 8192 if device.type == "cuda" else 2048  # large enough to be bound by compute, not by memory
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     out = torch.empty_like(a)
 
@@ -47,7 +46,7 @@ def gemm(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> Meas
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """The peak in fp32 and bf16; the best of many short rounds is the machine's, the median what neighbours leave."""
+    """The peak in fp32 and bf16: the best of many short rounds is the machine's, the median what other load leaves."""
     device = device_of(setting.compose(setting.experiments[0]).trainer)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     rounds = paired({name: gemm(dtype, device, seconds=0.1) for name, dtype in types.items()}, 4 * setting.rounds)

@@ -1,4 +1,4 @@
-"""Memory: the most that the train stage ever holds, beside the data itself."""
+"""Memory: the peak of the train stage beyond the packed data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.common.errors import Failure
 from src.common.paths import ROOT
 
 BEYOND_DATA = at_most(1.5)  # GiB
-STEPS = 10  # of each of two epochs: enough for the longest texts to have come by
+STEPS = 10  # per epoch: enough to include the longest texts
 
 
 def measure(setting: Setting) -> list[Figure]:
@@ -25,7 +25,7 @@ def measure(setting: Setting) -> list[Figure]:
         Failure: a training failed, or this is not Linux.
     """
     if sys.platform != "linux":
-        raise Failure("a process's peak is read from Linux's /proc, which is not here: name the other benchmarks")
+        raise Failure("a process's peak is read from Linux's /proc: name the other benchmarks")
     return [figure for name in setting.experiments for figure in measure_one(name, setting)]
 
 
@@ -37,11 +37,11 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     """
     config = setting.prepare(name)
     data = sum((config.processed / f"{split}.safetensors").stat().st_size for split in ("train", "val"))
-    # Two epochs: images that are small at first are whole in the second.
-    brief = ["trainer.max_epochs=2", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2"]
-    places = [f'hydra.run.dir="{setting.folder / name / "hydra"}"']
+    # Two epochs: progressive resizing reaches the full size in the second.
+    limits = ["trainer.max_epochs=2", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2"]
+    run_dir = f'hydra.run.dir="{setting.folder / name / "hydra"}"'
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{setting.folder / name / 'mlflow.db'}"}
-    command = [sys.executable, "-m", "src.train", *setting.arguments(name), *brief, *places]
+    command = [sys.executable, "-m", "src.train", *setting.arguments(name), *limits, run_dir]
     peak = peak_memory(command, os.environ | store)
     label = f"memory {name}"
     return [
@@ -53,7 +53,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
 def peak_memory(command: list[str], environment: dict[str, str]) -> int:
     """The largest resident set of a process, in bytes.
 
-    From its /proc/PID/status, which is Linux's: `ru_maxrss` of a child is at least what its parent held when it forked.
+    Read from /proc/PID/status: `ru_maxrss` of a child is at least what its parent held when it forked.
 
     Raises:
         Failure: the command failed.
@@ -64,11 +64,11 @@ def peak_memory(command: list[str], environment: dict[str, str]) -> int:
     ) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            # Between exec and the first page, and once it has ended, a process has none.
-            found = re.search(r"VmHWM:\s+(\d+) kB", status)
-            peak = max(peak, int(found[1]) * 1024 if found else 0)
+            # A process has no such line between exec and its first page, and after its end.
+            match = re.search(r"VmHWM:\s+(\d+) kB", status)
+            peak = max(peak, int(match[1]) * 1024 if match else 0)
             time.sleep(0.02)
-        said = process.stdout.read() if process.stdout else ""
+        output = process.stdout.read() if process.stdout else ""
     if process.returncode:
-        raise Failure(f"{' '.join(command)} failed: {' '.join(said.split())[-500:]}")
+        raise Failure(f"{' '.join(command)} failed: {' '.join(output.split())[-500:]}")
     return peak

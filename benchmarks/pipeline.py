@@ -1,4 +1,4 @@
-"""The pipeline as a user waits for it: how long commands take to start, to find nothing to do, and to do everything."""
+"""The pipeline: start-up of commands, `dvc repro` from nothing, and `dvc repro` with nothing to do."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ REPRO = at_most(240.0)  # seconds
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Start-up; with `slow` also `dvc repro` on the sample, from nothing and again.
-
-    All in a clone of what is committed.
+    """Start-up; with `slow` also `dvc repro` on the sample, from nothing and again; in a clone of the last commit.
 
     Raises:
         Failure: a command failed.
@@ -41,8 +39,8 @@ def measure(setting: Setting) -> list[Figure]:
         total = time.perf_counter() - start
         figures += [Figure.single("pipeline", f"stage {stage}", seconds, "s") for stage, seconds in stages]
         figures.append(Figure.single("pipeline", "dvc repro, sample, from nothing", total, "s", REPRO))
-        again = paired({"again": lambda: run("dvc", "repro", folder=clone)}, setting.rounds)
-        figures.append(Figure("pipeline", "dvc repro, nothing to do", again.spread("again"), "s"))
+        repeated = paired({"repro": lambda: run("dvc", "repro", folder=clone)}, setting.rounds)
+        figures.append(Figure("pipeline", "dvc repro, nothing to do", repeated.spread("repro"), "s"))
     return figures
 
 
@@ -63,11 +61,11 @@ def stage_times(clone: Path) -> Iterator[tuple[str, float]]:
     ) as process:
         for line in process.stdout or ():
             tail = (tail + line)[-500:]
-            if found := re.search(r"Running stage '([^']+)'", line):
+            if match := re.search(r"Running stage '([^']+)'", line):
                 now = time.perf_counter()
                 if current:
                     yield current, now - since
-                current, since = found[1], now
+                current, since = match[1], now
     if process.returncode:
         raise Failure(f"dvc repro failed in a clean clone: {' '.join(tail.split())}")
     yield current, time.perf_counter() - since
@@ -83,6 +81,6 @@ def run(*command: str, folder: Path) -> float:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """With this interpreter's commands first, as after activating .venv, and the folder's own MLflow store."""
+    """The environment after activating .venv, with the folder's own MLflow store."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     return inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""What the benchmarks are asked to measure, and the data that they measure on."""
+"""What to measure, and generated data to measure it on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from src.configuration.composing import compose
 from src.configuration.schema import Config
 from src.data import packed
 
-EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")  # as a CPU is given them
-# As many as the official sets have: what memory holds and what an epoch's order costs depend on it.
+EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")
+# The sizes of the official sets: memory and the cost of an epoch's order depend on them.
 EXAMPLES = {
     "cifar10": {"train": 45_000, "val": 5_000},
     "imdb": {"train": 22_500, "val": 2_500},
@@ -25,69 +25,56 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What to measure, on which data, and how long.
+    """What to measure, and for how long.
 
     Attributes:
-        folder: for the data, and for what is written on the way.
+        folder: for the data and for temporary files.
         experiments: their names.
-        overrides: Hydra's, on each experiment; the profile is `full` where they name none.
-        archives: a folder of official archives; without it data of their shapes is generated.
-        rounds: how often candidates take turns.
-        seconds: how long a candidate's turn in a training benchmark is to take, roughly.
-        slow: also what takes many minutes.
+        overrides: Hydra's, for every experiment; without a `profile=` among them the profile is `full`.
+        rounds: turns of each candidate.
+        seconds: approximate length of a turn in a training benchmark.
+        slow: also the figures that take many minutes.
     """
 
     folder: Path
     experiments: tuple[str, ...] = EXPERIMENTS
     overrides: tuple[str, ...] = ()
-    archives: Path | None = None
     rounds: int = 5
     seconds: float = 2.0
     slow: bool = False
 
     def arguments(self, experiment: str) -> list[str]:
-        """The overrides that make a stage run this experiment on this data, with its outputs in the folder."""
-        profile = [] if any(given.startswith("profile=") for given in self.overrides) else ["profile=full"]
-        places = [f'data_folder="{self.folder}"', f'output="{self.folder / experiment}"']
-        arguments = [f"experiment={experiment}", *profile, *places, *self.overrides]
-        if self.archives is not None:
-            name = compose(arguments).data().archive_name
-            arguments.append(f'data.archive="{self.archives.resolve() / name}"')
-        return arguments
+        """The overrides with which a stage runs this experiment on the generated data and writes into the folder."""
+        profile = [] if any(word.startswith("profile=") for word in self.overrides) else ["profile=full"]
+        paths = [f'data_folder="{self.folder}"', f'output="{self.folder / experiment}"']
+        return [f"experiment={experiment}", *profile, *paths, *self.overrides]
 
     def compose(self, experiment: str) -> Config:
-        """The experiment's configuration; its data need not be there."""
+        """The experiment's configuration; its data may be missing."""
         return compose(self.arguments(experiment))
 
     def prepare(self, experiment: str) -> Config:
-        """The experiment's configuration, with its packed data in place.
-
-        Raises:
-            Failure: an archive can't be read.
-        """
+        """The experiment's configuration, with generated packed data in place."""
         config = self.compose(experiment)
         if not (config.processed / "meta.json").is_file():
-            archive = config.data.archive
-            content = config.data().pack(Path(archive)) if archive else generate(config)
-            source = {"origin": "archive" if archive else "generated", "sha256": ""}
-            packed.write(content, config.processed, config=config.packing, source=source)
+            source = {"origin": "generated", "sha256": ""}
+            packed.write(generate(config), config.processed, config=config.packing, source=source)
         return config
 
     @classmethod
     @contextmanager
-    def temporary(cls, **how: object) -> Iterator[Setting]:
-        """A setting whose folder goes when it is left."""
+    def temporary(cls, **options: object) -> Iterator[Setting]:
+        """A setting with a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-            yield cls(Path(folder), **how)  # type: ignore[arg-type]
+            yield cls(Path(folder), **options)  # type: ignore[arg-type]
 
 
 def generate(config: Config) -> packed.Packed:
-    """Random train and val splits of the shapes, sizes and lengths that the official data has."""
+    """Random train and val splits with the shapes, sizes and lengths of the official data."""
     random = np.random.default_rng(0)
-    makers = {"cifar10": _images, "imdb": _texts, "facades": _pairs}
-    maker = makers[config.data.name]
-    made = {split: maker(random, count, config) for split, count in EXAMPLES[config.data.name].items()}
-    return packed.Packed(made, _meta(config))
+    generate_split = {"cifar10": _images, "imdb": _texts, "facades": _pairs}[config.data.name]
+    splits = {split: generate_split(random, count, config) for split, count in EXAMPLES[config.data.name].items()}
+    return packed.Packed(splits, _meta(config))
 
 
 def _images(random: np.random.Generator, count: int, config: Config) -> packed.Arrays:
@@ -115,7 +102,7 @@ def _vocabulary(config: Config) -> list[str]:
 
 
 def _meta(config: Config) -> dict[str, object]:
-    """What packing would have noted."""
+    """The content of meta.json."""
     if config.data.name == "cifar10":
         classes = [str(number) for number in range(10)]
         return {"kind": "images", "classes": classes, "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.289] * 3}

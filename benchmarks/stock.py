@@ -1,7 +1,6 @@
-"""What a user would otherwise write: the usual code for the three tasks, with the usual parts.
+"""Ordinary code for three tasks: fp32, the default memory layout, one example at a time through a `Dataset`.
 
-All of it computes in fp32 on the default memory layout and reads one example at a time through a `Dataset`. The sizes
-of networks and batches and the number of steps are the experiment's.
+The sizes of networks and batches and the number of steps are the experiment's.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from src.models.adversarial import initialise
 from src.models.pix2pix import PatchGAN, UNet
 
 Split = dict[str, Tensor]
-WORKERS = 2  # for pictures, whose decoding and cropping costs time
+WORKERS = 2  # processes that decode and crop pictures
 
 
 # --- CIFAR-10: a Lightning module, torchvision's data set and transforms ----------------------------------------------
 
 
 class Cifar10(Dataset[tuple[Tensor, int]]):
-    """`torchvision.datasets.CIFAR10` once it is loaded: an array of pictures, each of which becomes a PIL image.
+    """`torchvision.datasets.CIFAR10` in memory: an array of pictures, each turned into a PIL image when read.
 
-    The original checks that its files are the official ones, so it can't read generated data.
+    The original accepts the official files only, so it can't read generated data.
     """
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -73,7 +72,7 @@ class LitClassifier(pl.LightningModule):
 
 
 def cifar10(config: Config, meta: Mapping[str, Any], split: Split, device: torch.device, clock: StepClock) -> None:
-    """The experiment's own network: what differs is all around it."""
+    """The experiment's own network in an ordinary LightningModule."""
     from torchvision import transforms
 
     size = meta["shape"][-1]
@@ -137,8 +136,8 @@ class PackedBiLSTM(nn.Module):
         self.classify = nn.Linear(2 * hidden, classes)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        read = self.dropout(self.embedding(tokens))
-        packed = pack_padded_sequence(read, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        embedded = self.dropout(self.embedding(tokens))
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
         return self.classify(self.dropout(torch.cat([hidden[-2], hidden[-1]], dim=1)))
 
@@ -189,22 +188,22 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         size = pair[0].width
         large = round(size * self.enlarge)
         top, left = torch.randint(0, large - size + 1, (2,)).tolist()
-        mirrored = bool(torch.rand(()) < 0.5)
-        made = []
+        is_mirrored = bool(torch.rand(()) < 0.5)
+        tensors = []
         for picture in pair:
             picture = picture.resize((large, large), Image.Resampling.BICUBIC)
             picture = picture.crop((left, top, left + size, top + size))
-            picture = TF.hflip(picture) if mirrored else picture
-            made.append(TF.normalize(TF.to_tensor(picture), [0.5] * 3, [0.5] * 3))
-        return made[0], made[1]
+            picture = TF.hflip(picture) if is_mirrored else picture
+            tensors.append(TF.normalize(TF.to_tensor(picture), [0.5] * 3, [0.5] * 3))
+        return tensors[0], tensors[1]
 
 
 def facades(config: Config, meta: Mapping[str, Any], split: Split, device: torch.device, clock: StepClock) -> None:
-    """The authors' order of things: draw, discriminator's step, generator's step; batch normalisation."""
+    """The authors' order: generate, discriminator step, generator step; batch normalisation."""
     width = config.plain()["model"]["width"]
     generator = UNet(meta["shape"][-1], width, "batch").apply(initialise).to(device)
     discriminator = PatchGAN(width, "batch").apply(initialise).to(device)
-    for_generator, for_discriminator = (
+    generator_optimizer, discriminator_optimizer = (
         torch.optim.Adam(part.parameters(), lr=2e-4, betas=(0.5, 0.999)) for part in (generator, discriminator)
     )
     loader = DataLoader(
@@ -215,25 +214,25 @@ def facades(config: Config, meta: Mapping[str, Any], split: Split, device: torch
         num_workers=WORKERS,
     )
 
-    def judged(logits: Tensor, real: bool) -> Tensor:
+    def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
-    for given, wanted in loader:
-        source, target = given.to(device), wanted.to(device)
-        drawn = generator(source)
+    for batch in loader:
+        source, target = (side.to(device) for side in batch)
+        fake = generator(source)
 
         discriminator.requires_grad_(True)
-        for_discriminator.zero_grad()
-        seen_real = judged(discriminator(source, target), True)
-        seen_drawn = judged(discriminator(source, drawn.detach()), False)
-        ((seen_real + seen_drawn) / 2).backward()
-        for_discriminator.step()
+        discriminator_optimizer.zero_grad()
+        real_loss = adversarial_loss(discriminator(source, target), True)
+        fake_loss = adversarial_loss(discriminator(source, fake.detach()), False)
+        ((real_loss + fake_loss) / 2).backward()
+        discriminator_optimizer.step()
 
         discriminator.requires_grad_(False)
-        for_generator.zero_grad()
-        loss = judged(discriminator(source, drawn), True) + 100 * F.l1_loss(drawn, target)
+        generator_optimizer.zero_grad()
+        loss = adversarial_loss(discriminator(source, fake), True) + 100 * F.l1_loss(fake, target)
         loss.backward()
-        for_generator.step()
+        generator_optimizer.step()
         clock.tick()
         if clock.ticks == clock.steps:
             return

@@ -1,11 +1,9 @@
-"""What was measured, against its target: a table for the terminal, for markdown, and as JSON."""
+"""Figures against their targets, as a table on the terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from benchmarks.timing import Spread
 
@@ -14,13 +12,13 @@ COLUMNS = ("benchmark", "figure", "measured", "rounds", "target", "verdict")
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that a figure is to keep."""
+    """A bound for a figure."""
 
     bound: float
     at_most: bool
 
     def verdict(self, value: float) -> str:
-        """`met`, or by how much of the bound it is missed."""
+        """`met`, or by what share of the bound it is missed."""
         if value <= self.bound if self.at_most else value >= self.bound:
             return "met"
         return f"missed by {abs(value / self.bound - 1):.1%}"
@@ -36,7 +34,7 @@ def at_least(bound: float) -> Target:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `spread` has more than one round where it was measured in several."""
+    """A measured number with its spread over the rounds."""
 
     benchmark: str
     name: str
@@ -46,7 +44,7 @@ class Figure:
 
     @classmethod
     def single(cls, benchmark: str, name: str, value: float, unit: str = "", target: Target | None = None) -> Figure:
-        """A figure that was measured once."""
+        """A figure from one measurement."""
         return cls(benchmark, name, Spread(value, value, value), unit, target)
 
     def row(self) -> dict[str, str]:
@@ -64,12 +62,12 @@ class Figure:
 
 
 def _number(value: float) -> str:
-    """Three significant digits where digits matter, none after the point from 100 on."""
+    """Three significant digits, and no decimals from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def print_table(figures: Sequence[Figure], machine: Mapping[str, str]) -> None:
-    """Prints the machine and the table; as wide as it needs to be where nobody watches."""
+    """Prints the machine and the table; without a terminal in its full width."""
     from rich.console import Console
     from rich.table import Table
 
@@ -84,17 +82,3 @@ def print_table(figures: Sequence[Figure], machine: Mapping[str, str]) -> None:
         style = "red" if row["verdict"].startswith("missed") else None
         table.add_row(*row.values(), style=style, end_section=False)
     console.print(table)
-
-
-def as_markdown(figures: Sequence[Figure], machine: Mapping[str, str]) -> str:
-    """The machine as a list, the figures as a GitHub table."""
-    from src.reporting.tables import markdown
-
-    facts = "".join(f"* {name}: {value}\n" for name, value in machine.items())
-    return f"{facts}\n{markdown([figure.row() for figure in figures], COLUMNS)}"
-
-
-def as_json(figures: Sequence[Figure], machine: Mapping[str, str]) -> str:
-    """Everything, unrounded."""
-    content: dict[str, Any] = {"machine": dict(machine), "figures": [asdict(f) | f.row() for f in figures]}
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

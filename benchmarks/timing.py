@@ -1,4 +1,4 @@
-"""Timing on a machine with neighbours: candidates take turns, and only ratios within a round mean something."""
+"""Timing on a shared machine: candidates take turns, and only ratios within a round are meaningful."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from statistics import median
 
 import torch
 
-Measure = Callable[[], float]  # measures once and returns seconds per unit of work
+Measure = Callable[[], float]  # returns seconds per unit of work, measured once
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several rounds, and how far they lie apart."""
+    """The median of several rounds, and their range."""
 
     median: float
     low: float
@@ -23,12 +23,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What each candidate measured, a value per round."""
+    """Seconds of each candidate, one value per round."""
 
     seconds: dict[str, list[float]]
 
     def spread(self, name: str, unit: Callable[[float], float] = lambda seconds: seconds) -> Spread:
-        """One candidate's rounds, each turned into another unit by `unit`."""
+        """One candidate's rounds, converted by `unit`."""
         return _spread([unit(value) for value in self.seconds[name]])
 
     def ratio(self, above: str, below: str, factor: float = 1.0) -> Spread:
@@ -44,8 +44,7 @@ def _spread(values: list[float]) -> Spread:
 def paired(candidates: Mapping[str, Measure], rounds: int) -> Rounds:
     """Measures all candidates in each round, in turn: A B, B A, A B, ...
 
-    Whatever slows the machine for longer than a round hits all of them; a slow drift, and what one leaves in the caches
-    for the next, fall on each side alike.
+    Load that lasts longer than a round slows all candidates; slow drift and warm caches favour none of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
@@ -55,10 +54,7 @@ def paired(candidates: Mapping[str, Measure], rounds: int) -> Rounds:
 
 
 def per_call(call: Callable[[], object], seconds: float) -> Measure:
-    """Measures the mean time of a call over at least `seconds`; called once here and now, to warm up.
-
-    What a call leaves to a GPU it must wait for itself.
-    """
+    """Measures the mean time of a call over at least `seconds`, after a first one to warm up. The call awaits a GPU."""
     call()
 
     def measure() -> float:
@@ -72,10 +68,9 @@ def per_call(call: Callable[[], object], seconds: float) -> Measure:
 
 
 class StepClock:
-    """Times a training loop that calls `tick` at the end of each of its `steps` steps, at least two.
+    """Times a training loop of `steps` steps, at least two, that calls `tick` at the end of each.
 
-    It runs from the end of the first step, which allocates and warms up, to the end of the last: what a loop costs to
-    start and to end is not in it.
+    Measures from the end of the first step, which allocates and warms up, to the end of the last one.
     """
 
     def __init__(self, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Training: what `trainer.fit` adds to a hand-written loop, what a user would otherwise run, and what bounds both."""
+"""Training: `trainer.fit` against a hand-written loop, ordinary code, and the peak of matrix products."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from src.training.trainer import adapt, build_trainer, device_of, uses_bf16
 
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
-STOCK_ROUNDS = 2  # the stock loops are several times slower: a fair share of the time
+STOCK_ROUNDS = 2  # the stock loops are several times slower
 Step = Callable[[Batch], None]
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Each experiment at its configuration: our trainer, a hand-written loop and the stock one, in turn."""
+    """Each experiment with its configuration: `trainer.fit`, a hand-written loop and the stock loop, in turn."""
     keep_freed_memory()
     return [figure for name in setting.experiments for figure in measure_one(name, setting)]
 
@@ -60,9 +60,11 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
         "hand": partial(loops.hand_written, steps),
         "gemm": gemm,
     }
-    ours = paired(candidates, setting.rounds)
-    few = max(3, min(steps, round(setting.seconds / loops.stock(2))))
-    theirs = paired({"fit": candidates["fit"], "stock": partial(loops.stock, few)}, min(STOCK_ROUNDS, setting.rounds))
+    with_hand = paired(candidates, setting.rounds)
+    stock_steps = max(3, min(steps, round(setting.seconds / loops.stock(2))))
+    with_stock = paired(
+        {"fit": candidates["fit"], "stock": partial(loops.stock, stock_steps)}, min(STOCK_ROUNDS, setting.rounds)
+    )
 
     size = config.loader.batch_size
     label = f"training {name}"
@@ -72,23 +74,22 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
 
     step_flops = loops.flops(steps)
     return [
-        Figure(label, "trainer.fit", ours.spread("fit", rate), "examples/s"),
-        Figure(label, "hand-written loop", ours.spread("hand", rate), "examples/s"),
-        Figure(label, "stock code", theirs.spread("stock", rate), "examples/s"),
-        Figure(label, "time of trainer.fit / hand-written loop", ours.ratio("fit", "hand"), "", LOOP_OVERHEAD),
-        Figure(label, "speed of trainer.fit / stock code", theirs.ratio("stock", "fit"), "x"),
+        Figure(label, "trainer.fit", with_hand.spread("fit", rate), "examples/s"),
+        Figure(label, "hand-written loop", with_hand.spread("hand", rate), "examples/s"),
+        Figure(label, "stock code", with_stock.spread("stock", rate), "examples/s"),
+        Figure(label, "time of trainer.fit / hand-written loop", with_hand.ratio("fit", "hand"), "", LOOP_OVERHEAD),
+        Figure(label, "speed of trainer.fit / stock code", with_stock.ratio("stock", "fit"), "x"),
         Figure.single(label, "time for batches", 100 * loops.batch_share, "% of a step", BATCH_SHARE),
-        Figure(label, "share of the matrix-product peak", ours.ratio("gemm", "fit", 100 * step_flops), "%"),
-        Figure.single(label, "start, end and checkpoint of trainer.fit", loops.fit_overhead, "s"),
+        Figure(label, "share of the matrix-product peak", with_hand.ratio("gemm", "fit", 100 * step_flops), "%"),
     ]
 
 
 class Loops:
     """One experiment's training loops over the same model, each returning seconds per step.
 
-    Every turn trains on the first batches of epoch 0, so the same work is timed each time, on images at their full
-    size, as the stock loop takes them. `trainer.fit` runs with all that `src.train` gives it, but for validation, which
-    is no part of a step, and for MLflow, which is told of every 50th.
+    Every turn trains on the first batches of epoch 0, so that the same work is timed each time, on images at full size,
+    as in the stock loop. `trainer.fit` runs with the callbacks of `src.train`, without validation, which is not part of
+    a step, and without MLflow, which gets every 50th step.
     """
 
     def __init__(self, config: Config, work: Path) -> None:
@@ -102,16 +103,15 @@ class Loops:
         if hasattr(self.model, "prepare"):
             self.model.prepare(self.split["images"][:5000])
         adapt(self.model, config.trainer)
-        self.batch_share = 0.0  # of the last hand-written loop's time
-        self.fit_overhead = 0.0  # seconds that the last `trainer.fit` took beyond its steps
+        self.batch_share = 0.0  # time for batches, as a fraction of the last hand-written loop
 
     def batches(self) -> Batches:
-        """The training batches of an epoch 0, on the device."""
+        """The training batches of epoch 0, on the device."""
         kind = KINDS[self.meta["kind"]]
         return kind(self.split, self.meta, self.config.loader, train=True, seed=self.config.seed).to(self.device)
 
     def steps_in(self, seconds: float) -> int:
-        """About as many steps as take so long: at least 4, at most an epoch."""
+        """The number of steps that take about `seconds`: at least 4, at most an epoch."""
         epoch = len(self.batches())
         probe = self.hand_written(min(4, epoch))
         return max(min(4, epoch), min(epoch, round(seconds / probe)))
@@ -119,23 +119,21 @@ class Loops:
     def fit(self, steps: int) -> float:
         """Seconds per step of `trainer.fit`, as `src.train` calls it."""
         clock = StepClock(steps)
-        asked = {
+        limits = {
             "max_epochs": 1,
             "limit_train_batches": steps,
             "limit_val_batches": 0,
             "keep": "last",
             "early_stopping": None,
         }
-        config = self.config.model_copy(update={"trainer": self.config.trainer.model_copy(update=asked)})
+        config = self.config.model_copy(update={"trainer": self.config.trainer.model_copy(update=limits)})
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):  # no bar
             history = History(lambda metrics, step: None, prints_lines=False)
             trainer = build_trainer(config, self.model, history, self.work, Interruption())
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
             )
-            start = time.perf_counter()
             trainer.fit(self.model, PackedData(config.processed, config.loader, config.seed))
-            self.fit_overhead = time.perf_counter() - start - steps * clock.per_step
         return clock.per_step
 
     def hand_written(self, steps: int) -> float:
@@ -149,16 +147,16 @@ class Loops:
         while batch is not None:
             step(batch)
             clock.tick()
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(iterator, None)  # type: ignore[arg-type]  # None ends the loop
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - start
         self.batch_share = waited / (clock.per_step * (steps - 1))
         return clock.per_step
 
     def stock(self, steps: int) -> float:
-        """Seconds per step of the usual code for this task.
+        """Seconds per step of ordinary code for this task.
 
-        In its favour: the workers of its `DataLoader` read ahead during the first step, which is not timed.
+        The workers of its `DataLoader` read ahead during the first step, which is not timed.
         """
         torch.use_deterministic_algorithms(False)
         clock = StepClock(steps)
@@ -167,7 +165,7 @@ class Loops:
         return clock.per_step
 
     def stepping(self, model: Any, steps: int) -> Step:
-        """A training step by hand: what a user would write for this model, without Lightning."""
+        """A training step in plain PyTorch for this model."""
         optimizers, schedules = optimizers_of(model, steps)
         autocast = partial(torch.autocast, self.device.type, torch.bfloat16, uses_bf16(self.config.trainer))
         clip = self.config.trainer.gradient_clip
@@ -188,26 +186,26 @@ class Loops:
                 part.step()
 
         def translate(batch: Batch) -> None:
-            for_generator, for_discriminator = optimizers
+            generator_optimizer, discriminator_optimizer = optimizers
             with autocast():
                 source, target = (scaled(side, torch.float32) for side in batch)
-                drawn = model.generator(source)
+                fake = model.generator(source)
                 model.discriminator.requires_grad_(True)
-                seen_real = model.judged(model.discriminator(source, target), True)
-                seen_drawn = model.judged(model.discriminator(source, drawn.detach()), False)
-            for_discriminator.zero_grad()
-            ((seen_real + seen_drawn) / 2).backward()
+                real_loss = model.judged(model.discriminator(source, target), True)
+                fake_loss = model.judged(model.discriminator(source, fake.detach()), False)
+            discriminator_optimizer.zero_grad()
+            ((real_loss + fake_loss) / 2).backward()
             clipped(model.discriminator)
-            for_discriminator.step()
+            discriminator_optimizer.step()
 
             model.discriminator.requires_grad_(False)
             with autocast():
-                loss = model.judged(model.discriminator(source, drawn), True)
-                loss = loss + model.l1 * F.l1_loss(drawn.float(), target.float())
-            for_generator.zero_grad()
+                loss = model.judged(model.discriminator(source, fake), True)
+                loss = loss + model.l1 * F.l1_loss(fake.float(), target.float())
+            generator_optimizer.zero_grad()
             loss.backward()
             clipped(model.generator)
-            for_generator.step()
+            generator_optimizer.step()
             model.discriminator.requires_grad_(True)
             for schedule in schedules:
                 schedule.step()
@@ -215,40 +213,40 @@ class Loops:
         return translate if isinstance(model, Pix2Pix) else classify
 
     def flops(self, steps: int) -> float:
-        """Floating-point operations of a step, as the mean of the steps that are timed.
+        """Floating-point operations per step, as the mean of the timed steps.
 
         Counted on one example twice and four times: one part grows with the elements of a batch (pixels, or tokens
         with their padding), the optimizer's does not. oneDNN's LSTM hides its matrix products from the counter, so
-        texts are counted without it; zeros between small maps are no work.
+        texts are counted without it; the zeros between small maps do not count.
         """
         model = self.config.model(self.meta).to(self.device).train()
-        made = list(islice(self.batches(), 1, steps))
+        batches = list(islice(self.batches(), 1, steps))
         step = self.stepping(model, steps)
         sizes, counts = [], []
         for examples in (2, 4):
-            few = tuple(torch.cat([values[:1]] * examples) for values in made[0])
+            batch = tuple(torch.cat([values[:1]] * examples) for values in batches[0])
             with (
                 warnings.catch_warnings(action="ignore"),  # of Intel GPUs, by mkldnn.flags
                 torch.backends.mkldnn.flags(enabled=self.meta["kind"] != "text"),
                 patch.object(Convolution, "SMALL", 0),
                 FlopCounterMode(display=False) as counter,
             ):
-                step(few)
-            sizes.append(few[0].numel())
+                step(batch)
+            sizes.append(batch[0].numel())
             counts.append(counter.get_total_flops())
         growth = (counts[1] - counts[0]) / (sizes[1] - sizes[0])
-        elements = sum(batch[0].numel() for batch in made) / len(made)
+        elements = sum(batch[0].numel() for batch in batches) / len(batches)
         return counts[0] + growth * (elements - sizes[0])
 
 
 def optimizers_of(model: pl.LightningModule, steps: int) -> tuple[list[Any], list[Any]]:
-    """The model's own optimizers and schedules for a run of `steps` steps, in any form that Lightning takes them."""
-    model.trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]  # all it is asked
-    made: Any = model.configure_optimizers()
-    if isinstance(made, tuple):
-        optimizers, schedules = made
+    """The model's optimizers and schedules for a run of `steps` steps, from any form that Lightning accepts."""
+    model.trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]  # all that models read
+    configured: Any = model.configure_optimizers()
+    if isinstance(configured, tuple):
+        optimizers, schedules = configured
     else:
-        parts = [part if isinstance(part, dict) else {"optimizer": part} for part in _listed(made)]
+        parts = [part if isinstance(part, dict) else {"optimizer": part} for part in _listed(configured)]
         optimizers = [part["optimizer"] for part in parts]
         schedules = [part["lr_scheduler"] for part in parts if "lr_scheduler" in part]
     return list(optimizers), [s["scheduler"] if isinstance(s, dict) else s for s in schedules]

@@ -1,4 +1,4 @@
-"""An S3 endpoint on this machine: moto's server, spoken to over HTTP as any other."""
+"""An S3 endpoint on this machine: moto's server, accessed over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEYS = {
 
 
 class S3:
-    """An endpoint on a free port of 127.0.0.1; as a context manager, it is gone afterwards, and all buckets with it."""
+    """An endpoint on a free port of 127.0.0.1; a context manager that stops it and drops all buckets."""
 
     def __enter__(self) -> S3:
         from moto.server import ThreadedMotoServer
@@ -27,12 +27,12 @@ class S3:
         self._server.stop()
 
     def bucket(self, name: str) -> str:
-        """Makes a bucket; its s3:// address."""
+        """Creates a bucket; returns its s3:// address."""
         self._client().create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def keys(self, bucket: str) -> list[str]:
-        """What lies in a bucket."""
+        """The keys in a bucket."""
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 

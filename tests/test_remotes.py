@@ -1,4 +1,4 @@
-"""DVC remotes: what was pushed from one clone and pulled into another is not made again."""
+"""DVC remotes: outputs that one clone pushed and another one pulled are not computed again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.s3 import KEYS, S3
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
-# One experiment, through all stages in seconds.
+# One experiment that takes seconds through all stages.
 PARAMS = {
     "profile": "sample",
     "trainer": "cpu",
@@ -32,24 +32,23 @@ PARAMS = {
 }
 
 
-def run(folder: Path, *words: str, **more: str) -> str:
-    """What a command says, typed in a repository."""
-    done = subprocess.run(
-        words, cwd=folder, env=commands_environment() | more, capture_output=True, text=True, timeout=300, check=False
-    )
+def run(folder: Path, *words: str, **environment: str) -> str:
+    """The stdout of a command in a repository."""
+    variables = commands_environment() | environment
+    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 def commit(folder: Path) -> None:
     run(folder, "git", "add", "--all")
-    who = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-    run(folder, "git", *who, "commit", "--quiet", "--allow-empty", "-m", "a pipeline that has run")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
+    run(folder, "git", *identity, "commit", "--quiet", "--allow-empty", "-m", "a pipeline that has run")
 
 
 @pytest.fixture(scope="module")
 def origin(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of its own in which the pipeline has run and is committed."""
+    """A clone in which the pipeline ran, with its outputs committed."""
     folder = tmp_path_factory.mktemp("origin") / "repository"
     run(clone, "git", "clone", "--quiet", str(clone), str(folder))
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
@@ -59,7 +58,7 @@ def origin(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_a_clone_that_pulls_from_the_remote_reruns_nothing(
+def test_a_clone_that_pulls_from_a_remote_reruns_nothing(
     kind: str, origin: Path, s3: S3, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     keys: Mapping[str, str] = {}
@@ -79,9 +78,9 @@ def test_a_clone_that_pulls_from_the_remote_reruns_nothing(
     elsewhere = tmp_path / "elsewhere"
     run(origin, "git", "clone", "--quiet", str(origin), str(elsewhere))
     run(elsewhere, "dvc", "pull", **keys)
-    said = run(elsewhere, "dvc", "repro")
-    assert "Running stage" not in said
-    assert "Data and pipelines are up to date." in said
+    stdout = run(elsewhere, "dvc", "repro")
+    assert "Running stage" not in stdout
+    assert "Data and pipelines are up to date." in stdout
     assert run(elsewhere, "git", "status", "--porcelain") == ""
     for name in ("train/model.safetensors", "export/model.onnx"):
         path = Path("experiments", "cifar10_resnet", name)

@@ -1,4 +1,4 @@
-"""A recorded run made again from its MLflow id alone: `python -m src.reproduce RUN_ID`."""
+"""A recorded run is reproduced from its MLflow id alone: `python -m src.reproduce RUN_ID`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.common.paths import ROOT
+from src.configuration.composing import compose
+from src.reproduce import code_difference
 from tests.faults.commands import clone_of, flip_a_bit, output_of, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# A model of the user's own, not committed: one file of code, one of configuration.
+# A model that the user adds and does not commit: a file of code and one of configuration.
 MODEL = '''
-"""A classifier of texts that is narrow."""
+"""A narrow text classifier."""
 
 from __future__ import annotations
 
@@ -48,15 +51,15 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def recorded(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A repository, clean again, and the id of a run that was trained and evaluated there while it was not."""
+    """A clean repository, and the id of a run that was trained and exported there with uncommitted changes."""
     folder = clone_of(clone, tmp_path_factory.mktemp("reproduce") / "repository")
     (folder / "src" / "models" / "narrow.py").write_text(MODEL.lstrip())
     (folder / "conf" / "model" / "narrow.yaml").write_text(yaml.safe_dump(CONFIGURATION))
-    tracked = folder / "src" / "models" / "lstm.py"  # which narrow.py stands on
+    tracked = folder / "src" / "models" / "lstm.py"  # the base of narrow.py
     tracked.write_text(tracked.read_text().replace("weight, std=embedding_std)", "weight, std=2 * embedding_std)"))
-    said = run(folder, "python", "-m", "src.train", "+experiment=imdb_lstm", "model=narrow", *SMALL).stdout
-    run(folder, "python", "-m", "src.evaluate", "-cp", f"../{output_of(said)}", "-cn", "config")
-    run(folder, "python", "-m", "src.export", "-cp", f"../{output_of(said)}", "-cn", "config")
+    stdout = run(folder, "python", "-m", "src.train", "+experiment=imdb_lstm", "model=narrow", *SMALL).stdout
+    run(folder, "python", "-m", "src.evaluate", "-cp", f"../{output_of(stdout)}", "-cn", "config")
+    run(folder, "python", "-m", "src.export", "-cp", f"../{output_of(stdout)}", "-cn", "config")
     assert "lstm.py" in run(folder, "git", "status", "--porcelain").stdout
     run(folder, "git", "checkout", "--quiet", ".")
     run(folder, "git", "clean", "--quiet", "--force")
@@ -75,20 +78,23 @@ def reproduce(folder: Path, run_id: str) -> subprocess.CompletedProcess[str]:
     return run(folder, "python", "-m", "src.reproduce", run_id, check=False)
 
 
-def test_a_run_of_a_dirty_tree_comes_out_the_same_to_the_bit_and_leaves_the_repository_alone(
+def test_a_run_with_uncommitted_changes_is_reproduced_to_the_bit(
     recorded: tuple[Path, str],
 ) -> None:
     folder, run_id = recorded
     done = reproduce(folder, run_id)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    for fact in (
+    assert (
+        "note: today's code refuses the run's configuration (model._target_: 'src.models.narrow.narrow'" in done.stdout
+    )
+    for result in (
         "weights (sha256)",
         "optimizer state (sha256)",
         "val_accuracy",
         "test_accuracy",
         "onnx_largest_difference",
     ):
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{fact} ")]
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{result} ")]
         assert line.endswith("  same")
     *_, verdict = done.stdout.splitlines()
     same, _, total, *_ = verdict.split()
@@ -96,7 +102,7 @@ def test_a_run_of_a_dirty_tree_comes_out_the_same_to_the_bit_and_leaves_the_repo
     assert int(same) > 8
     assert run(folder, "git", "status", "--porcelain").stdout == ""
     assert len(run(folder, "git", "worktree", "list").stdout.splitlines()) == 1
-    assert run_ids(folder) == [run_id]  # the other one was in a store of its own
+    assert run_ids(folder) == [run_id]  # the reproduced run is in the store of the worktree
 
 
 def test_an_unknown_run_is_refused(recorded: tuple[Path, str]) -> None:
@@ -108,43 +114,51 @@ def test_an_unknown_run_is_refused(recorded: tuple[Path, str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_what_the_run_depended_on_and_is_another_now_is_refused_and_named_all_at_once(
+def test_changed_packages_and_data_are_refused_together(
     recorded: tuple[Path, str],
 ) -> None:
     folder, run_id = recorded
     (split,) = folder.glob("data/direct/*/processed/sample/imdb/val.safetensors")
     lock = folder / "requirements.lock"
-    kept = split.read_bytes()
+    content = split.read_bytes()
     flip_a_bit(split)
     with lock.open("a") as file:
         file.write("# another\n")
     try:
         done = reproduce(folder, run_id)
     finally:
-        split.write_bytes(kept)
+        split.write_bytes(content)
         run(folder, "git", "checkout", "--quiet", lock.name)
     assert done.returncode == 2
     head, *reasons = done.stderr.strip().splitlines()
-    assert head == f"refused: {run_id} can't be made again here:"
+    assert head == f"refused: {run_id} can't be reproduced here:"
     assert [reason.split(" had sha256 ")[0].strip() for reason in reasons] == [
         "packages: requirements.lock",
         f"data: {split.relative_to(folder)}",
     ]
     assert "git checkout" in reasons[0]
     assert "make setup" in reasons[0]
-    assert done.stdout == ""  # nothing was begun
+    assert done.stdout == ""  # no training was started
 
 
-def test_data_that_is_not_there_is_named_with_the_way_to_have_it(recorded: tuple[Path, str], tmp_path: Path) -> None:
+def test_missing_data_is_refused_with_the_commands_that_provide_it(recorded: tuple[Path, str], tmp_path: Path) -> None:
     folder, run_id = recorded
     (split,) = folder.glob("data/direct/*/processed/sample/imdb/train.safetensors")
-    aside = tmp_path / split.name
-    shutil.move(split, aside)
+    moved = tmp_path / split.name
+    shutil.move(split, moved)
     try:
         done = reproduce(folder, run_id)
     finally:
-        shutil.move(aside, split)
+        shutil.move(moved, split)
     assert done.returncode == 2
-    assert (
-        f"data: {split.relative_to(folder)} is not there: dvc pull, or dvc repro, or the run's command" in done.stderr
-    )
+    assert f"data: {split.relative_to(folder)} is missing: dvc pull, or dvc repro, or the run's command" in done.stderr
+
+
+def test_the_modules_that_differ_from_the_run_s_are_named(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    shutil.copy(ROOT / "requirements.lock", tmp_path)
+    config = compose(["experiment=imdb_lstm", "output=out"]).plain()
+    assert code_difference(config, tmp_path) == "today's code for training is the run's"
+    with (tmp_path / "src" / "models" / "lstm.py").open("a") as file:
+        file.write("X = 1\n")
+    assert code_difference(config, tmp_path).endswith("differs from the run's, which is used: src/models/lstm.py")

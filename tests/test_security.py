@@ -1,4 +1,4 @@
-"""What the code must not do: unpickle, load YAML with constructors, listen to other machines."""
+"""The code does not unpickle, load YAML with constructors, use a shell, or listen to other machines."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
-def names(node: ast.AST) -> str:
-    """A dotted name as it stands in the source; empty for any other expression."""
+def dotted_name(node: ast.AST) -> str:
+    """The source of a dotted name; empty for any other expression."""
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
 
 
 def unsafe(tree: ast.AST) -> Iterator[str]:
-    """What in a module could run code out of data."""
+    """The constructs in a module that can run code from data."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (f"imports {alias.name}" for alias in node.names if alias.name.split(".")[0] in UNPICKLING)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNPICKLING:
             yield f"imports {node.module}"
         elif isinstance(node, ast.Call):
-            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            match names(node.func):
-                case "torch.load" if given.get("weights_only") != "True":
+            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            match dotted_name(node.func):
+                case "torch.load" if options.get("weights_only") != "True":
                     yield "torch.load without weights_only=True"
-                case "np.load" | "numpy.load" if given.get("allow_pickle", "False") != "False":
+                case "np.load" | "numpy.load" if options.get("allow_pickle", "False") != "False":
                     yield "numpy.load with allow_pickle"
                 case "yaml.load" | "yaml.load_all" | "yaml.unsafe_load" | "yaml.full_load":
                     yield "a YAML loader other than safe_load"
-            if given.get("shell", "False") != "False":
+            if options.get("shell", "False") != "False":
                 yield "a command through a shell"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[path.relative_to(ROOT).as_posix() for path in SOURCES])
-def test_no_module_runs_code_out_of_data(path: Path) -> None:
+def test_no_module_runs_code_from_data(path: Path) -> None:
     assert list(unsafe(ast.parse(path.read_text()))) == []
 
 
@@ -64,12 +64,12 @@ def test_no_module_runs_code_out_of_data(path: Path) -> None:
         "subprocess.run('a', shell=True)",
     ],
 )
-def test_what_would_be_unsafe_is_found(source: str) -> None:
+def test_an_unsafe_construct_is_detected(source: str) -> None:
     assert list(unsafe(ast.parse(source)))
 
 
 @pytest.mark.slow
-def test_make_ui_listens_to_this_machine_alone(tmp_path: Path) -> None:
+def test_make_ui_listens_on_localhost_only(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,7 +77,7 @@ def test_make_ui_listens_to_this_machine_alone(tmp_path: Path) -> None:
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    # -o: the environment is there already, it need not be made.
+    # -o: the environment exists; it is not set up again.
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             ["make", "-o", "setup", "ui", f"UI_PORT={port}"],

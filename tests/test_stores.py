@@ -1,4 +1,4 @@
-"""An MLflow server for a team: rows in PostgreSQL, artifacts in S3, trainings that know nothing of either."""
+"""An MLflow server for a team: rows in PostgreSQL, artifacts in S3, no credentials in the trainings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_runs import SMALL, output_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
-STARTS_WITHIN_S = 120.0  # it makes its tables first
+START_TIMEOUT_S = 120.0  # it creates its tables first
 BUCKET = "tracking"
 
 
@@ -34,7 +34,7 @@ def database(postgresql_server: PostgreSQL) -> str:
 
 @pytest.fixture(scope="module")
 def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the server that docs/scaling.md starts."""
+    """The address of a server started as in docs/scaling.md."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ("--host", "127.0.0.1", "--port", str(port), "--workers", "2")
@@ -51,8 +51,8 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + STARTS_WITHIN_S
-        while not healthy(address):
+        until = time.monotonic() + START_TIMEOUT_S
+        while not is_healthy(address):
             assert process.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.2)
         yield address
@@ -63,11 +63,11 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def with_driver(address: str) -> str:
-    """SQLAlchemy 2.1 means psycopg 3 where no driver is named."""
+    """The address with its driver: the default of SQLAlchemy 2.1 is psycopg 3."""
     return address.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
-def healthy(address: str) -> bool:
+def is_healthy(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -75,43 +75,42 @@ def healthy(address: str) -> bool:
         return False
 
 
-@pytest.mark.long
-def test_two_trainings_at_once_are_in_postgresql_and_their_plots_in_s3(
+def test_two_simultaneous_trainings_are_tracked_in_postgresql_and_s3(
     server: str, database: str, s3: S3, clone: Path, tmp_path: Path
 ) -> None:
     import psycopg2
     from mlflow import MlflowClient
 
     words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=2")
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-m", "src.train", *words, f"seed={seed}"],
             cwd=clone,
-            env=commands_environment() | {"MLFLOW_TRACKING_URI": server},  # and no key of the stores behind it
+            env=commands_environment() | {"MLFLOW_TRACKING_URI": server},  # without the keys of the stores
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for seed in (80, 81)
     ]
-    ended = [process.communicate(timeout=200) for process in started]
-    assert [process.returncode for process in started] == [0, 0], ended
-    assert not [stderr for _, stderr in ended if "MLflow" in stderr]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert not [stderr for _, stderr in outputs if "MLflow" in stderr]
 
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("cifar10_resnet")
     assert experiment
-    found = {each.data.params["seed"]: each for each in client.search_runs([experiment.experiment_id])}
-    assert set(found) == {"80", "81"}
-    for seed, (stdout, _) in zip(("80", "81"), ended, strict=True):
-        recorded = found[seed]
-        assert recorded.info.status == "FINISHED"
+    runs = {run.data.params["seed"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"80", "81"}
+    for seed, (stdout, _) in zip(("80", "81"), outputs, strict=True):
+        run = runs[seed]
+        assert run.info.status == "FINISHED"
         printed = re.findall(r"val_accuracy ([\d.]+)", stdout)
-        points = client.get_metric_history(recorded.info.run_id, "val_accuracy")
+        points = client.get_metric_history(run.info.run_id, "val_accuracy")
         assert [float(f"{point.value:.4g}") for point in points] == [float(value) for value in printed]
-        fetched = Path(client.download_artifacts(recorded.info.run_id, "history.csv", str(tmp_path)))
-        assert fetched.read_bytes() == (clone / output_of(stdout) / "train" / "history.csv").read_bytes()
-        assert any(key.endswith(f"{recorded.info.run_id}/artifacts/history.csv") for key in s3.keys(BUCKET))
+        downloaded = Path(client.download_artifacts(run.info.run_id, "history.csv", str(tmp_path)))
+        assert downloaded.read_bytes() == (clone / output_of(stdout) / "train" / "history.csv").read_bytes()
+        assert any(key.endswith(f"{run.info.run_id}/artifacts/history.csv") for key in s3.keys(BUCKET))
     connection = psycopg2.connect(database)
     with connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from runs where status = 'FINISHED'")

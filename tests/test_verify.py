@@ -1,4 +1,4 @@
-"""Comparing digests claim by claim, and the scratch worktree that runs are made again in."""
+"""The comparison of digests that decides a claim, and the scratch worktree for `verification` and `src.reproduce`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from typing import Any, cast
 import pytest
 
 from src.common.errors import Failure
-from src.common.git import environment, git, worktree
+from src.common.git import git, worktree, worktree_environment
 from src.tracking.provenance import dirty_patch
-from verification.__main__ import Claim, compared
+from verification.claims import Claim, compare
+from verification.small_run import stage_outputs
 
 BITS = {"weights": "1234", "optimizer": "5678"}
 
 
-def test_the_same_digests_hold_with_the_detail_that_was_given() -> None:
-    assert compared("lstm", "twice", dict(BITS), BITS, "weights 1234") == Claim("lstm", "twice", True, "weights 1234")
+def test_a_claim_holds_when_all_digests_are_the_same() -> None:
+    assert compare("lstm", "twice", dict(BITS), BITS, "weights 1234") == Claim("lstm", "twice", True, "weights 1234")
 
 
 @pytest.mark.parametrize(
-    ("found", "differing"),
+    ("digests", "differing"),
     [
         (BITS | {"weights": "0000"}, "weights"),
         (BITS | {"weights": "0000", "optimizer": "0000"}, "optimizer, weights"),
         ({"weights": "1234"}, "optimizer"),
         (BITS | {"model.onnx": "9"}, "model.onnx"),
     ],
-    ids=["another digest", "two others", "one missing", "one too many"],
+    ids=["one differs", "two differ", "one is missing", "one is too many"],
 )
-def test_digests_that_differ_break_a_claim_and_are_named(found: dict[str, str], differing: str) -> None:
-    claim = compared("lstm", "twice", found, BITS, "weights 1234")
+def test_a_claim_is_broken_by_differing_digests_and_names_them(digests: dict[str, str], differing: str) -> None:
+    claim = compare("lstm", "twice", digests, BITS, "weights 1234")
     assert (claim.holds, claim.detail) == (False, f"differs: {differing}")
+
+
+def test_every_output_of_the_stages_in_dvc_yaml_is_compared() -> None:
+    expected = {"train/model.safetensors", "train/history.csv", "metrics.json", "evaluation", "export"}
+    assert expected <= set(stage_outputs())
 
 
 # --- scratch worktrees ------------------------------------------------------------------------------------------------
@@ -40,7 +46,7 @@ def test_digests_that_differ_break_a_claim_and_are_named(found: dict[str, str], 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one commit, which takes this one's place."""
+    """A repository with one commit, in which `git` runs in place of this one."""
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "kept.txt").write_text("kept\n")
@@ -53,11 +59,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def worktrees(repository: Path) -> list[str]:
-    """Those that git knows of, the repository itself aside."""
+    """The worktrees of a repository, itself excluded."""
     return git("worktree", "list", "--porcelain", cwd=repository).split("worktree ")[2:]
 
 
-def test_a_worktree_is_the_commit_without_what_was_not_committed(repository: Path) -> None:
+def test_a_worktree_holds_the_commit_without_uncommitted_changes(repository: Path) -> None:
     (repository / "changed.txt").write_text("after\n")
     (repository / "new.txt").write_text("new\n")
     with worktree("HEAD", "") as folder:
@@ -69,7 +75,7 @@ def test_a_worktree_is_the_commit_without_what_was_not_committed(repository: Pat
     assert worktrees(repository) == []
 
 
-def test_a_patch_brings_back_what_was_not_committed_new_files_included(repository: Path) -> None:
+def test_a_patch_restores_uncommitted_changes_and_new_files(repository: Path) -> None:
     (repository / "changed.txt").write_text("after\n")
     (repository / "kept.txt").unlink()
     (repository / "new").mkdir()
@@ -79,24 +85,24 @@ def test_a_patch_brings_back_what_was_not_committed_new_files_included(repositor
         assert (folder / "new" / "picture.bin").read_bytes() == bytes(range(256))
         assert not (folder / "kept.txt").exists()
         (folder / "kept.txt").write_text("of the worktree\n")
-    assert not (repository / "kept.txt").exists()  # nothing of it reaches the repository
+    assert not (repository / "kept.txt").exists()  # the worktree does not write into the repository
 
 
-def test_a_file_too_large_to_be_recorded_is_left_out_and_the_rest_is_there(repository: Path) -> None:
+def test_a_patch_leaves_out_files_too_large_to_record(repository: Path) -> None:
     (repository / "large.bin").write_bytes(bytes(2_000_000))
     with worktree("HEAD", dirty_patch(repository)) as folder:
         assert not (folder / "large.bin").exists()
         assert (folder / "kept.txt").exists()
 
 
-def test_a_failure_inside_leaves_no_worktree(repository: Path) -> None:
+def test_a_worktree_is_removed_after_a_failure(repository: Path) -> None:
     with pytest.raises(ZeroDivisionError), worktree("HEAD", "") as folder:
         1 / 0  # noqa: B018
     assert not folder.exists()
     assert worktrees(repository) == []
 
 
-def test_a_commit_that_is_not_here_is_refused_in_one_line(repository: Path) -> None:
+def test_an_unknown_commit_is_refused_in_one_line(repository: Path) -> None:
     with (
         pytest.raises(Failure, match=r"^git worktree failed: .*no-such-commit") as caught,
         worktree("no-such-commit", ""),
@@ -106,7 +112,7 @@ def test_a_commit_that_is_not_here_is_refused_in_one_line(repository: Path) -> N
     assert worktrees(repository) == []
 
 
-def test_a_patch_that_does_not_fit_is_refused_and_leaves_no_worktree(repository: Path) -> None:
+def test_a_patch_that_does_not_apply_is_refused_and_leaves_no_worktree(repository: Path) -> None:
     (repository / "changed.txt").write_text("after\n")
     patch = dirty_patch(repository).replace("-before", "-something else")
     with pytest.raises(Failure, match=r"^git apply failed: .*changed\.txt"), worktree("HEAD", patch):
@@ -114,12 +120,12 @@ def test_a_patch_that_does_not_fit_is_refused_and_leaves_no_worktree(repository:
     assert worktrees(repository) == []
 
 
-def test_a_command_in_a_worktree_has_its_own_mlflow_store_and_no_dvc_above_it(
+def test_a_command_in_a_worktree_has_its_own_mlflow_store_and_no_dvc_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "train@imdb_lstm")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    given = environment(tmp_path)
-    assert given["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/experiments/mlflow.db"
-    assert "DVC_STAGE" not in given
-    assert "PATH" in given
+    variables = worktree_environment(tmp_path)
+    assert variables["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/experiments/mlflow.db"
+    assert "DVC_STAGE" not in variables
+    assert "PATH" in variables

@@ -1,1 +1,1 @@
-"""The claims of reproducibility, proved one by one."""
+"""Checks of the claims on reproducibility: trains in every way that the documentation names, and compares digests."""

@@ -63,7 +63,7 @@ def git(
     return done.stdout.decode(errors="replace")
 
 
-def environment(folder: Path) -> dict[str, str]:
+def worktree_environment(folder: Path) -> dict[str, str]:
     """The environment of a command in a worktree: its own MLflow store, no DVC above it."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
     return inherited | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'experiments' / 'mlflow.db'}"}

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
+from src.configuration.describing import describe_composed
 from src.configuration.refusing import explain_fault, explain_hydra, listed
 from src.configuration.schema import Build, Config, Data, DataConfig
 from src.configuration.targets import schema_of
@@ -33,9 +34,11 @@ def register_resolvers() -> None:
     """`${by_profile:{sample: 2, full: 12}}` picks by profile.
 
     `${unique:}` is new in each process, so no two runs share a folder; `${in_repository:PATH}` is the path from the
-    repository's root, so that what a run writes about itself does not name this machine's folders.
+    repository's root, so that what a run writes about itself does not name this machine's folders. `${keys:}` describes
+    all keys, for `--help`.
     """
     OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
+    OmegaConf.register_new_resolver("keys", lambda *, _root_: describe_composed(_root_), replace=True)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("in_repository", lambda path: os.path.relpath(path, ROOT), replace=True)
 

@@ -74,18 +74,18 @@ def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[
         content = content[key]
         if key not in schema.model_fields:  # of a mapping of sections, whose field led to their schema
             continue
-        named = _sections(schema.model_fields[key].annotation)
+        named = sections_in(schema.model_fields[key].annotation)
         schema = next(
             s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
         )
     return [field.alias or key for key, field in schema.model_fields.items()]
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def sections_in(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for part in getattr(annotation, "__args__", ()) for section in _sections(part)]
+    return [section for part in getattr(annotation, "__args__", ()) for section in sections_in(part)]
 
 
 def listed(names: Any) -> str:

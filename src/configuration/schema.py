@@ -183,8 +183,8 @@ class LowResolution(Section):
 class Loader(Section):
     """How batches are made; what applies to one kind of data only is ignored by the others."""
 
-    batch_size: PositiveInt
-    eval_batch_size: PositiveInt = 500
+    batch_size: PositiveInt = Field(description="examples per training step, of all processes together")
+    eval_batch_size: PositiveInt = Field(default=500, description="examples per batch in validation and evaluation")
     flip: Literal["none", "random", "alternating"] = (
         "none"  # alternating: random at first, then every second epoch mirrored
     )
@@ -237,49 +237,75 @@ class CallbackConfig(Build):
 
 
 class EarlyStopping(Section):
-    patience: PositiveInt
-    min_delta: NonNegative = 0.0
+    """Ends a training whose monitored metric has stopped improving."""
+
+    patience: PositiveInt = Field(description="validations without an improvement after which training ends")
+    min_delta: NonNegative = Field(
+        default=0.0, description="smallest change that counts as an improvement, in the units of the metric"
+    )
 
 
 # YAML and the command line read 32 as a number.
-Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda given: "32" if given == 32 else given)]
+Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)]
 
 
 class Trainer(Section):
     """How Lightning trains."""
 
-    accelerator: Literal["auto", "cpu", "gpu"]
-    devices: PositiveInt = 1
-    num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    precision: Precision = "auto"
-    compile: bool = False
-    threads: PositiveInt | None = None
-    deterministic: bool = True
-    max_epochs: PositiveInt
-    gradient_clip: Positive | None = None
-    validate_every: PositiveInt = 1
-    log_every: PositiveInt = 50
-    limit_train_batches: Limit | None = None
-    limit_val_batches: Limit | None = None
-    limit_test_batches: Limit | None = None
-    overfit_batches: NonNegativeInt = 0
-    monitor: str
-    mode: Literal["min", "max"]
-    keep: Literal["last", "best"] = "last"
-    checkpoint_seconds: NonNegative = 60.0
-    early_stopping: EarlyStopping | None = None
-    profiler: Literal["simple", "advanced"] | None = None
-    callbacks: dict[str, CallbackConfig] = {}  # further ones, by a name of the user's
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(description="device to train on; auto: a GPU if there is one")
+    devices: PositiveInt = Field(default=1, description="processes per node that train one model")
+    num_nodes: PositiveInt = Field(default=1, description="machines that train one model")
+    strategy: Literal["auto", "ddp"] = Field(
+        default="auto", description="auto: DDP with more than one process; ddp: always"
+    )
+    precision: Precision = Field(
+        default="auto", description="of matrix products; auto: bf16 where the hardware multiplies it, else 32 bit"
+    )
+    compile: bool = Field(default=False, description="compile the model with torch.compile")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads per process; null: all cores; another number gives other bits"
+    )
+    deterministic: bool = Field(default=True, description="use deterministic algorithms only")
+    max_epochs: PositiveInt = Field(description="epochs of training")
+    gradient_clip: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
+    validate_every: PositiveInt = Field(default=1, description="epochs from one validation to the next")
+    log_every: PositiveInt = Field(default=50, description="steps from one point of the training loss to the next")
+    limit_train_batches: Limit | None = Field(
+        default=None, description="batches per training epoch, as a number or a fraction; null: all"
+    )
+    limit_val_batches: Limit | None = Field(
+        default=None, description="batches per validation, as a number or a fraction; null: all"
+    )
+    limit_test_batches: Limit | None = Field(
+        default=None, description="batches of the test split, as a number or a fraction; null: all"
+    )
+    overfit_batches: NonNegativeInt = Field(default=0, description="train on the same batches only, so many; 0: on all")
+    monitor: str = Field(description="validation metric that keep=best and early_stopping compare, as val_accuracy")
+    mode: Literal["min", "max"] = Field(description="whether the monitored metric is better when smaller or larger")
+    keep: Literal["last", "best"] = Field(
+        default="last", description="epoch whose weights are kept: the last, or the best by monitor"
+    )
+    checkpoint_seconds: NonNegative = Field(
+        default=60.0, description="seconds between working checkpoints within an epoch, for resuming; 0: every batch"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="null: train for max_epochs; e.g. {patience: 3}"
+    )
+    profiler: Literal["simple", "advanced"] | None = Field(
+        default=None, description="Lightning's profiler; its table is printed at the end"
+    )
+    callbacks: dict[str, CallbackConfig] = Field(
+        default={}, description="further callbacks by a name of your own: {_target_: pytorch_lightning.callbacks.X, ...}"
+    )
 
     @property
     def processes(self) -> int:
-        """How many processes train one model, on all nodes."""
+        """The number of processes that train one model, on all nodes."""
         return self.devices * self.num_nodes
 
     @property
     def distributed(self) -> bool:
-        """Whether the model is DDP's."""
+        """Whether the model is trained with DDP."""
         return self.strategy == "ddp" or self.processes > 1
 
     @property
@@ -300,33 +326,39 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    """What is exported, how far it may be from the original, and how its latency is measured."""
+    """The exported model: format, tolerance, and how its latency is measured."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = 18
-    tolerance: Positive = 1e-3
-    int8: bool = False  # model.int8.onnx beside model.onnx, for networks of convolutions
-    latency_batches: list[PositiveInt] = [1, 32]
-    latency_seconds: Positive = 1.0
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="version of the ONNX operators")
+    tolerance: Positive = Field(default=1e-3, description="largest difference between the outputs of ONNX and PyTorch")
+    int8: bool = Field(default=False, description="also write model.int8.onnx, for networks of convolutions")
+    latency_batches: list[PositiveInt] = Field(
+        default=[1, 32], description="batch sizes for which the latency is measured"
+    )
+    latency_seconds: Positive = Field(default=1.0, description="length of the measurement per batch size and engine")
 
 
 class Profile(Section):
-    name: Literal["sample", "full"]
-    note: str
+    """The size of the data: an embedded sample, or the official sets."""
+
+    name: Literal["sample", "full"] = Field(description="sample: embedded and offline; full: the official archives")
+    note: str = Field(description="text beside figures of this profile")
 
 
 class DataConfig(Section):
-    """What download and preprocess read."""
+    """The keys that download and preprocess read."""
 
     profile: Profile
     data: Data
-    data_folder: str = "data"  # DVC's; a direct run that needs data packed in another way has a folder of its own
-    archive_folder: str | None = None  # null: the raw archive lies in data_folder as well
+    data_folder: str = Field(
+        default="data", description="folder of the packed data; a direct run with other packing has its own"
+    )
+    archive_folder: str | None = Field(default=None, description="folder of the raw archive; null: data_folder")
 
     @property
     def packing(self) -> dict[str, Any]:
-        """How the archive is packed: the profile, and the data section without its archive and its batches."""
-        elsewhere = ("official", "archive", "sha256", "loader")
-        return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k not in elsewhere}
+        """How the archive is packed: the profile, and the data section without source and loader."""
+        excluded = ("official", "archive", "sha256", "loader")
+        return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k not in excluded}
 
     @property
     def raw(self) -> Path:
@@ -340,16 +372,18 @@ class DataConfig(Section):
 
 
 class Config(DataConfig):
-    """A whole configuration, checked."""
+    """A complete, checked configuration."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    description: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = Field(
+        description="name of the experiment, of its output folder and of its MLflow experiment"
+    )
+    description: str = Field(default="", description="a sentence for the model card and for MLflow")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="seed of weights, order, augmentation and dropout")
     model: Build
     trainer: Trainer
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    output: str
+    output: str = Field(description="folder of the run, relative to the repository")
 
     @property
     def folder(self) -> Path:
@@ -358,12 +392,12 @@ class Config(DataConfig):
 
     @property
     def label(self) -> str:
-        """A title for pictures: which experiment, which data, which seed."""
+        """A title for pictures: experiment, profile, seed."""
         return f"{self.name} · {self.profile.name} · seed {self.seed}"
 
     @property
     def run_name(self) -> str:
-        """What the run is called in MLflow's list."""
+        """The name of the run in MLflow."""
         return f"seed {self.seed} {self.profile.name}"
 
     @property
@@ -379,7 +413,7 @@ class Config(DataConfig):
         return self.data.loader
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as nested dicts, as YAML and MLflow want it."""
+        """The configuration as nested dicts, for YAML and MLflow."""
         return plain(self)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of faults share: commands as a user types them, short of room, waited for, killed; damage, digests."""
+"""What the tests of faults share: commands as a user types them, short of room, killed; damage."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import re
 import resource
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from src.common.files import sha256_of
 from tests.conftest import commands_environment
+from verification.interruption import TIMEOUT_S
 
-WAIT_S = 300.0
 Damage = Callable[[Path], None]
-Saved = set[tuple[Path, int]]
 
 
 def run(
@@ -27,7 +24,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """A command in a repository, to its end. No file that it writes gets more than `room` bytes, as on a full disk."""
     done = subprocess.run(
-        words, text=True, capture_output=True, timeout=WAIT_S, check=False, **_as_user(folder, room, environment)
+        words, text=True, capture_output=True, timeout=TIMEOUT_S, check=False, **_as_user(folder, room, environment)
     )
     assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
@@ -48,7 +45,7 @@ def started(folder: Path, *words: str, **environment: str) -> Iterator[subproces
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=WAIT_S)
+        process.communicate(timeout=TIMEOUT_S)
 
 
 def _as_user(folder: Path, room: int | None, environment: dict[str, str]) -> dict[str, Any]:
@@ -57,28 +54,6 @@ def _as_user(folder: Path, room: int | None, environment: dict[str, str]) -> dic
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
     return {"cwd": folder, "env": commands_environment() | environment, "preexec_fn": limit}
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Polls often: what is waited for may last some milliseconds."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError(f"it did not happen:\n{process.communicate()[0][-4000:]}")
-        time.sleep(0.001)
-
-
-def wait_for_checkpoint(repository: Path, process: subprocess.Popen[str]) -> Path:
-    """Waits for one more checkpoint; its path."""
-    before = checkpoints(repository)
-    wait_until(lambda: bool(checkpoints(repository) - before), process)
-    return max(checkpoints(repository) - before, key=lambda found: found[1])[0]
-
-
-def checkpoints(repository: Path) -> Saved:
-    """The working checkpoints that are there, and when each was written."""
-    return {(path, path.stat().st_mtime_ns) for path in repository.glob("experiments/.work/*/last.ckpt")}
 
 
 def holder(checkpoint: Path) -> int:
@@ -113,11 +88,6 @@ def output_of(said: str) -> str:
     found = re.search(r"^trained in [\d.]+ s: (\S+)/train$", said, re.MULTILINE)
     assert found, said
     return found[1]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file under a folder."""
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def refusal(done: subprocess.CompletedProcess[str], command: str) -> str:

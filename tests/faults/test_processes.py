@@ -17,13 +17,12 @@ import yaml
 from tests.faults.commands import (
     clone_of,
     copy,
-    digests,
     holder,
     lives,
     run,
     started,
-    wait_for_checkpoint,
 )
+from verification.interruption import digests, wait_for_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -14,18 +14,16 @@ from tests.faults.commands import (
     Damage,
     clone_of,
     copy,
-    digests,
     flip_a_bit,
     output_of,
     refusal,
     run,
     started,
     truncate,
-    wait_for_checkpoint,
-    wait_until,
 )
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar
+from verification.interruption import digests, wait_for_checkpoint, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
