@@ -46,6 +46,7 @@ def after(edit: Edit) -> dict[str, Any]:
 
 
 def _asked() -> dict[str, Any]:
+    import yaml
     from dvc.repo import Repo
 
     from src import compose
@@ -54,7 +55,7 @@ def _asked() -> dict[str, Any]:
 
     sys.argv = ["compose"]
     compose.main()
-    params = compose.yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(Path("params.yaml").read_text())
     configs = {name: compose.compose_experiment(params, name) for name in params["run"]}
     keys = {name: identity(config, packed.read_meta(config.processed)["splits"]) for name, config in configs.items()}
     with Repo() as repo:

@@ -49,6 +49,7 @@ NEUTRAL = {
 NEUTRAL |= dict.fromkeys(("filelock", "psutil", "pyyaml", "requests", "rich"), "a package that computes no number")
 # The same for one stage only.
 NEUTRAL_IN = {
+    "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
     "train": {
         "src.tasks": "evaluation; the monitored metric and its direction are in the resolved configuration",
         "src.reporting.plots": "train writes no picture that DVC hashes",

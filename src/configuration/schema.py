@@ -295,7 +295,7 @@ class Trainer(Section):
         default=None, description="Lightning's profiler; its table is printed at the end"
     )
     callbacks: dict[str, CallbackConfig] = Field(
-        default={}, description="further callbacks by a name of your own: {_target_: pytorch_lightning.callbacks.X, ...}"
+        default={}, description="further callbacks, NAME: {_target_: pytorch_lightning.callbacks.CLASS, ...}"
     )
 
     @property

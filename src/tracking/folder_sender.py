@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from src.tracking.journal import count_unsent, read_header
-from src.tracking.sender import Drain
+from src.tracking.sender import JournalSender
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +56,18 @@ def _send(connection: Connection, store: str, lock: Lock) -> None:
     """The process; it ends when the sweep has closed its end of the pipe, or died, and all is sent."""
     os.setsid()  # Ctrl-C reaches the sweep alone
     folders: list[Path] = []
-    drains: dict[Path, Drain] = {}
+    senders: dict[Path, JournalSender] = {}
     logged: set[str] = set()
     interval, attempts, is_closed = INTERVAL_S, FINAL_ATTEMPTS, False
     while attempts:
         is_closed = is_closed or _receive_folders(connection, folders, interval)
         has_failed = False
         for journal in _journals(folders):
-            drain = drains.setdefault(journal, Drain(journal, store, partial(lock, "mlflow")))
-            drain.run()
-            has_failed = has_failed or drain.failure is not None
-            failure = [f"MLflow cannot be reached ({drain.failure}); the sweep goes on"] if drain.failure else []
-            for message in (*drain.problems, *failure):
+            sender = senders.setdefault(journal, JournalSender(journal, store, partial(lock, "mlflow")))
+            sender.send()
+            has_failed = has_failed or sender.failure is not None
+            failure = [f"MLflow cannot be reached ({sender.failure}); the sweep goes on"] if sender.failure else []
+            for message in (*sender.problems, *failure):
                 if message not in logged:
                     logged.add(message)
                     log.warning(message)
