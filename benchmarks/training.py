@@ -26,8 +26,9 @@ from benchmarks.table import Figure, at_most
 from benchmarks.timing import Measure, StepClock, paired
 from src.common.hardware import keep_memory
 from src.configuration.schema import Config
-from src.data import packed
-from src.data.batching import KINDS, Batch, Batches, PackedData
+from src.data import kinds, packed
+from src.data.batching import Batch, Batches
+from src.data.datamodule import PackedData
 from src.models.adversarial import scaled
 from src.models.pix2pix import Pix2Pix
 from src.models.resnet import Convolution
@@ -99,15 +100,14 @@ class Loops:
         self.meta = packed.read_meta(config.processed)
         self.split = packed.read_split(config.processed, "train")
         self.model: pl.LightningModule = config.model(self.meta)
-        if hasattr(self.model, "prepare"):
-            self.model.prepare(self.split["images"][:5000])
+        self.model.prepare(self.split)
         adapt(self.model, config.trainer)
         self.batch_share = 0.0  # of the last hand-written loop's time
         self.fit_overhead = 0.0  # seconds that the last `trainer.fit` took beyond its steps
 
     def batches(self) -> Batches:
         """The training batches of an epoch 0, on the device."""
-        kind = KINDS[self.meta["kind"]]
+        kind = kinds.load(self.meta["kind"]).batches
         return kind(self.split, self.meta, self.config.loader, train=True, seed=self.config.seed).to(self.device)
 
     def steps_in(self, seconds: float) -> int:

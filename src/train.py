@@ -52,6 +52,7 @@ def train(config: Config) -> None:
     require_gpus(config.trainer)
     config = prepared(config)
 
+    from src import tasks
     from src.data import packed
     from src.tracking.provenance import dirty_patch
     from src.tracking.tracker import CONFIG, DESCRIPTION, MODEL_TAG, PATCH, STATE_TAG, Tracker
@@ -74,12 +75,12 @@ def train(config: Config) -> None:
             tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
             if patch := dirty_patch():
                 tracker.log_text(patch, PATCH)
-            progress = Progress(config.folder / "progress", partial(_draw, config, tracker))
+            _, task = tasks.of(config)
+            progress = Progress(config.folder / "progress", task.showcase, partial(_draw, config, tracker))
             trained = run.fit(config, meta, work, tracker.log_metrics, [progress])
             hand_back_memory()  # what draws and sends brings its own
             # What the run's summary must not leave out, such as a generator's collapse.
-            model: Any = trained.model
-            if hasattr(model, "remark") and (remark := model.remark(trained.history.rows)):
+            if remark := task.remark(trained.history.rows):
                 tracker.set_tags({DESCRIPTION: f"{run.note(config)}\n\n{remark}"})
                 print(remark, flush=True)
             tracker.set_tags({MODEL_TAG: _write(config, trained), STATE_TAG: trained.state})
@@ -123,6 +124,7 @@ def _write(config: Config, trained: Trained) -> str:
 
     Returns the weights' sha256.
     """
+    from src.configuration.declarations import metrics_of
     from src.models import weights
     from src.reporting import plots, tables
     from src.training.run import kept_row
@@ -133,7 +135,7 @@ def _write(config: Config, trained: Trained) -> str:
     kept = kept_row(config, rows)
     tables.write_csv(folder / "history.csv", rows)
     tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name, **kept})
-    plots.training_curves(rows, folder / "curves.png", label=config.label, sample=config.sample)
+    plots.curves(rows, metrics_of(config), folder / "curves.png", label=config.label, sample=config.sample)
     return weights.save(
         trained.model, folder, epochs=len(rows), kept_epoch=int(kept["epoch"]), optimizer_sha256=trained.state
     )

@@ -13,7 +13,7 @@ from src.common.errors import Failure
 from src.configuration.composing import compose
 from src.configuration.schema import Adam, Constant
 from src.data import packed
-from src.data.batching import ImageBatches
+from src.data.kinds.images import ImageBatches
 from src.exporting import onnx_export
 from src.models.autoencoder import Autoencoder, ConvCoder, DenseCoder, psnr
 from src.tasks import reconstruction

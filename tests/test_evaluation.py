@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.configuration.schema import Evaluation, Loader
-from src.data.batching import ImageBatches, TextBatches
+from src.configuration.schema import Evaluation
+from src.data.kinds.images import ImageBatches, ImageLoader
+from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.facade_palette import FACADE_PALETTE
 from src.reporting import tables
 from src.scoring.segmenter import segmentation_scores, train_segmenter
@@ -104,7 +105,7 @@ class Certain(nn.Module):
 
 def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_batches() -> None:
     split, meta = texts()
-    batches = TextBatches(split, meta, Loader(batch_size=2, eval_batch_size=4), train=False)
+    batches = TextBatches(split, meta, TextLoader(batch_size=2, eval_batch_size=4), train=False)
     found, labels, places = classification.probabilities(Certain(), batches)
     assert places.tolist() == [1, 3, 0, 5, 4, 2]  # by length
     assert torch.equal(labels, LABELS[places])
@@ -118,7 +119,7 @@ def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_b
 def test_a_limit_is_a_number_of_batches_or_a_fraction_of_them_and_leaves_one(
     limit: int | float | None, count: int
 ) -> None:
-    batches = ImageBatches(images(10), {}, Loader(batch_size=2, eval_batch_size=2), train=False)
+    batches = ImageBatches(images(10), {"kind": "images"}, ImageLoader(batch_size=2, eval_batch_size=2), train=False)
     found = list(classification.limited(batches, limit))
     assert [places.tolist() for _, places in found] == [[2 * i, 2 * i + 1] for i in range(count)]
     assert all(torch.equal(batch[1], places % 3) for batch, places in found)

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.composing import compose
-from src.configuration.schema import Adam, Constant, Loader
+from src.configuration.schema import Adam, Constant
 from src.data import packed
-from src.data.batching import ImageBatches
+from src.data.kinds.images import ImageBatches, ImageLoader
 from src.exporting import onnx_export
 from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
-from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
 from src.scoring.image_classifier import judgements, train_judge
 from src.tasks import generation
 
@@ -48,7 +48,7 @@ def images(count: int = 16, seed: int = 0) -> Tensor:
 def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
     """A real run over 16 images in four batches an epoch."""
     split = {"images": images(), "labels": torch.zeros(16, dtype=torch.int64)}
-    loader = Loader(batch_size=4, eval_batch_size=8)
+    loader = ImageLoader(batch_size=4, eval_batch_size=8)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -59,7 +59,11 @@ def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, ImageBatches(split, {}, loader, train=True), ImageBatches(split, {}, loader, train=False))
+    trainer.fit(
+        model,
+        ImageBatches(split, {"kind": "images"}, loader, train=True),
+        ImageBatches(split, {"kind": "images"}, loader, train=False),
+    )
     return trainer
 
 

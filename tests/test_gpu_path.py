@@ -27,8 +27,11 @@ from torch.utils._pytree import tree_leaves
 
 from src.common.errors import ConfigError
 from src.configuration.composing import compose
-from src.configuration.schema import Config, Loader
-from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
+from src.configuration.schema import Config
+from src.data.batching import Batches
+from src.data.kinds.images import ImageBatches, ImageLoader
+from src.data.kinds.pairs import PairBatches
+from src.data.kinds.text import TextBatches
 from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier
 from src.training import determinism
@@ -157,7 +160,7 @@ def composed(experiment: str, *overrides: str) -> Config:
 
 def resident(experiment: str, *, train: bool, **loader: Any) -> Batches:
     kind, split = KIND[experiment]
-    given = Loader(**{"batch_size": 8, "eval_batch_size": 10} | loader)
+    given = ImageLoader(**{"batch_size": 8, "eval_batch_size": 10} | loader)
     return kind(split, META_OF[experiment], given, train=train).to(META)
 
 
@@ -333,7 +336,9 @@ def test_compilation_and_layout_leave_the_state_dicts_keys(experiment: str) -> N
 def test_on_a_gpu_networks_compute_in_bf16_and_losses_in_fp32(experiment: str) -> None:
     """Of tensors without values that call themselves CUDA's, so that a GPU's autocast applies to them."""
     model = composed(experiment).model(META_OF[experiment])
-    batch = next(iter(KIND[experiment][0](KIND[experiment][1], META_OF[experiment], Loader(batch_size=8), train=True)))
+    batch = next(
+        iter(KIND[experiment][0](KIND[experiment][1], META_OF[experiment], ImageLoader(batch_size=8), train=True))
+    )
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, fake_cuda_autocast():
         model.to("cuda")
         given = [fake.from_tensor(tensor).to("cuda") for tensor in batch]

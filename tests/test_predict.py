@@ -18,8 +18,7 @@ from PIL import Image
 
 from src import predict
 from src.common.files import sha256_of
-from src.configuration.schema import Loader
-from src.data.batching import TextBatches
+from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.imdb import tokenizer_settings
 from src.predict import Predictor
 from tests.tiny_data import plain_png
@@ -226,8 +225,8 @@ def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: P
         "offsets": torch.tensor([0, count]),
         "labels": torch.zeros(1, dtype=torch.int64),
     }
-    loader = Loader(batch_size=1, max_tokens=limit)
-    ((tokens, lengths, _),) = TextBatches(split, {"vocabulary": VOCABULARY}, loader, train=False)
+    loader = TextLoader(batch_size=1, max_tokens=limit)
+    ((tokens, lengths, _),) = TextBatches(split, {"kind": "text", "vocabulary": VOCABULARY}, loader, train=False)
     assert found.tolist() == tokens.tolist()
     assert length.tolist() == lengths.tolist()
     assert found.dtype == length.dtype == np.int64

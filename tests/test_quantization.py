@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from src.exporting.inference import without_transposed
 from torch import nn
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.exporting import onnx_export, quantization
-from src.exporting.inference import without_transposed
 from tests.test_onnx_export import OPSET, answers, generator, image_classifier, pictures, text_classifier, texts
 
 

@@ -185,27 +185,11 @@ class Build(Section):
         return getattr(importlib.import_module(module), attribute)(*args, **more, **own)
 
 
-class LowResolution(Section):
-    """Progressive resizing (Howard, 2018): training images are made small at first, which takes less time."""
-
-    size: PositiveInt  # pixels a side
-    until: Fraction  # of the run's epochs
-
-
 class Loader(Section):
-    """How batches are made; what applies to one kind of data only is ignored by the others."""
+    """How batches are made, whatever the kind of data; src/data/kinds/ adds what a kind has besides."""
 
-    batch_size: PositiveInt
+    batch_size: PositiveInt  # of all processes together
     eval_batch_size: PositiveInt = 500
-    flip: Literal["none", "random", "alternating"] = (
-        "none"  # alternating: random at first, then every second epoch mirrored
-    )
-    crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
-    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # images: turned by up to so many degrees, either way
-    low_resolution: LowResolution | None = None  # images
-    enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
-    max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
-    word_dropout: Probability = 0.0  # text: tokens become <unk> with this probability
 
 
 class Official(Section):
@@ -257,8 +241,7 @@ class Trainer(Section):
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
     overfit_batches: NonNegativeInt = 0
-    monitor: str
-    mode: Literal["min", "max"]
+    monitor: str  # a metric of the model's task, as val_accuracy; the task says whether more or less of it is better
     keep: Literal["last", "best"] = "last"
     checkpoint_seconds: NonNegative = 60.0
     early_stopping: EarlyStopping | None = None
@@ -281,20 +264,12 @@ class Trainer(Section):
 
 
 class Evaluation(Section):
-    """What evaluate shows beside the metrics."""
-
-    calibration_bins: PositiveInt = 15
-    mistakes: PositiveInt = 16
-    examples: PositiveInt = 6
-    segmenter_epochs: PositiveInt = 12
-    segmenter_width: PositiveInt = 16
-    judge_steps: PositiveInt = 1000  # of the judge of drawn images, batches of 128
+    """What evaluate measures and shows: the options of the model's task, in src/tasks/."""
 
 
 class Export(Section):
     """What is exported, how far it may be from the original, and how its latency is measured."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = 18
     tolerance: Positive = 1e-3
     int8: bool = False  # model.int8.onnx beside model.onnx, for networks of convolutions
     latency_batches: list[PositiveInt] = [1, 32]

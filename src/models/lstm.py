@@ -150,6 +150,8 @@ class TextClassifier(Classifier):
     outweighs its random beginning, by which time the network knows the training texts by heart.
     """
 
+    takes = ("text",)
+
     def __init__(
         self,
         meta: Mapping[str, Any],

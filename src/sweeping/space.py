@@ -16,6 +16,7 @@ from pydantic import Field
 from src.common.errors import ConfigError
 from src.common.paths import CONF
 from src.configuration.composing import check, compose_unchecked
+from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config, NonNegativeInt, Positive, PositiveInt, Section, plain
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class SweepConfig(Config):
     @property
     def objectives(self) -> dict[str, Literal["max", "min"]]:
         """Metric by metric, whether more or less is better."""
-        return self.sweep.objectives or {self.trainer.monitor: self.trainer.mode}
+        return self.sweep.objectives or {self.trainer.monitor: monitor_direction(self)}
 
     @property
     def search(self) -> dict[str, Any]:

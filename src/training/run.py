@@ -15,10 +15,11 @@ from pytorch_lightning.trainer.states import TrainerStatus
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.configuration.declarations import monitor_direction
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
 from src.data import packed
-from src.data.batching import PackedData
+from src.data.datamodule import PackedData
 from src.tracking.provenance import environment
 from src.tracking.tracker import DATA_TAG
 from src.training import checkpoints, ranks
@@ -110,8 +111,8 @@ def _fit(
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks)
     if checkpoint and leads:
         print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})", flush=True)
-    if not checkpoint and hasattr(model, "prepare"):
-        model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
+    if not checkpoint:
+        model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)
     with interruption.heeded():
         try:
@@ -131,7 +132,7 @@ def _fit(
 
 def kept_row(config: Config, rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The history's row of the epoch whose weights are kept: the last one, or the one that `monitor` liked most."""
-    monitor, mode = config.trainer.monitor, config.trainer.mode
+    monitor, mode = config.trainer.monitor, monitor_direction(config)
     rated = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
     return (max if mode == "max" else min)(rated, key=lambda row: row[monitor]) if rated else rows[-1]
 

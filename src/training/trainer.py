@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from src.common.errors import ConfigError
 from src.common.hardware import fast_bf16
 from src.configuration import schema
+from src.configuration.declarations import monitor_direction
 from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, on_terminal, progress_bar
@@ -71,7 +72,7 @@ def build_trainer(
                 work,
                 filename=BEST,
                 monitor=asked.monitor,
-                mode=asked.mode,
+                mode=monitor_direction(config),
                 save_weights_only=True,
                 enable_version_counter=False,
             )
@@ -79,7 +80,9 @@ def build_trainer(
     if asked.early_stopping:
         stop = asked.early_stopping
         callbacks.append(
-            EarlyStopping(asked.monitor, mode=asked.mode, patience=stop.patience, min_delta=stop.min_delta)
+            EarlyStopping(
+                asked.monitor, mode=monitor_direction(config), patience=stop.patience, min_delta=stop.min_delta
+            )
         )
     # After all whose state it keeps.
     callbacks.append(WorkingCheckpoint(work / LAST, asked.checkpoint_seconds, interruption))

@@ -17,6 +17,7 @@ RECORD = 1 + 3 * 32 * 32
 class Cifar10:
     """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin`, in whatever folder of it."""
 
+    kind = "images"
     archive_name = "cifar-10-binary.tar.gz"
 
     def __init__(self, *, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:

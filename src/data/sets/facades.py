@@ -22,6 +22,7 @@ class PairedImages:
     (the input side) hold these colours, which lets evaluate read labels back off generated pictures.
     """
 
+    kind = "pairs"
     archive_name = "facades.tar.gz"
 
     def __init__(
@@ -73,7 +74,7 @@ class PairedImages:
         arrays = {split: np.stack(found[split]) for split in SPLITS}  # [N, 2, 3, S, S]
         source, target = (0, 1) if self.direction == "AtoB" else (1, 0)
         meta = {
-            "kind": "pairs",
+            "kind": self.kind,
             "shape": [3, self.size, self.size],
             "direction": self.direction,
             "palette": self.palette,

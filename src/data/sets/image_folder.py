@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # of those suffixes; Pil
 class ImageFolders:
     """Reads a folder or an archive of class folders; images are decoded to RGB and brought to one size."""
 
+    kind = "images"
     archive_name = "images.tar"
 
     def __init__(

@@ -26,6 +26,7 @@ DIGITS = list("0123456789")
 class Mnist:
     """Reads an archive or a folder of `{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz`; `classes` names the labels."""
 
+    kind = "images"
     archive_name = "mnist.tar"
 
     def __init__(self, *, classes: list[str], val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
