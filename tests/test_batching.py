@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.configuration.schema import LowResolution
-from src.data import batching, packed
+from src.data import packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, batches
 from src.data.datamodule import PackedData
-from src.data.kinds.images import ImageBatches, ImageLoader
+from src.data.kinds import images as kind_of_images
+from src.data.kinds.images import ImageBatches, ImageLoader, LowResolution
 from src.data.kinds.pairs import PairBatches, PairLoader
 from src.data.kinds.text import TextBatches, TextLoader
 from src.data.packed import Packed
@@ -279,7 +279,7 @@ def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluatio
 def test_memory_is_handed_back_once_where_images_become_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     made = images(low_resolution=LowResolution(size=5, until=0.5), epochs=5)
     handed_back: list[int] = []
-    monkeypatch.setattr(batching, "hand_back_memory", lambda: handed_back.append(made.epoch))
+    monkeypatch.setattr(kind_of_images, "hand_back_memory", lambda: handed_back.append(made.epoch))
     for epoch in range(5):
         made.set_epoch(epoch)
     assert handed_back == [2]

@@ -84,10 +84,10 @@ def _with_declared_options(content: Mapping[str, Any], schema: type[DataConfig])
     """
     sections: dict[str, Any] = {}
     if "data" in content:
-        data = schema_of(Data, content["data"], "data")
+        base = Data
         if kind := kind_of(content["data"]):
-            data = pydantic.create_model(data.__name__, __base__=data, loader=(load_kind(kind).options | None, None))
-        sections["data"] = (data, ...)
+            base = pydantic.create_model("Data", __base__=Data, loader=(load_kind(kind).options | None, None))
+        sections["data"] = (schema_of(base, content["data"], "data"), ...)
     if "model" in content:
         sections["model"] = (schema_of(Build, content["model"], "model"), ...)
         options = load_task(task_of(content["model"])).options
