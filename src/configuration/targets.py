@@ -186,7 +186,6 @@ def targets_in(section: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from targets_in(value, f"{path}.{index}")
 
 
-
 def target_in(content: Any, path: str) -> str:
     """The `_target_` of a section.
 
