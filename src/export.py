@@ -78,7 +78,7 @@ def export(config: Config) -> None:
         if config.export.int8:
             quantization.write_int8(graph, inputs, examples_of("train"), int8)
             val = batches(config.processed, "val", config.loader, train=False)
-            cost = quantization.cost(graph, int8, inputs, task.batches(model, val), task)
+            cost = quantization.cost(graph, int8, inputs, task.batches(model, val), task.int8_figures)
             signature |= {"int8_sha256": sha256_of(int8)}
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
         (building / "signature.json").write_text(json.dumps(signature, indent=1, ensure_ascii=False) + "\n")

@@ -210,7 +210,8 @@ def test_a_whole_number_is_a_rate_too() -> None:
         (
             "model=lstm",
             [
-                "data: cifar10 holds images, and src.models.lstm.TextClassifier (classification) takes text; data sets that fit: imdb"
+                "data: cifar10 holds images, and src.models.lstm.TextClassifier (classification) takes text",
+                "data sets that fit: imdb",
             ],
         ),
         ("model=pix2pix", ["data: cifar10 holds images", "(translation) takes pairs; data sets that fit: facades"]),

@@ -87,7 +87,7 @@ def test_the_cost_of_a_classifier_is_told_in_right_answers(graphs: tuple[Path, P
     labels = [torch.from_numpy(answer.argmax(1)) for answer in each[0]]
     labels[0][0] = (labels[0][0] + 1) % 5
     batches = [(*batch, truth) for batch, truth in zip(images, labels, strict=True)]
-    found = quantization.cost(*graphs, IMAGE, batches, tasks.load("classification"))
+    found = quantization.cost(*graphs, IMAGE, batches, tasks.load("classification").int8_figures)
     right = [
         sum((answer.argmax(1) == truth.numpy()).sum() for answer, truth in zip(answered, labels, strict=True))
         for answered in each
@@ -107,7 +107,7 @@ def test_the_cost_of_a_classifier_is_told_in_right_answers(graphs: tuple[Path, P
 def test_the_cost_of_pictures_is_told_as_their_distance_to_the_target(graphs: tuple[Path, Path]) -> None:
     given, target = pictures(6), pictures(5)[0].repeat(2, 1, 1, 1)[:6]
     whole, int8 = (answers(path, IMAGE, given) for path in graphs)
-    found = quantization.cost(*graphs, IMAGE, [(*given, target)], tasks.load("translation"))
+    found = quantization.cost(*graphs, IMAGE, [(*given, target)], tasks.load("translation").int8_figures)
     true = target.numpy() / 255
     assert found == pytest.approx(
         {
@@ -120,7 +120,7 @@ def test_the_cost_of_pictures_is_told_as_their_distance_to_the_target(graphs: tu
 
 @pytest.mark.parametrize("graphs", [generator], indirect=True)
 def test_where_there_is_nothing_to_compare_with_only_the_difference_is_told(graphs: tuple[Path, Path]) -> None:
-    found = quantization.cost(*graphs, IMAGE, [pictures(3)], tasks.load("generation"))
+    found = quantization.cost(*graphs, IMAGE, [pictures(3)], tasks.load("generation").int8_figures)
     assert set(found) == {"int8_difference"}
 
 
@@ -134,7 +134,7 @@ def test_a_convolution_stands_for_a_transposed_one_that_doubles_the_size(size: t
     original = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1, bias=bias))
     made = without_transposed(original)
     x = torch.randn(2, 3, *size)
-    assert not isinstance(made[0], nn.ConvTranspose2d)  # type: ignore[index]
+    assert not isinstance(made[0], nn.ConvTranspose2d)
     assert isinstance(original[0], nn.ConvTranspose2d)
     torch.testing.assert_close(made(x), original(x))
 
@@ -157,7 +157,7 @@ def test_other_layers_stay_as_they_are(layer: nn.Module) -> None:
 
 
 def test_an_exported_unet_has_no_transposed_convolution(tmp_path: Path) -> None:
-    model: nn.Module = generator()
+    model = generator()
     onnx_export.write(model, IMAGE, OUTPUTS, [pictures(4)], tmp_path / "model.onnx")
     assert "ConvTranspose" not in operators(tmp_path / "model.onnx")
     assert any(isinstance(part, nn.ConvTranspose2d) for part in model.modules())

@@ -7,9 +7,8 @@ What that costs is measured on the validation split, on the graph itself.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +16,8 @@ from torch import Tensor
 from src.common.errors import Failure
 from src.data.kinds import Inputs
 from src.exporting.onnx_export import feed, quiet, session
+
+Figure = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]  # of a graph's outputs for a batch, a total
 
 CALIBRATION = 256  # examples, at most, whose activations are looked at
 AT_ONCE = 8
@@ -63,37 +64,26 @@ def write_int8(graph: Path, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
         )
 
 
-class Figure(Protocol):
-    """A figure of a graph's outputs, by which a task tells what int8 costs."""
-
-    int8_figure: str | None  # its name; None: outputs have nothing to be compared with
-
-    def outputs_total(self, outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
-        """The figure of the outputs for a batch, its labels or targets last, summed over the examples."""
-
-
 def cost(
-    graph: Path, int8: Path, inputs: Inputs, batches: Iterable[tuple[Tensor, ...]], figure: Figure
+    graph: Path, int8: Path, inputs: Inputs, batches: Iterable[tuple[Tensor, ...]], figures: Mapping[str, Figure]
 ) -> dict[str, float]:
     """What int8 costs on validation batches, which begin with the inputs and end with the labels or the target.
 
     Returns:
-        `int8_difference`, the mean absolute difference of the two graphs' outputs. With a figure also
-        `val_FIGURE_onnx` and `val_FIGURE_int8`.
+        `int8_difference`, the mean absolute difference of the two graphs' outputs; and of each figure the mean over the
+        examples, `val_NAME_onnx` and `val_NAME_int8`.
     """
-    sessions = [session(path) for path in (graph, int8)]
-    distance, totals, values, examples = 0.0, [0.0, 0.0], 0, 0
+    sessions = {"onnx": session(graph), "int8": session(int8)}
+    totals = {f"val_{name}_{engine}": 0.0 for name in figures for engine in sessions}
+    distance, values, examples = 0.0, 0, 0
     for batch in batches:
-        outputs = [exported.run(None, feed(inputs, batch[: len(inputs.names)])) for exported in sessions]
-        for fp32, quantized in zip(*outputs, strict=True):
+        feeds, arrays = feed(inputs, batch[: len(inputs.names)]), [part.numpy() for part in batch]
+        outputs = {engine: exported.run(None, feeds) for engine, exported in sessions.items()}
+        for fp32, quantized in zip(outputs["onnx"], outputs["int8"], strict=True):
             distance += float(np.abs(fp32 - quantized).sum(dtype=np.float64))
             values += fp32.size
         examples += len(batch[0])
-        if figure.int8_figure:
-            arrays = [part.numpy() for part in batch]
-            totals = [total + figure.outputs_total(of, arrays) for total, of in zip(totals, outputs, strict=True)]
-    means = {
-        f"val_{figure.int8_figure}_{name}": total / examples
-        for name, total in zip(("onnx", "int8"), totals, strict=True)
-    }
-    return {"int8_difference": distance / values} | (means if figure.int8_figure else {})
+        for name, figure in figures.items():
+            for engine in sessions:
+                totals[f"val_{name}_{engine}"] += figure(outputs[engine], arrays)
+    return {"int8_difference": distance / values} | {name: total / examples for name, total in totals.items()}

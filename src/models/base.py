@@ -50,9 +50,8 @@ class Model(LightningModule):
 
     # --- what stages ask of a model ---
 
-    def answer(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What a caller of the exported model gets for a batch of inputs: one output, or several."""
-        raise NotImplementedError
+    # What a caller of the exported model gets for a batch of inputs: one output, or several.
+    answer: Callable[..., Tensor | tuple[Tensor, ...]]
 
     def prepare(self, split: Mapping[str, Tensor]) -> None:
         """Sees the packed training split before the first step of a run; does nothing unless a model needs it."""

@@ -6,9 +6,10 @@ composition asks it for its metrics and options, `src.predict` for its feeds and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -75,11 +76,9 @@ class Task(Protocol):
         """Batches that begin with the exported graph's inputs: those of a split, unless the task has its own."""
         return batches
 
-    int8_figure: str | None = None  # a figure of `outputs_total`, by which the cost of int8 is told
-
-    def outputs_total(self, outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
-        """`int8_figure` of a graph's outputs for a batch, its labels or targets last, summed over the examples."""
-        raise NotImplementedError
+    # By which the cost of int8 is told: figures, summed over a batch's examples, of the graph's outputs for the batch,
+    # whose labels or targets stand last.
+    int8_figures: Mapping[str, Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]] = MappingProxyType({})
 
     def showcase(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         """What the model makes of a validation batch, shown during training: images uint8 [K, C, H, W] by title."""

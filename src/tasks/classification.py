@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,13 +40,18 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def right_answers(outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
+    """How many examples of a batch have their label as the most probable class."""
+    return float((outputs[0].argmax(1) == batch[-1]).sum())
+
+
 class Classification(Task):
     """Which of several classes an example belongs to. A model answers class probabilities, fp32 [B, classes]."""
 
     takes = ("images", "text")
     metrics = METRICS
     options = ClassificationOptions
-    int8_figure = "accuracy"
+    int8_figures = MappingProxyType({"accuracy": right_answers})
 
     def evaluate(
         self, model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
@@ -61,9 +67,6 @@ class Classification(Task):
             folder,
             title,
         )
-
-    def outputs_total(self, outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
-        return float((outputs[0].argmax(1) == batch[-1]).sum())
 
     def decode(self, outputs: Sequence[np.ndarray], request: Request, signature: Mapping[str, Any]) -> Answer:
         probability = outputs[0][0]

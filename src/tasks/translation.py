@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,13 +54,18 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def l1_distances(outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
+    """The L1 distances, in 0..1, of a batch's pictures to their targets, summed."""
+    return float(np.abs(outputs[0] - batch[-1] / 255).mean((1, 2, 3)).sum())
+
+
 class Translation(Task):
     """An image drawn from another one. A model answers pictures, fp32 [B, 3, S, S] in 0..1."""
 
     takes = ("pairs",)
     metrics = METRICS
     options = TranslationOptions
-    int8_figure = "l1"
+    int8_figures = MappingProxyType({"l1": l1_distances})
 
     def evaluate(
         self, model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
@@ -81,9 +87,6 @@ class Translation(Task):
         bf16 = config.trainer.precision != "32" and fast_bf16(torch.device("cpu"))
         recovered = label_recovery(train, *pictures, epochs=options.segmenter_epochs, seed=config.seed, bf16=bf16)
         return Evaluated(metrics | recovered.metrics, recovered.pairs)
-
-    def outputs_total(self, outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
-        return float(np.abs(outputs[0] - batch[-1] / 255).mean((1, 2, 3)).sum())
 
     def showcase(self, model: Any, batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         source, target = (side[:SHOWN_IN_TRAINING] for side in batch)
