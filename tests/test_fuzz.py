@@ -28,6 +28,7 @@ from src.configuration.schema import Config, DataConfig
 from src.data import packed
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
+from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
 from src.data.sets import imdb
 from src.data.sets.image_folder import decode

@@ -10,8 +10,7 @@ import pytest
 
 from src.common.files import sha256_of
 from src.data import packed
-from src.data.kinds.images import pack_images
-from src.data.packed import Packed, PackedError, duplicates, stratified_holdout
+from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}
