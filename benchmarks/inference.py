@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, Target, at_least
 from benchmarks.timing import paired, per_call
+from src import tasks
 from src.data import packed
 from src.data.batching import batches
+from src.data.kinds import Inputs
 from src.exporting import onnx_export, quantization
+from src.models.base import Model
 from src.training import determinism
 
 SPEED_UP: dict[str, Target] = {"images": at_least(1.8), "pairs": at_least(1.8)}  # at batch 1
@@ -40,11 +42,14 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     config = setting.prepare(name)
     determinism.fix(config.seed, None)
     meta = packed.read_meta(config.processed)
-    model: LightningModule = config.model(meta)
-    inputs = onnx_export.INPUTS[meta["kind"]]
-    examples = onnx_export.real_inputs(batches(config.processed, "val", config.loader, train=False))
+    model: Model = config.model(meta)
+    _, task = tasks.of(config)
+    inputs = task.inputs(meta["kind"])
+    examples = onnx_export.example_inputs(
+        inputs, task.batches(model, batches(config.processed, "val", config.loader, train=False))
+    )
     path = setting.folder / f"{name}.onnx"
-    onnx_export.write(model, inputs, examples, path, opset=config.export.opset)
+    onnx_export.write(model, inputs, task.outputs, examples, path)
     # Two examples of the middle length show that it is the same function; export itself checks more.
     few = [tuple(values[:2] for values in examples[len(examples) // 2])]
     onnx_export.largest_difference(model, inputs, few, path, config.export.tolerance)
@@ -66,8 +71,8 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
 
 def _measure_batch(
     label: str,
-    model: LightningModule,
-    inputs: onnx_export.Inputs,
+    model: Model,
+    inputs: Inputs,
     batch: tuple[Tensor, ...],
     graphs: Mapping[str, Path],
     threads: int,

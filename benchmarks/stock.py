@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import StepClock
 from src.configuration.schema import Config
+from src.data.kinds.pairs import PairLoader
+from src.data.kinds.text import TextLoader
 from src.data.packed import PADDING
 from src.models.adversarial import initialise
 from src.models.pix2pix import PatchGAN, UNet
@@ -155,7 +157,7 @@ def imdb(config: Config, meta: Mapping[str, Any], split: Split, device: torch.de
         labels = torch.tensor([label for _, label in examples])
         return pad_sequence(tokens, batch_first=True, padding_value=padding), lengths, labels
 
-    reviews = Reviews(split, config.loader.max_tokens)
+    reviews = Reviews(split, cast(TextLoader, config.loader).max_tokens)
     loader = DataLoader(reviews, batch_size=config.loader.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
     for tokens, lengths, labels in loader:
         loss = F.cross_entropy(model(tokens.to(device), lengths), labels.to(device))
@@ -207,7 +209,7 @@ def facades(config: Config, meta: Mapping[str, Any], split: Split, device: torch
         torch.optim.Adam(part.parameters(), lr=2e-4, betas=(0.5, 0.999)) for part in (generator, discriminator)
     )
     loader = DataLoader(
-        Pairs(split, config.loader.enlarge),
+        Pairs(split, cast(PairLoader, config.loader).enlarge),
         batch_size=config.loader.batch_size,
         shuffle=True,
         drop_last=True,

@@ -27,8 +27,9 @@ from benchmarks.timing import Measure, StepClock, paired
 from src.common.hardware import keep_freed_memory
 from src.common.signals import Interruption
 from src.configuration.schema import Config
-from src.data import packed
-from src.data.batching import KINDS, Batch, Batches, PackedData
+from src.data import kinds, packed
+from src.data.batching import Batch, Batches
+from src.data.datamodule import PackedData
 from src.models.adversarial import scaled
 from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
@@ -100,14 +101,13 @@ class Loops:
         self.meta = packed.read_meta(config.processed)
         self.split = packed.read_split(config.processed, "train")
         self.model: pl.LightningModule = config.model(self.meta)
-        if hasattr(self.model, "prepare"):
-            self.model.prepare(self.split["images"][:5000])
+        self.model.prepare(self.split)
         adapt(self.model, config.trainer)
         self.batch_share = 0.0  # time for batches, as a fraction of the last hand-written loop
 
     def batches(self) -> Batches:
         """The training batches of epoch 0, on the device."""
-        kind = KINDS[self.meta["kind"]]
+        kind = kinds.load(self.meta["kind"]).batches
         return kind(self.split, self.meta, self.config.loader, train=True, seed=self.config.seed).to(self.device)
 
     def steps_in(self, seconds: float) -> int:

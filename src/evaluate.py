@@ -13,37 +13,37 @@ from src.configuration.schema import Config
 def evaluate(config: Config) -> None:
     """Writes metrics.json, confusion.csv and `evaluation/` into the run's folder and adds them to the run in MLflow.
 
+    `evaluation/` holds the task's pictures and the training's curves.
+
     Raises:
         Failure: there is no trained model, or the model or the data is damaged.
     """
+    from src import tasks
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
-    from src.reporting import tables
-    from src.tasks import classification, generation, reconstruction, translation
+    from src.reporting import plots, tables
     from src.tracking.journal import stage_journal
     from src.tracking.tracker import RunInfo, Tracker
     from src.training import determinism
 
-    evaluations = {
-        "classification": classification.evaluate,
-        "translation": translation.evaluate,
-        "reconstruction": reconstruction.evaluate,
-        "generation": generation.evaluate,
-    }
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
     test = batches(config.processed, "test", config.loader, train=False)
+    _, task = tasks.of(config)
     folder = config.folder / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     # Joined first, so that MLflow's import overlaps with the work.
     sha256 = weights.read_note(config.folder / "train")["sha256"]
     journal = stage_journal(config.name, "evaluate")
     with Tracker.join(journal, RunInfo(config.name, config.run_name), sha256) as tracker:
-        metrics, pairs = evaluations[model.task](model, test, config, meta, folder)
-        tables.write_csv(config.folder / "confusion.csv", pairs)
+        evaluated = task.evaluate(model, test, config, meta, folder)
+        metrics = evaluated.metrics
+        tables.write_csv(config.folder / "confusion.csv", evaluated.pairs)
         tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
+        history = tables.read_csv(config.folder / "train" / "history.csv")
+        plots.curves(history, task.metrics, folder / "curves.png", label=config.label, sample=config.sample)
 
         tracker.log_metrics({f"test_{name}": value for name, value in metrics.items()}, step=0)
         tracker.log_artifact(folder, "evaluation")

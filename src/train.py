@@ -46,6 +46,7 @@ def train(config: Config) -> None:
     """
     check_processes(config.trainer)
     with collector_paused():
+        from src import tasks
         from src.data import packed
         from src.data.preparing import prepared
         from src.tracking.provenance import dirty_patch
@@ -76,11 +77,12 @@ def train(config: Config) -> None:
         tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
         if patch := dirty_patch():
             tracker.log_text(patch, PATCH)
-        progress = Progress(folder.progress, partial(_draw, config, tracker))
+        _, task = tasks.of(config)
+        progress = Progress(folder.progress, task.showcase, partial(_draw, config, tracker))
         trained = run.fit(config, meta, work, tracker.log_metrics, [progress])
         release_freed_memory()
         sha256 = _write(config, folder, trained)
-        _track(config, folder, trained, sha256, tracker)
+        _track(config, folder, trained, sha256, tracker, task.remark(trained.history.rows))
         console.print(f"trained in {trained.history.seconds:.1f} s: {config.output}/train")
     work.remove_checkpoints()
 
@@ -139,13 +141,14 @@ def _write(config: Config, folder: RunFolder, trained: Trained) -> str:
     )
 
 
-def _track(config: Config, folder: RunFolder, trained: Trained, sha256: str, tracker: Tracker) -> None:
-    """Adds the results to the run in MLflow, with the model's remark on them, such as a generator's collapse."""
+def _track(
+    config: Config, folder: RunFolder, trained: Trained, sha256: str, tracker: Tracker, remark: str | None
+) -> None:
+    """Adds the results to the run in MLflow, with the task's remark on them, such as a generator's collapse."""
     from src.tracking.tracker import DESCRIPTION, MODEL_TAG, STATE_TAG
     from src.training.run import description
 
-    model: Any = trained.model
-    if hasattr(model, "remark") and (remark := model.remark(trained.history.rows)):
+    if remark:
         tracker.set_tags({DESCRIPTION: f"{description(config)}\n\n{remark}"})
         console.print(remark)
     tracker.set_tags({MODEL_TAG: sha256, STATE_TAG: trained.optimizer_sha256})

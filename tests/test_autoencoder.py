@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from src import tasks
 from src.common.errors import Failure
 from src.configuration.composing import compose
 from src.configuration.schema import Adam, Constant
 from src.data import packed
-from src.data.batching import ImageBatches
+from src.data.kinds.images import ImageBatches
 from src.exporting import onnx_export
 from src.models.autoencoder import Autoencoder, ConvCoder, DenseCoder, psnr
 from src.tasks import reconstruction
@@ -52,20 +53,20 @@ def test_an_image_passes_through_as_many_numbers_as_asked_for(kind: str) -> None
 @pytest.mark.parametrize("kind", CODERS)
 def test_it_is_exported(kind: str, tmp_path: Path) -> None:
     model = autoencoder(kind)
-    inputs, examples = onnx_export.given_to(model, "images", [(images(4), torch.zeros(4))])
-    assert inputs is onnx_export.IMAGE
-    onnx_export.write(model, inputs, examples, tmp_path / "m.onnx", opset=18)
+    task = tasks.load(model.task)
+    inputs, examples = task.inputs("images"), [(images(4),)]
+    onnx_export.write(model, inputs, task.outputs, examples, tmp_path / "m.onnx")
     assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
 
 
 def test_the_loss_is_the_mean_squared_error_of_pixels_in_0_to_1_and_is_summed_by_images() -> None:
     model, given = autoencoder("conv"), images(6)
-    sums = torch.zeros(3, dtype=torch.float64)
-    loss = model.loss((given, torch.zeros(6)), sums)
+    loss = model.loss((given, torch.zeros(6)), "val")
     error = (model.answer(given).detach() - given / 255).square()
     torch.testing.assert_close(loss, error.mean())
-    assert float(sums[0]) == pytest.approx(6 * float(error.mean()), rel=1e-5)
-    assert float(sums[2]) == 6
+    total, count = model.val_sums[model.means["val"].index("loss")].tolist()
+    assert total == pytest.approx(6 * float(error.mean()), rel=1e-5)
+    assert count == 6
 
 
 def test_psnr_is_in_decibels_and_bounded() -> None:
@@ -91,14 +92,6 @@ def test_the_linear_error_is_that_of_the_best_projection() -> None:
     assert reconstruction.linear_error(given, given, 2) == pytest.approx(float(values[-3]) / 16, rel=1e-6)
 
 
-def test_principal_components_point_along_the_variance_with_fixed_signs() -> None:
-    random = torch.Generator().manual_seed(0)
-    points = torch.randn(1000, 3, generator=random).double() * torch.tensor([1.0, 5.0, 0.1])
-    for given in (points, -points):
-        found = reconstruction.principal_components(given, 2)
-        torch.testing.assert_close(found, torch.eye(3).double()[:, [1, 0]], atol=0.05, rtol=0)
-
-
 def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
     config = compose(
         ["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=5"]
@@ -114,7 +107,8 @@ def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
     test = ImageBatches(split, meta, config.loader, train=False)
     model = autoencoder("dense")
     (tmp_path / "made").mkdir()
-    metrics, pairs = reconstruction.evaluate(model, test, config, meta, tmp_path / "made")
+    evaluated = reconstruction.TASK.evaluate(model, test, config, meta, tmp_path / "made")
+    metrics, pairs = evaluated.metrics, evaluated.pairs
     error = (model.answer(split["images"]) - split["images"] / 255).square().mean()
     assert metrics["mse"] == pytest.approx(float(error), rel=1e-5)
     assert metrics["psnr"] == pytest.approx(float(psnr(error)), abs=0.1)

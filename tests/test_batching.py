@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.configuration.schema import Loader, LowResolution
-from src.data import batching, packed
+from src.data import packed
 from src.data.augmentation import crop_and_flip, jitter_pair
-from src.data.batching import Batches, ImageBatches, PackedData, PairBatches, TextBatches, batches
+from src.data.batching import Batches, batches
+from src.data.datamodule import PackedData
+from src.data.kinds import images as kind_of_images
+from src.data.kinds.images import ImageBatches, ImageLoader, LowResolution
+from src.data.kinds.pairs import PairBatches, PairLoader
+from src.data.kinds.text import TextBatches, TextLoader
 from src.data.packed import Packed
 
 VOCABULARY = ["<unk>", "<pad>", *(f"word{i}" for i in range(98))]
@@ -41,18 +45,22 @@ def text_split(lengths: list[int]) -> dict[str, Tensor]:
 def images(
     train: bool = True, count: int = 60, seed: int = 0, epochs: int = 0, rank: int = 0, world: int = 1, **loader: Any
 ) -> Batches:
-    given = Loader(**{"batch_size": 8, "eval_batch_size": 16} | loader)
-    return ImageBatches(image_split(count), {}, given, train=train, seed=seed, epochs=epochs, rank=rank, world=world)
+    given = ImageLoader(**{"batch_size": 8, "eval_batch_size": 16} | loader)
+    return ImageBatches(
+        image_split(count), {"kind": "images"}, given, train=train, seed=seed, epochs=epochs, rank=rank, world=world
+    )
 
 
 def texts(lengths: list[int], train: bool = True, seed: int = 0, **loader: Any) -> Batches:
-    given = Loader(**{"batch_size": 8, "eval_batch_size": 8} | loader)
-    return TextBatches(text_split(lengths), {"vocabulary": VOCABULARY}, given, train=train, seed=seed)
+    given = TextLoader(**{"batch_size": 8, "eval_batch_size": 8} | loader)
+    return TextBatches(text_split(lengths), {"kind": "text", "vocabulary": VOCABULARY}, given, train=train, seed=seed)
 
 
 def pairs(train: bool = True, **loader: Any) -> Batches:
     split = {"input": noise(12, 3, 16, 16), "target": noise(12, 3, 16, 16, seed=1)}
-    return PairBatches(split, {}, Loader(**{"batch_size": 4, "eval_batch_size": 4} | loader), train=train)
+    return PairBatches(
+        split, {"kind": "pairs"}, PairLoader(**{"batch_size": 4, "eval_batch_size": 4} | loader), train=train
+    )
 
 
 AUGMENTED: dict[str, Callable[..., Batches]] = {
@@ -271,7 +279,7 @@ def test_images_are_small_until_the_given_part_of_the_run_and_whole_in_evaluatio
 def test_memory_is_handed_back_once_where_images_become_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     made = images(low_resolution=LowResolution(size=5, until=0.5), epochs=5)
     handed_back: list[int] = []
-    monkeypatch.setattr(batching, "release_freed_memory", lambda: handed_back.append(made.epoch))
+    monkeypatch.setattr(kind_of_images, "release_freed_memory", lambda: handed_back.append(made.epoch))
     for epoch in range(5):
         made.set_epoch(epoch)
     assert handed_back == [2]
@@ -386,7 +394,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_batches_of_a_packed_split_are_those_of_its_kind(folder: Path) -> None:
-    made = batches(folder, "val", Loader(batch_size=8, eval_batch_size=16), train=False)
+    made = batches(folder, "val", ImageLoader(batch_size=8, eval_batch_size=16), train=False)
     assert isinstance(made, ImageBatches)
     assert examples(epoch_of(made, 0)) == list(range(20))
 
@@ -394,7 +402,7 @@ def test_batches_of_a_packed_split_are_those_of_its_kind(folder: Path) -> None:
 def data_for_a_trainer(folder: Path, **how: Any) -> PackedData:
     import pytorch_lightning as pl
 
-    loader = Loader(batch_size=8, flip="random", crop_padding=2)
+    loader = ImageLoader(batch_size=8, flip="random", crop_padding=2)
     data = PackedData(folder, loader, seed=3, **how)
     data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     return data

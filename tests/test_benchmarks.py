@@ -112,7 +112,7 @@ def test_generated_data_has_the_official_sizes_and_lengths(tmp_path: Path) -> No
     config = tiny(tmp_path, "imdb_lstm").prepare("imdb_lstm")
     split = packed.read_split(config.processed, "train")
     lengths = split["offsets"].diff()
-    assert packed.examples(split) == EXAMPLES["imdb"]["train"]
+    assert len(split["labels"]) == EXAMPLES["imdb"]["train"]
     assert 190 < lengths.median() < 210
     assert (int(lengths.min()), int(lengths.max())) == (10, 2500)
     assert int(split["tokens"].max()) < len(packed.read_meta(config.processed)["vocabulary"])

@@ -10,9 +10,9 @@ from torch import nn
 
 from src.common.errors import ConfigError, Failure
 from src.configuration.composing import compose
-from src.configuration.schema import SGD, Adam, Loader
+from src.configuration.schema import SGD, Adam
 from src.data.augmentation import rotate
-from src.data.batching import ImageBatches
+from src.data.kinds.images import ImageBatches, ImageLoader
 from src.models.convnet import ConvNet
 from src.models.optimization import build_optimizer
 from src.models.perceptron import Perceptron
@@ -153,9 +153,9 @@ def test_a_quarter_turn_of_an_oblong_image_keeps_circles_round() -> None:
 
 def test_batches_are_turned_in_training_alone_and_the_same_again() -> None:
     split = {"images": bar().repeat(8, 1, 1, 1), "labels": torch.zeros(8, dtype=torch.int64)}
-    loader = Loader(batch_size=8, eval_batch_size=8, rotation=45.0)
-    ((first, _),), ((again, _),) = (list(ImageBatches(split, {}, loader, train=True)) for _ in range(2))
+    loader = ImageLoader(batch_size=8, eval_batch_size=8, rotation=45.0)
+    ((first, _),), ((again, _),) = (list(ImageBatches(split, {"kind": "images"}, loader, train=True)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, split["images"])
-    ((shown, _),) = ImageBatches(split, {}, loader, train=False)
+    ((shown, _),) = ImageBatches(split, {"kind": "images"}, loader, train=False)
     assert torch.equal(shown, split["images"])

@@ -20,10 +20,10 @@ from src.configuration.composing import compose
 from src.reporting import comparison, comparison_page, significance, tables
 
 
-def make_run(folder: Path, *overrides: str, value: float, **more: Any) -> Path:
+def make_run(folder: Path, *overrides: str, value: float, experiment: str = "cifar10_resnet", **more: Any) -> Path:
     """What a training and an evaluation leave in a run's folder, with made-up figures."""
     (folder / "train").mkdir(parents=True)
-    config = compose(["experiment=cifar10_resnet", *overrides, "output=."]).plain()
+    config = compose([f"experiment={experiment}", *overrides, "output=."]).plain()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [{"epoch": epoch, "val_accuracy": value * epoch / 2, "train_loss": 1 / epoch} for epoch in (1, 2)]
     tables.write_csv(folder / "train" / "history.csv", rows)
@@ -94,6 +94,21 @@ def test_less_is_better_for_losses_and_for_what_is_minimised(tmp_path: Path) -> 
     assert group.tests("test_loss")[2].verdict == "better"
     assert group.tests("val_accuracy")[2].verdict == significance.NO_DIFFERENCE  # the very same values
     assert group.tests("val_accuracy")[2].p == 1.0
+
+
+def test_a_metric_s_direction_is_the_one_that_the_task_declares(tmp_path: Path) -> None:
+    """Half of the squared error is better, more recognised images are, and neither is of a principal component's."""
+    for seed in range(3):
+        noise = 0.001 * seed
+        figures = {"mse": 0.02 + noise, "recognised": 0.5 + noise, "mse_pca": 0.02 + noise}
+        make_run(tmp_path / f"a{seed}", f"seed={seed}", value=0.5, experiment="mnist_autoencoder", **figures)
+        figures = {"mse": 0.01 - noise, "recognised": 0.4 - noise, "mse_pca": 0.01 - noise}
+        other = (f"seed={seed}", "model.optimizer.lr=0.5")
+        make_run(tmp_path / f"b{seed}", *other, value=0.5, experiment="mnist_autoencoder", **figures)
+    group = group_of(tmp_path)
+    verdicts = {metric: group.tests(f"test_{metric}")[2].verdict for metric in ("mse", "recognised", "mse_pca")}
+    assert verdicts == {"mse": "better", "recognised": "worse", "mse_pca": "different"}
+    assert group.headline == ["val_loss", "test_mse"]
 
 
 def test_one_seed_in_common_or_none_is_not_tested(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from src.common.paths import CONF, ROOT
 from src.configuration import schema
 from src.configuration.composing import check, compose, write_resolved
 from src.configuration.refusing import sections_in
-from src.configuration.schema import Adam, Config, DataConfig, Section, Step
-from src.configuration.targets import parameters_of, targets_in
+from src.configuration.schema import Adam, Config, DataConfig, Fraction, Section, Step
+from src.configuration.targets import attribute_of, parameters_of, targets_in
 from tests.conftest import Run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -209,6 +209,36 @@ def test_an_integer_is_a_valid_learning_rate() -> None:
         ("data=null", ["data: not given"]),
         ("seed=[1", ["[1"]),
         ("seed=${sede}", ["seed: ", "'sede' not found"]),
+        (
+            "model=lstm",
+            [
+                "data: cifar10 holds images, and src.models.lstm.TextClassifier (classification) takes text",
+                "data sets that fit: imdb",
+            ],
+        ),
+        ("model=pix2pix", ["data: cifar10 holds images", "(translation) takes pairs; data sets that fit: facades"]),
+        ("data=imdb", ["data: imdb holds text", "takes images; data sets that fit: cifar10, fashion_mnist, mnist"]),
+        (
+            "data.loader.max_tokens=4",
+            ["data.loader.max_tokens: unknown key; allowed: batch_size, crop_padding", "(max_tokens is for text)"],
+        ),
+        ("data.loader.enlarge=1.0", ["data.loader.enlarge: unknown key", "(enlarge is for pairs)"]),
+        (
+            "evaluation.judge_steps=3",
+            [
+                "evaluation.judge_steps: unknown key; allowed: calibration_bins, mistakes",
+                "(judge_steps is for generation and reconstruction)",
+            ],
+        ),
+        (
+            "trainer.monitor=val_acuracy",
+            [
+                "trainer.monitor: 'val_acuracy' is not measured by classification; allowed: val_accuracy, val_loss",
+                "Did you mean 'val_accuracy'?",
+            ],
+        ),
+        ("trainer.monitor=train_loss", ["trainer.monitor: 'train_loss' is not measured by classification"]),
+        ("trainer.mode=max", ["trainer.mode: unknown key"]),
     ],
 )
 def test_a_fault_is_refused_in_one_line_with_path_value_and_allowed_values(override: str, parts: list[str]) -> None:
@@ -297,6 +327,43 @@ def test_an_unknown_or_foreign_target_is_refused(override: str, parts: list[str]
     message = refusal(CIFAR, override)
     for part in parts:
         assert part in message
+
+
+SOURCES = {
+    "base.py": """
+from typing import Literal
+from src.configuration.schema import Fraction
+from src.models.toy_constants import WIDTH
+
+Loss = Literal["mild", "harsh"]
+RATE = 0.5
+
+class _Base:
+    task = "classification"
+
+    def __init__(self, meta, *, rate: Fraction = RATE, loss: Loss = "mild", width: int = WIDTH): ...
+""",
+    "toy_constants.py": "WIDTH = 7\n",
+    "toy.py": "from src.models.base_of_toys import _Base\n\nclass Toy(_Base):\n    takes = ('text',)\n",
+}
+
+
+def test_a_constructor_and_a_task_are_inherited_and_constants_and_aliases_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "src" / "models"
+    folder.mkdir(parents=True)
+    for name, source in SOURCES.items():
+        (folder / name.replace("base", "base_of_toys")).write_text(source)
+    monkeypatch.setattr("src.configuration.targets.ROOT", tmp_path)
+    assert parameters_of("src.models.toy.Toy") == {
+        "rate": (Fraction, 0.5),
+        "loss": (Literal["mild", "harsh"], "mild"),
+        "width": (int, 7),
+    }
+    assert attribute_of("src.models.toy.Toy", "task") == "classification"
+    assert attribute_of("src.models.toy.Toy", "takes") == ("text",)
+    assert attribute_of("src.models.toy.Toy", "kind") is None
 
 
 def targets_of_conf() -> list[str]:

@@ -13,12 +13,12 @@ import pytest
 
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
+from src.data.kinds.text import tokenize
 from src.data.packed import Packed
 from src.data.sets.cifar10 import Cifar10
 from src.data.sets.facades import PairedImages
 from src.data.sets.image_folder import ImageFolders
 from src.data.sets.imdb import BREAK, ReviewFolders, tokenizer_settings
-from src.predict import tokenize
 from tests.tiny_data import cifar_members, cifar_records, plain_png, png, write_tar
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -397,12 +397,18 @@ def test_a_batch_that_can_not_be_shared_out_evenly_is_refused_with_the_next_that
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [3, 9, 10, 11, 19, 21])
 def test_each_example_is_evaluated_once_and_every_process_has_as_many_batches(count: int, world: int) -> None:
-    from src.configuration.schema import Loader
-    from src.data.batching import ImageBatches
+    from src.data.kinds.images import ImageBatches, ImageLoader
 
     split = {"images": torch.zeros(count, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(count)}
     shares = [
-        ImageBatches(split, {}, Loader(batch_size=6, eval_batch_size=10), train=False, rank=rank, world=world)
+        ImageBatches(
+            split,
+            {"kind": "images"},
+            ImageLoader(batch_size=6, eval_batch_size=10),
+            train=False,
+            rank=rank,
+            world=world,
+        )
         for rank in range(world)
     ]
     seen = [[labels.tolist() for _, labels in share] for share in shares]
@@ -413,9 +419,8 @@ def test_each_example_is_evaluated_once_and_every_process_has_as_many_batches(co
 
 
 def test_fewer_examples_than_processes_are_refused() -> None:
-    from src.configuration.schema import Loader
-    from src.data.batching import ImageBatches
+    from src.data.kinds.images import ImageBatches, ImageLoader
 
     split = {"images": torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(1)}
     with pytest.raises(packed.PackedError, match="1 examples can't be shared out among 2 processes"):
-        ImageBatches(split, {}, Loader(batch_size=6), train=False, world=2)
+        ImageBatches(split, {"kind": "images"}, ImageLoader(batch_size=6), train=False, world=2)

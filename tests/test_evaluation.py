@@ -12,15 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.configuration.schema import Evaluation, Loader
-from src.data.batching import ImageBatches, TextBatches
+from src.data.batching import limited
+from src.data.kinds.images import ImageBatches, ImageLoader
+from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.facade_palette import FACADE_PALETTE
 from src.reporting import tables
+from src.reporting.plots import Title
 from src.scoring.segmenter import segmentation_scores, train_segmenter
 from src.tasks import classification, translation
+from src.tasks.classification import ClassificationOptions
+from src.tasks.translation import TranslationOptions
 
 CLASSES = ["cat", "dog", "ship"]
-TITLE: dict[str, Any] = {"label": "test", "sample": True}
+TITLE = Title(label="test", sample=True)
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 PREDICTED = [0, 0, 1, 1, 1, 0]
@@ -54,9 +58,10 @@ def texts() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def test_a_classifiers_figures_are_those_reckoned_by_hand(tmp_path: Path) -> None:
     meta = {"kind": "images", "classes": CLASSES}
-    scores, pairs = classification.report(
-        probabilities(), LABELS, PLACES, images(6), meta, Evaluation(), tmp_path, **TITLE
+    evaluated = classification.report(
+        probabilities(), LABELS, PLACES, images(6), meta, ClassificationOptions(), tmp_path, TITLE
     )
+    scores, pairs = evaluated.metrics, evaluated.pairs
     # cat: 2 of 3 found, 2 of 3 named so are; dog: 2 of 2 and 2 of 3; ship: never named
     assert scores["accuracy"] == pytest.approx(4 / 6)
     assert scores["precision"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
@@ -77,20 +82,23 @@ def test_a_classifiers_figures_are_those_reckoned_by_hand(tmp_path: Path) -> Non
 
 def test_the_worst_mistakes_are_the_most_confident_wrong_answers_and_show_the_right_text(tmp_path: Path) -> None:
     split, meta = texts()
-    classification.report(probabilities(), LABELS, PLACES, split, meta, Evaluation(), tmp_path, **TITLE)
+    classification.report(probabilities(), LABELS, PLACES, split, meta, ClassificationOptions(), tmp_path, TITLE)
     shown = (tmp_path / "mistakes.md").read_text()
     assert re.findall(r"## \d+\. (\w+) ([\d.]+)%, is (\w+)", shown) == [("cat", "95.0", "ship"), ("dog", "70.0", "cat")]
     # examples 5 and 2, which stand at places 0 and 3 of the split
     assert re.findall(r"“(.*)”", shown) == ["zero zero zero", "three three"]
 
-    classification.report(probabilities(), LABELS, PLACES, split, meta, Evaluation(mistakes=1), tmp_path, **TITLE)
+    classification.report(
+        probabilities(), LABELS, PLACES, split, meta, ClassificationOptions(mistakes=1), tmp_path, TITLE
+    )
     assert re.findall(r"“(.*)”", (tmp_path / "mistakes.md").read_text()) == ["zero zero zero"]
 
 
 def test_a_classifier_without_mistakes_is_reported(tmp_path: Path) -> None:
     right = torch.eye(3)[LABELS]
     meta = {"kind": "images", "classes": CLASSES}
-    scores, _ = classification.report(right, LABELS, PLACES, images(6), meta, Evaluation(), tmp_path, **TITLE)
+    evaluated = classification.report(right, LABELS, PLACES, images(6), meta, ClassificationOptions(), tmp_path, TITLE)
+    scores = evaluated.metrics
     assert {scores[name] for name in ("accuracy", "precision", "recall", "f1")} == {1.0}
     assert scores["loss"] == scores["calibration_error"] == 0
 
@@ -104,7 +112,7 @@ class Certain(nn.Module):
 
 def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_batches() -> None:
     split, meta = texts()
-    batches = TextBatches(split, meta, Loader(batch_size=2, eval_batch_size=4), train=False)
+    batches = TextBatches(split, meta, TextLoader(batch_size=2, eval_batch_size=4), train=False)
     found, labels, places = classification.probabilities(Certain(), batches)
     assert places.tolist() == [1, 3, 0, 5, 4, 2]  # by length
     assert torch.equal(labels, LABELS[places])
@@ -118,8 +126,8 @@ def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_b
 def test_a_limit_is_a_number_of_batches_or_a_fraction_of_them_and_leaves_one(
     limit: int | float | None, count: int
 ) -> None:
-    batches = ImageBatches(images(10), {}, Loader(batch_size=2, eval_batch_size=2), train=False)
-    found = list(classification.limited(batches, limit))
+    batches = ImageBatches(images(10), {"kind": "images"}, ImageLoader(batch_size=2, eval_batch_size=2), train=False)
+    found = list(limited(batches, limit))
     assert [places.tolist() for _, places in found] == [[2 * i, 2 * i + 1] for i in range(count)]
     assert all(torch.equal(batch[1], places % 3) for batch, places in found)
 
@@ -190,20 +198,19 @@ def test_the_segmenter_is_the_same_to_the_bit_again_and_leaves_the_global_random
 def test_labels_are_recovered_whole_when_the_pictures_are_the_photos() -> None:
     maps, labels = coloured(8, seed=0)
     train = {"input": maps, "target": 255 - maps}
-    wanted = Evaluation(segmenter_epochs=20, segmenter_width=8)
-    scores, pairs = translation.label_recovery(train, maps, 255 - maps, 255 - maps, wanted, seed=0, bf16=False)
+    evaluated = translation.label_recovery(train, maps, 255 - maps, 255 - maps, epochs=20, seed=0, bf16=False)
+    scores, pairs = evaluated.metrics, evaluated.pairs
     assert scores["labels_recovered"] == 1
     assert scores["labels_pixel_accuracy_generated"] == scores["labels_pixel_accuracy_real"] > 0
-    assert len(pairs) == 8 * translation.GRID**2
+    assert len(pairs) == 8 * translation.LABELS_APART**2
     assert pairs[0]["actual"] == ["background", "sill", "pillar"][labels[0, 2, 2]]
     assert {row["predicted"] for row in pairs} <= set(FACADE_PALETTE)
 
 
 def test_a_reader_that_reads_nothing_on_real_photos_makes_no_ratio() -> None:
     blue, red = (COLOURS[c].view(1, 3, 1, 1).expand(2, 3, 32, 32).to(torch.uint8) for c in (0, 10))
-    wanted = Evaluation(segmenter_epochs=8, segmenter_width=4)
     always_blue = {"input": blue, "target": blue}
-    scores, _ = translation.label_recovery(always_blue, red, blue, blue, wanted, seed=0, bf16=False)
+    scores = translation.label_recovery(always_blue, red, blue, blue, epochs=8, seed=0, bf16=False).metrics
     assert scores["labels_pixel_accuracy_real"] == 0
     assert math.isnan(scores["labels_recovered"])
 
@@ -221,7 +228,7 @@ def refuse(constant: str) -> None:
 
 def test_identical_pictures_have_no_distance_and_their_infinite_psnr_is_written_as_null(tmp_path: Path) -> None:
     targets = noise()
-    scores = translation.report(targets, targets, targets, Evaluation(), tmp_path, **TITLE)
+    scores = translation.report(targets, targets, targets, TranslationOptions(), tmp_path, TITLE)
     assert scores["l1"] == 0
     assert scores["ssim"] == pytest.approx(1)
     assert scores["psnr"] == math.inf
@@ -236,7 +243,7 @@ def test_distances_are_means_over_the_pictures(tmp_path: Path) -> None:
     pictures = targets.clone()
     pictures[0] += 10
     pictures[1] -= 5
-    scores = translation.report(targets, pictures, targets, Evaluation(), tmp_path, **TITLE)
+    scores = translation.report(targets, pictures, targets, TranslationOptions(), tmp_path, TITLE)
     assert scores["l1"] == pytest.approx((10 + 5) / 2 / 255)
     assert scores["psnr"] == pytest.approx((20 * math.log10(255 / 10) + 20 * math.log10(255 / 5)) / 2, rel=1e-5)
     assert 0.9 < scores["ssim"] < 1

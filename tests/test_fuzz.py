@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import predict
 from src.common.errors import ConfigError, Failure
 from src.common.files import sha256_of
 from src.common.paths import CONF, ROOT
@@ -29,6 +28,7 @@ from src.configuration.schema import Config, DataConfig
 from src.data import packed
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
+from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
 from src.data.sets import imdb
 from src.data.sets.image_folder import decode
@@ -267,7 +267,7 @@ def test_whatever_is_typed_is_composed_or_refused(given_words: list[str]) -> Non
 @given(text=st.text() | st.text("ab .,'!?()<>br/;:\"\t\n"))
 def test_a_caller_of_the_exported_model_reads_any_text_as_training_did(text: str) -> None:
     (trained_on,) = imdb.tokenize([text])
-    assert (predict.tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == trained_on
+    assert (tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == trained_on
 
 
 # --- packed splits ----------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.composing import compose
-from src.configuration.schema import Adam, Constant, Loader
+from src.configuration.schema import Adam, Constant
 from src.data import packed
-from src.data.batching import ImageBatches
+from src.data.kinds.images import ImageBatches, ImageLoader
 from src.exporting import onnx_export
+from src.models.fidelity import diversity, frechet_distance, precision_recall
 from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
-from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance, precision_recall
 from src.scoring.image_classifier import judgements, train_judge
 from src.tasks import generation
 
@@ -45,10 +45,15 @@ def images(count: int = 16, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def batches(train: bool) -> ImageBatches:
+    """16 images in four batches to train on, or two to validate."""
+    split = {"images": images(), "labels": torch.zeros(16, dtype=torch.int64)}
+    loader = ImageLoader(batch_size=4, eval_batch_size=8)
+    return ImageBatches(split, {"kind": "images"}, loader, train=train)
+
+
 def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
     """A real run over 16 images in four batches an epoch."""
-    split = {"images": images(), "labels": torch.zeros(16, dtype=torch.int64)}
-    loader = Loader(batch_size=4, eval_batch_size=8)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -59,7 +64,7 @@ def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, ImageBatches(split, {}, loader, train=True), ImageBatches(split, {}, loader, train=False))
+    trainer.fit(model, batches(train=True), batches(train=False))
     return trainer
 
 
@@ -73,16 +78,18 @@ def test_latent_numbers_become_images_the_same_for_the_same_seed(kind: str) -> N
     assert drawn.shape == (5, *SHAPE)
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
     assert model.discriminator(drawn).shape == (5, 1)
-    shown = model.showcase((images(2),))["drawn"]
+    shown = generation.TASK.showcase(model, (images(2),))["drawn"]
     assert (shown.dtype, len(shown)) == (torch.uint8, 64)
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_it_is_exported_from_latent_numbers_to_images(kind: str, tmp_path: Path) -> None:
     model = gan(kind)
-    inputs, examples = onnx_export.given_to(model.eval(), "images", [])
-    assert inputs is onnx_export.LATENT
-    onnx_export.write(model, inputs, examples, tmp_path / "m.onnx", opset=18)
+    task = generation.TASK
+    inputs = task.inputs("images")
+    examples = onnx_export.example_inputs(inputs, task.batches(model.eval(), batches(train=False)))
+    assert [len(batch[0]) for batch in examples] == [32, 32, 32]
+    onnx_export.write(model, inputs, task.outputs, examples, tmp_path / "m.onnx")
     assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
 
 
@@ -201,18 +208,18 @@ def test_diversity_is_one_for_as_much_variety_and_nothing_for_few_images_again_a
     assert diversity(real, other) == pytest.approx(1, abs=0.1)
     assert diversity(real, real[:1].repeat(200, 1, 1, 1)) == 0
     few = real[:5].repeat(40, 1, 1, 1) + 0.01 * torch.rand(200, 1, 8, 8, generator=random)
-    assert diversity(real, few) < COLLAPSED
+    assert diversity(real, few) < generation.COLLAPSED
 
 
 def test_a_collapse_is_told_with_the_epoch_and_whether_it_lasted() -> None:
     def rows(*values: float) -> list[dict[str, float]]:
         return [{"epoch": number, "val_diversity": value} for number, value in enumerate(values, 1)]
 
-    assert GAN.remark(rows(0.9, 0.8, 0.7)) is None
-    assert GAN.remark(rows(0.9, 0.1, 0.05)) == (
+    assert generation.TASK.remark(rows(0.9, 0.8, 0.7)) is None
+    assert generation.TASK.remark(rows(0.9, 0.1, 0.05)) == (
         "The generator collapsed in epoch 2: its images' diversity fell to 0.05 of the real ones'."
     )
-    assert "collapsed in epoch 1, and recovered: " in str(GAN.remark(rows(0.1, 0.8)))
+    assert "collapsed in epoch 1, and recovered: " in str(generation.TASK.remark(rows(0.1, 0.8)))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -268,7 +275,7 @@ def report(tmp_path: Path) -> Any:
     meta = packed.write(packed.Packed(splits, known), config.processed, config={}, source={})
     test = ImageBatches(packed.read_split(config.processed, "test"), meta, config.loader, train=False)
     (tmp_path / "made").mkdir()
-    return lambda model: generation.evaluate(model, test, config, meta, tmp_path / "made")[0]
+    return lambda model: generation.TASK.evaluate(model, test, config, meta, tmp_path / "made").metrics
 
 
 def test_a_perfect_forger_and_one_who_draws_a_single_image_are_told_apart(report: Any, tmp_path: Path) -> None:

@@ -28,8 +28,12 @@ from torch.utils._pytree import tree_leaves
 from src.common.errors import ConfigError
 from src.common.signals import Interruption
 from src.configuration.composing import compose
-from src.configuration.schema import Config, Loader
-from src.data.batching import Batches, ImageBatches, PairBatches, TextBatches
+from src.configuration.schema import Config
+from src.data import kinds
+from src.data.batching import Batches
+from src.data.kinds.images import ImageBatches
+from src.data.kinds.pairs import PairBatches
+from src.data.kinds.text import TextBatches
 from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier
 from src.training import determinism
@@ -52,9 +56,9 @@ TEXTS = {
 PAIRS = {key: torch.zeros(24, 3, 32, 32, dtype=torch.uint8) for key in ("input", "target")}
 CLASSES = ["a", "b", "c"]
 META_OF: dict[str, dict[str, Any]] = {
-    "cifar10_resnet": {"shape": [3, 16, 16], "mean": [0.5] * 3, "std": [0.2] * 3, "classes": CLASSES},
-    "imdb_lstm": {"vocabulary": ["<unk>", "<pad>", "word"], "classes": CLASSES[:2]},
-    "facades_pix2pix": {"shape": [3, 32, 32]},
+    "cifar10_resnet": {"kind": "images", "shape": [3, 16, 16], "mean": [0.5] * 3, "std": [0.2] * 3, "classes": CLASSES},
+    "imdb_lstm": {"kind": "text", "vocabulary": ["<unk>", "<pad>", "word"], "classes": CLASSES[:2]},
+    "facades_pix2pix": {"kind": "pairs", "shape": [3, 32, 32]},
 }
 KIND: dict[str, tuple[type[Batches], dict[str, Tensor]]] = {
     "cifar10_resnet": (ImageBatches, IMAGES),
@@ -157,8 +161,8 @@ def composed(experiment: str, *overrides: str) -> Config:
 
 def resident(experiment: str, *, train: bool, **loader: Any) -> Batches:
     kind, split = KIND[experiment]
-    given = Loader(**{"batch_size": 8, "eval_batch_size": 10} | loader)
-    return kind(split, META_OF[experiment], given, train=train).to(META)
+    options = kinds.load(META_OF[experiment]["kind"]).options(**{"batch_size": 8, "eval_batch_size": 10} | loader)
+    return kind(split, META_OF[experiment], options, train=train).to(META)
 
 
 @pytest.fixture
@@ -333,7 +337,9 @@ def test_compilation_and_layout_leave_the_state_dicts_keys(experiment: str) -> N
 def test_on_a_gpu_networks_compute_in_bf16_and_losses_in_fp32(experiment: str) -> None:
     """Of tensors without values that call themselves CUDA's, so that a GPU's autocast applies to them."""
     model = composed(experiment).model(META_OF[experiment])
-    batch = next(iter(KIND[experiment][0](KIND[experiment][1], META_OF[experiment], Loader(batch_size=8), train=True)))
+    kind, split = KIND[experiment]
+    options = kinds.load(META_OF[experiment]["kind"]).options(batch_size=8)
+    batch = next(iter(kind(split, META_OF[experiment], options, train=True)))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, fake_cuda_autocast():
         model.to("cuda")
         given = [fake.from_tensor(tensor).to("cuda") for tensor in batch]
@@ -343,7 +349,7 @@ def test_on_a_gpu_networks_compute_in_bf16_and_losses_in_fp32(experiment: str) -
             last.register_forward_hook(lambda _, given, answer: answers.append(answer.dtype))
             model(*given[:-1])
             assert answers == [torch.bfloat16]
-            losses = [model.loss(tuple(given), model.train_sums, 0.1)]
+            losses = [model.loss(tuple(given), "train", 0.1)]
         else:
             assert model(given[0]).dtype == torch.bfloat16
             source, drawn = (scaled(side, torch.float32) for side in given)

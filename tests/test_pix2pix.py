@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.composing import compose
-from src.configuration.schema import Adam, Linear, Loader
-from src.data.batching import PairBatches
+from src.configuration.schema import Adam, Linear
+from src.data.kinds.pairs import PairBatches, PairLoader
 from src.models.adversarial import scaled
 from src.models.optimization import rate_factor
 from src.models.pix2pix import PatchGAN, Pix2Pix, UNet
@@ -48,7 +48,7 @@ def trained(model: Pix2Pix, *callbacks: pl.Callback, epochs: int = 1, target: Te
     """A real run over four pairs in two batches an epoch."""
     source, noise = pairs()
     split = {"input": source, "target": noise if target is None else target}
-    loader = Loader(batch_size=2, eval_batch_size=2)
+    loader = PairLoader(batch_size=2, eval_batch_size=2)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -59,7 +59,11 @@ def trained(model: Pix2Pix, *callbacks: pl.Callback, epochs: int = 1, target: Te
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, PairBatches(split, {}, loader, train=True), PairBatches(split, {}, loader, train=False))
+    trainer.fit(
+        model,
+        PairBatches(split, {"kind": "pairs"}, loader, train=True),
+        PairBatches(split, {"kind": "pairs"}, loader, train=False),
+    )
     return trainer
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from src import predict
 from src.common.files import sha256_of
-from src.configuration.schema import Loader
-from src.data.batching import TextBatches
+from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.imdb import tokenizer_settings
 from src.predict import Predictor
+from src.tasks import Request
 from tests.tiny_data import plain_png
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +50,13 @@ def write_model(
 def image_model(folder: Path, **signature: Any) -> Path:
     """Says which of red, green and blue is the brightest: the softmax of the channels' means."""
     nodes = [
-        helper.make_node("Cast", ["images"], ["pixels"], to=T.FLOAT),
+        helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
         helper.make_node("Mul", ["means", "scale"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["answer"], axis=1),
+        helper.make_node("Softmax", ["logits"], ["output"], axis=1),
     ]
-    given = [helper.make_tensor_value_info("images", T.UINT8, ["batch", 3, 8, 8])]
-    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3])
+    given = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
+    output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 3])
     constants = [constant("axes", [2, 3]), constant("scale", 0.02)]
     known = {"task": "classification", "kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
     return write_model(folder, nodes, given, output, constants, **known | signature)
@@ -76,13 +76,13 @@ def text_model(folder: Path, **signature: Any) -> Path:
         helper.make_node("Concat", ["sum_bad", "sum_good"], ["sums"], axis=1),
         helper.make_node("Cast", ["lengths"], ["float_lengths"], to=T.FLOAT),
         helper.make_node("Unsqueeze", ["float_lengths", "axes"], ["divisors"]),
-        helper.make_node("Div", ["sums", "divisors"], ["answer"]),
+        helper.make_node("Div", ["sums", "divisors"], ["output"]),
     ]
     given = [
         helper.make_tensor_value_info("tokens", T.INT64, ["batch", "time"]),
         helper.make_tensor_value_info("lengths", T.INT64, ["batch"]),
     ]
-    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 2])
+    output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 2])
     constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
     known: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
     known |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
@@ -92,12 +92,12 @@ def text_model(folder: Path, **signature: Any) -> Path:
 def pairs_model(folder: Path, **signature: Any) -> Path:
     """The negative of a picture."""
     nodes = [
-        helper.make_node("Cast", ["input"], ["pixels"], to=T.FLOAT),
+        helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
         helper.make_node("Div", ["pixels", "white"], ["light"]),
-        helper.make_node("Sub", ["one", "light"], ["answer"]),
+        helper.make_node("Sub", ["one", "light"], ["output"]),
     ]
-    given = [helper.make_tensor_value_info("input", T.UINT8, ["batch", 3, 8, 8])]
-    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 3, 8, 8])
+    given = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
+    output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 3, 8, 8])
     constants = [constant("white", 255.0), constant("one", 1.0)]
     return write_model(
         folder,
@@ -113,12 +113,18 @@ def generator(folder: Path, **signature: Any) -> Path:
     """Pictures of 2x3 pixels: the latent numbers' sigmoids."""
     nodes = [
         helper.make_node("Sigmoid", ["latent"], ["light"]),
-        helper.make_node("Reshape", ["light", "shape"], ["answer"]),
+        helper.make_node("Reshape", ["light", "shape"], ["output"]),
     ]
     given = [helper.make_tensor_value_info("latent", T.FLOAT, ["batch", 6])]
-    output = helper.make_tensor_value_info("answer", T.FLOAT, ["batch", 1, 2, 3])
+    output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 1, 2, 3])
     known = {"task": "generation", "kind": "images", "shape": [1, 2, 3], "latent": 6}
     return write_model(folder, nodes, given, output, [constant("shape", [-1, 1, 2, 3])], **known | signature)
+
+
+def fed(folder: Path, source: object) -> dict[str, np.ndarray]:
+    """What the graph of an exported model is fed for an input."""
+    predictor = Predictor(folder)
+    return predictor.task.encode(Request(str(source)), predictor.signature)
 
 
 Call = Callable[..., tuple[int, str, str]]
@@ -179,7 +185,7 @@ def test_a_picture_of_another_size_and_mode_is_brought_to_the_models(tmp_path: P
     left_red = np.zeros((40, 60, 4), np.uint8)
     left_red[:, :30, 0] = left_red[..., 3] = 255
     Image.fromarray(left_red).save(tmp_path / "large.png")
-    made = Predictor(image_model(tmp_path / "export")).image(tmp_path / "large.png")
+    made = fed(image_model(tmp_path / "export"), tmp_path / "large.png")["image"]
     assert (made.shape, made.dtype) == ((1, 3, 8, 8), np.uint8)
     assert (made[0, 0, :, :3] > 200).all()
     assert (made[0, 0, :, 5:] < 50).all()
@@ -218,7 +224,7 @@ def test_a_long_text_is_taken_as_a_text(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [4, 5, None])
 def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: Path) -> None:
     words = [VOCABULARY[2 + i % 4] for i in range(count)]
-    found, length = Predictor(text_model(tmp_path / "export", max_tokens=limit)).tokens(" ".join(words))
+    feed = fed(text_model(tmp_path / "export", max_tokens=limit), " ".join(words))
     import torch
 
     split = {
@@ -226,16 +232,15 @@ def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: P
         "offsets": torch.tensor([0, count]),
         "labels": torch.zeros(1, dtype=torch.int64),
     }
-    loader = Loader(batch_size=1, max_tokens=limit)
-    ((tokens, lengths, _),) = TextBatches(split, {"vocabulary": VOCABULARY}, loader, train=False)
-    assert found.tolist() == tokens.tolist()
-    assert length.tolist() == lengths.tolist()
-    assert found.dtype == length.dtype == np.int64
+    loader = TextLoader(batch_size=1, max_tokens=limit)
+    ((tokens, lengths, _),) = TextBatches(split, {"kind": "text", "vocabulary": VOCABULARY}, loader, train=False)
+    assert feed["tokens"].tolist() == tokens.tolist()
+    assert feed["lengths"].tolist() == lengths.tolist()
+    assert feed["tokens"].dtype == feed["lengths"].dtype == np.int64
 
 
 def test_a_word_that_the_vocabulary_lacks_is_unknown(tmp_path: Path) -> None:
-    found, _ = Predictor(text_model(tmp_path / "export")).tokens("Good cinema.")
-    assert found.tolist() == [[2, 0, 5]]
+    assert fed(text_model(tmp_path / "export"), "Good cinema.")["tokens"].tolist() == [[2, 0, 5]]
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

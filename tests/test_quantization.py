@@ -10,11 +10,22 @@ import pytest
 import torch
 from torch import nn
 
+from src import tasks
 from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.exporting import onnx_export, quantization
-from src.exporting.inference import without_transposed
-from tests.test_onnx_export import OPSET, answers, generator, image_classifier, pictures, text_classifier, texts
+from src.exporting.convolutions import without_transposed
+from tests.test_onnx_export import (
+    IMAGE,
+    OUTPUTS,
+    TEXT,
+    answers,
+    generator,
+    image_classifier,
+    pictures,
+    text_classifier,
+    texts,
+)
 
 
 def operators(path: Path) -> set[str]:
@@ -29,14 +40,14 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A model's graph in fp32 and in int8."""
     folder = tmp_path_factory.mktemp("export")
     whole, int8 = folder / "model.onnx", folder / "model.int8.onnx"
-    onnx_export.write(request.param(), onnx_export.IMAGE, [pictures(4)], whole, opset=OPSET)
-    quantization.write_int8(whole, onnx_export.IMAGE, [pictures(40), pictures(30)], int8)
+    onnx_export.write(request.param(), IMAGE, OUTPUTS, [pictures(4)], whole)
+    quantization.write_int8(whole, IMAGE, [pictures(40), pictures(30)], int8)
     return whole, int8
 
 
 def test_int8_answers_nearly_as_fp32_does_for_any_number_of_examples(graphs: tuple[Path, Path]) -> None:
     for count in (1, 9):
-        whole, int8 = (answers(path, onnx_export.IMAGE, pictures(count)) for path in graphs)
+        whole, int8 = (answers(path, IMAGE, pictures(count)) for path in graphs)
         assert int8.shape == whole.shape
         assert 0 < np.abs(int8 - whole).mean() < 0.03 * np.abs(whole).mean()
 
@@ -54,7 +65,7 @@ def test_the_weights_are_bytes(graphs: tuple[Path, Path]) -> None:
 
 def test_the_int8_bytes_depend_on_the_graph_and_the_examples_alone(graphs: tuple[Path, Path], tmp_path: Path) -> None:
     whole, int8 = graphs
-    quantization.write_int8(whole, onnx_export.IMAGE, [pictures(40), pictures(30)], tmp_path / "again.onnx")
+    quantization.write_int8(whole, IMAGE, [pictures(40), pictures(30)], tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == int8.read_bytes()
     for trace in (str(ROOT), str(tmp_path.parent), "site-packages", "/tmp"):
         assert trace.encode() not in int8.read_bytes(), trace
@@ -62,21 +73,21 @@ def test_the_int8_bytes_depend_on_the_graph_and_the_examples_alone(graphs: tuple
 
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx_export.write(text_classifier("mean"), onnx_export.TEXT, [texts(4, 9)], path, opset=OPSET)
+    onnx_export.write(text_classifier("mean"), TEXT, OUTPUTS, [texts(4, 9)], path)
     with pytest.raises(Failure, match=r"export\.int8: the exported model has LSTM layers"):
-        quantization.write_int8(path, onnx_export.TEXT, [texts(4, 9)], tmp_path / "int8.onnx")
+        quantization.write_int8(path, TEXT, [texts(4, 9)], tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()
 
 
 @pytest.mark.parametrize("graphs", [image_classifier], indirect=True)
 def test_the_cost_of_a_classifier_is_told_in_right_answers(graphs: tuple[Path, Path]) -> None:
     images = [pictures(count) for count in (20, 7)]
-    each = [[answers(path, onnx_export.IMAGE, batch) for batch in images] for path in graphs]
+    each = [[answers(path, IMAGE, batch) for batch in images] for path in graphs]
     # Labels that the fp32 graph gets right, but for the first of all.
     labels = [torch.from_numpy(answer.argmax(1)) for answer in each[0]]
     labels[0][0] = (labels[0][0] + 1) % 5
     batches = [(*batch, truth) for batch, truth in zip(images, labels, strict=True)]
-    found = quantization.cost(*graphs, onnx_export.IMAGE, batches, "classification")
+    found = quantization.cost(*graphs, IMAGE, batches, tasks.load("classification").int8_figures)
     right = [
         sum((answer.argmax(1) == truth.numpy()).sum() for answer, truth in zip(answered, labels, strict=True))
         for answered in each
@@ -95,8 +106,8 @@ def test_the_cost_of_a_classifier_is_told_in_right_answers(graphs: tuple[Path, P
 @pytest.mark.parametrize("graphs", [generator], indirect=True)
 def test_the_cost_of_pictures_is_told_as_their_distance_to_the_target(graphs: tuple[Path, Path]) -> None:
     given, target = pictures(6), pictures(5)[0].repeat(2, 1, 1, 1)[:6]
-    whole, int8 = (answers(path, onnx_export.IMAGE, given) for path in graphs)
-    found = quantization.cost(*graphs, onnx_export.IMAGE, [(*given, target)], "translation")
+    whole, int8 = (answers(path, IMAGE, given) for path in graphs)
+    found = quantization.cost(*graphs, IMAGE, [(*given, target)], tasks.load("translation").int8_figures)
     true = target.numpy() / 255
     assert found == pytest.approx(
         {
@@ -109,7 +120,7 @@ def test_the_cost_of_pictures_is_told_as_their_distance_to_the_target(graphs: tu
 
 @pytest.mark.parametrize("graphs", [generator], indirect=True)
 def test_where_there_is_nothing_to_compare_with_only_the_difference_is_told(graphs: tuple[Path, Path]) -> None:
-    found = quantization.cost(*graphs, onnx_export.IMAGE, [pictures(3)], "generation")
+    found = quantization.cost(*graphs, IMAGE, [pictures(3)], tasks.load("generation").int8_figures)
     assert set(found) == {"int8_difference"}
 
 
@@ -123,7 +134,7 @@ def test_a_convolution_stands_for_a_transposed_one_that_doubles_the_size(size: t
     original = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1, bias=bias))
     made = without_transposed(original)
     x = torch.randn(2, 3, *size)
-    assert not isinstance(made[0], nn.ConvTranspose2d)  # type: ignore[index]
+    assert not isinstance(made[0], nn.ConvTranspose2d)
     assert isinstance(original[0], nn.ConvTranspose2d)
     torch.testing.assert_close(made(x), original(x))
 
@@ -146,7 +157,7 @@ def test_other_layers_stay_as_they_are(layer: nn.Module) -> None:
 
 
 def test_an_exported_unet_has_no_transposed_convolution(tmp_path: Path) -> None:
-    model: nn.Module = generator()
-    onnx_export.write(model, onnx_export.IMAGE, [pictures(4)], tmp_path / "model.onnx", opset=OPSET)
+    model = generator()
+    onnx_export.write(model, IMAGE, OUTPUTS, [pictures(4)], tmp_path / "model.onnx")
     assert "ConvTranspose" not in operators(tmp_path / "model.onnx")
     assert any(isinstance(part, nn.ConvTranspose2d) for part in model.modules())

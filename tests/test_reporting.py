@@ -11,13 +11,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.exporting.card import SNIPPETS, Card, model_card
+from src import tasks
+from src.data import kinds
+from src.exporting.card import Card, model_card
 from src.reporting import plots, tables
+from src.scoring.calibration import calibration_bins, calibration_error
 
 CLASSES = ["cat", "dog", "ship"]
 RANDOM = np.random.default_rng(0)
@@ -30,19 +34,21 @@ HISTORY: list[dict[str, float]] = [
     {"epoch": 2, "train_loss": float("inf"), "val_loss": 1.2, "val_accuracy": 0.6, "lr": 0.0001},
 ]
 GAN = [{"epoch": 0, "train_generator_loss": 9.0, "train_discriminator_loss": 0.7, "train_l1": 0.3, "val_l1": 0.4}]
+METRICS = tasks.load("classification").metrics
+BINS = calibration_bins(CONFIDENCE, CORRECT)
 LATENCY: list[dict[str, float]] = [
     {"batch": 1, "pytorch_ms": 12.9, "onnxruntime_ms": 6.3},
     {"batch": 32, "pytorch_ms": 75, "onnxruntime_ms": 87},
 ]
 
 PICTURES: dict[str, Callable[..., None]] = {
-    "curves": partial(plots.training_curves, HISTORY),
-    "gan curves": partial(plots.training_curves, GAN),
+    "curves": partial(plots.curves, HISTORY, METRICS),
+    "gan curves": partial(plots.curves, GAN, tasks.load("translation").metrics),
     "confusion": partial(plots.confusion_matrix, np.array([[5, 1, 0], [2, 3, 0], [0, 0, 0]]), CLASSES),
     "many classes": partial(plots.confusion_matrix, np.eye(40, dtype=int), [str(index) for index in range(40)]),
-    "reliability": partial(plots.reliability_diagram, CONFIDENCE, CORRECT),
-    "mistakes": partial(plots.mistakes, IMAGES, ["cat 98 %\nis $dog"] * 6),
-    "grey mistakes": partial(plots.mistakes, IMAGES[..., :1], ["a\nb"] * 6),
+    "reliability": partial(plots.reliability_diagram, BINS, calibration_error(BINS)),
+    "mistakes": partial(plots.mistakes, IMAGES, [{"predicted": "cat", "confidence": 0.98, "true": "$dog"}] * 6),
+    "grey mistakes": partial(plots.mistakes, IMAGES[..., :1], [{"predicted": "a", "confidence": 0.5, "true": "b"}] * 6),
     "no mistakes": partial(plots.mistakes, IMAGES[:0], []),
     "grid": partial(plots.image_grid, {"input": IMAGES, "output": 255 - IMAGES}),
     "latency": partial(plots.latency, LATENCY),
@@ -84,9 +90,9 @@ def test_the_label_and_the_headline_are_drawn(tmp_path: Path) -> None:
 def test_a_picture_ignores_the_users_matplotlibrc_and_leaves_it_as_it_was(tmp_path: Path) -> None:
     import matplotlib
 
-    plots.training_curves(HISTORY, tmp_path / "a.png", label="x", sample=False)
+    plots.curves(HISTORY, METRICS, tmp_path / "a.png", label="x", sample=False)
     with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 50, "lines.linewidth": 9}):
-        plots.training_curves(HISTORY, tmp_path / "b.png", label="x", sample=False)
+        plots.curves(HISTORY, METRICS, tmp_path / "b.png", label="x", sample=False)
         assert matplotlib.rcParams["font.size"] == 20
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -98,22 +104,22 @@ def test_missing_and_not_finite_values_are_left_out_of_the_curves(tmp_path: Path
         {"epoch": 2},
         {"epoch": 3, "loss": 1.0},
     ]
-    plots.training_curves(holes, tmp_path / "holes.png", label="x", sample=False)
+    plots.curves(holes, METRICS, tmp_path / "holes.png", label="x", sample=False)
     # Four epochs are announced in the headline; below it, the line is the one through the two finite points.
     whole = [{"epoch": 0, "loss": 2.0}, {"epoch": 3, "loss": 1.0}]
-    plots.training_curves(whole, tmp_path / "whole.png", label="x", sample=False)
+    plots.curves(whole, METRICS, tmp_path / "whole.png", label="x", sample=False)
     assert np.array_equal(pixels(tmp_path / "holes.png")[75:], pixels(tmp_path / "whole.png")[75:])
 
 
 def test_a_history_without_a_single_finite_value_is_still_drawn(tmp_path: Path) -> None:
-    plots.training_curves([{"epoch": 0, "train_loss": math.nan}], tmp_path / "nan.png", label="x", sample=False)
+    plots.curves([{"epoch": 0, "train_loss": math.nan}], METRICS, tmp_path / "nan.png", label="x", sample=False)
     assert pixels(tmp_path / "nan.png").shape[1] == 960
 
 
 @pytest.mark.parametrize("history", [[], [{"epoch": 0}]])
 def test_a_history_without_metrics_is_refused_with_the_remedy(history: list[dict[str, float]], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"curves\.png.*no metrics.*at least one epoch"):
-        plots.training_curves(history, tmp_path / "curves.png", label="x", sample=False)
+        plots.curves(history, METRICS, tmp_path / "curves.png", label="x", sample=False)
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -140,11 +146,11 @@ def test_the_calibration_error_matches_a_hand_computed_value() -> None:
     # Two bins: (0, 0.5] holds 0.2 and 0.5, one right; (0.5, 1] holds 0.6 and 0.9, both right.
     confidence, correct = np.array([0.2, 0.5, 0.6, 0.9]), np.array([False, True, True, True])
     # 2/4 * |1/2 - 0.35| + 2/4 * |1 - 0.75|
-    assert plots.calibration_error(confidence, correct, bins=2) == pytest.approx(0.2)
+    assert calibration_error(calibration_bins(confidence, correct, bins=2)) == pytest.approx(0.2)
 
 
 def test_calibration_bins_count_every_example_once_and_leave_empty_bins_open() -> None:
-    rows = plots.calibration_bins(np.array([0.0, 0.1, 0.1001, 1.0, 1.0000001]), np.ones(5, bool), bins=10)
+    rows = calibration_bins(np.array([0.0, 0.1, 0.1001, 1.0, 1.0000001]), np.ones(5, bool), bins=10)
     assert [row["count"] for row in rows] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     assert math.isnan(rows[5]["accuracy"]) and rows[9]["accuracy"] == 1
     assert (rows[0]["low"], rows[9]["high"]) == (0, 1)
@@ -153,7 +159,7 @@ def test_calibration_bins_count_every_example_once_and_leave_empty_bins_open() -
 @pytest.mark.parametrize("confidence", [[], [0.5, math.nan], [1.2], [-0.1]])
 def test_what_is_no_probability_is_refused_by_the_calibration(confidence: list[float]) -> None:
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        plots.calibration_error(np.array(confidence), np.ones(len(confidence), bool))
+        calibration_bins(np.array(confidence), np.ones(len(confidence), bool))
 
 
 def test_importing_the_room_loads_neither_matplotlib_nor_torch() -> None:
@@ -203,8 +209,8 @@ def test_a_markdown_table_aligns_numbers_right_and_keeps_pipes_and_breaks_in_the
 
 def test_text_mistakes_are_cut_at_a_word_and_escaped(tmp_path: Path) -> None:
     text = "<b>1.\n*Great* & bad_movie</b> " + "word " * 200
-    rows = [{"text": text, "true": "neg", "predicted": "pos", "confidence": 0.987}]
-    tables.text_mistakes(rows, tmp_path / "m.md", label="imdb_lstm", sample=True)
+    rows = [{"true": "neg", "predicted": "pos", "confidence": 0.987}]
+    tables.text_mistakes([text], rows, tmp_path / "m.md", label="imdb_lstm", sample=True)
     page = (tmp_path / "m.md").read_text()
     assert "## 1. pos 98.7%, is neg" in page and plots.SAMPLE_NOTE in page and "imdb_lstm" in page
     quote = next(line for line in page.splitlines() if line.startswith("> "))
@@ -213,14 +219,14 @@ def test_text_mistakes_are_cut_at_a_word_and_escaped(tmp_path: Path) -> None:
 
 
 def test_no_text_mistakes_are_said_to_be_none_without_a_sample_note(tmp_path: Path) -> None:
-    tables.text_mistakes([], tmp_path / "m.md", label="x", sample=False)
+    tables.text_mistakes([], [], tmp_path / "m.md", label="x", sample=False)
     assert (tmp_path / "m.md").read_text() == "# The most confident mistakes\n\nx\n\nNone.\n"
 
 
 CARD = Card(
     title="cifar10_resnet",
     summary="A ResNet for small photos.",
-    task="image-classification",
+    hub_tag="image-classification",
     dataset="CIFAR-10",
     profile="sample",
     counts={"train": 500, "test": 100},
@@ -231,8 +237,8 @@ CARD = Card(
     epochs=12,
     metrics={"accuracy": 0.912345678, "loss": math.nan},
     folder="model",
-    image_shape=(3, 4, 6),
-    classes=CLASSES,
+    arguments="input.png",
+    snippet="print(session.run(None, {}))\n",
     files={"model.onnx": "a" * 64},
     limits=["Trained on drawings."],
 )
@@ -258,7 +264,7 @@ def test_a_card_says_data_training_metrics_files_and_limits() -> None:
     assert plots.SAMPLE_NOTE not in model_card(dataclasses.replace(CARD, profile="full"))
 
 
-def exported(task: str, path: Path) -> None:
+def exported(hub_tag: str, path: Path) -> None:
     """A model with the inputs and outputs of an exported one: sums for scores, or the image itself."""
     import onnx
     from onnx import TensorProto, helper
@@ -267,20 +273,20 @@ def exported(task: str, path: Path) -> None:
         return helper.make_tensor_value_info(name, kind, shape)
 
     inputs = [info("image", TensorProto.UINT8, "batch", 3, 4, 6)]
-    if task == "image-to-image":
+    if hub_tag == "image-to-image":
         nodes = [
             helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
             helper.make_node("Div", ["real", "white"], ["output"]),
         ]
         output = info("output", TensorProto.FLOAT, "batch", 3, 4, 6)
-    elif task == "image-classification":
+    elif hub_tag == "image-classification":
         nodes = [
             helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
             helper.make_node("GlobalAveragePool", ["real"], ["mean"]),
             helper.make_node("Flatten", ["mean"], ["output"]),
         ]
         output = info("output", TensorProto.FLOAT, "batch", 3)
-    elif task == "unconditional-image-generation":
+    elif hub_tag == "unconditional-image-generation":
         inputs = [info("latent", TensorProto.FLOAT, "batch", 72)]
         nodes = [
             helper.make_node("Sigmoid", ["latent"], ["light"]),
@@ -304,38 +310,42 @@ def exported(task: str, path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-@pytest.mark.parametrize("task", SNIPPETS)
-def test_the_cards_snippet_runs_as_it_stands(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+CALLED = [
+    ("classification", "images", {}, ["dog"]),  # green is the strongest channel
+    ("classification", "text", {"classes": [f"class {n}" for n in range(5)]}, ["class 3"]),  # 345 is the largest token
+    ("translation", "pairs", {}, []),
+    ("reconstruction", "images", {}, []),
+    ("generation", "images", {"latent": 72}, []),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "fields", "printed"), CALLED, ids=[f"{call[0]} {call[1]}" for call in CALLED])
+def test_the_cards_snippet_runs_as_it_stands(
+    name: str, kind: str, fields: dict[str, Any], printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, signature = tasks.load(name), {"kind": kind, "shape": [3, 4, 6], "classes": CLASSES} | fields
     (tmp_path / "model").mkdir()
-    exported(task, tmp_path / "model" / "model.onnx")
-    photo = np.full((9, 9, 3), (10, 200, 30), np.uint8)
-    Image.fromarray(photo).save(tmp_path / "input.png")
+    exported(task.hub_tag(signature), tmp_path / "model" / "model.onnx")
+    Image.fromarray(np.full((9, 9, 3), (10, 200, 30), np.uint8)).save(tmp_path / "input.png")
     monkeypatch.chdir(tmp_path)
-    classes = [f"class {index}" for index in range(5)] if task == "text-classification" else CLASSES
-    page = model_card(dataclasses.replace(CARD, task=task, classes=classes, latent=72))  # type: ignore[arg-type]
+    page = model_card(dataclasses.replace(CARD, snippet=task.snippet(signature)))
     snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert snippet and len(snippet[1].splitlines()) <= 10
-    said: list[object] = []
-    exec(snippet[1], {"print": said.append})
-    if task == "image-to-image":
-        assert Image.open("output.png").size == (6, 4)
-        assert np.asarray(Image.open("output.png"))[0, 0].tolist() == [10, 200, 30]
-    elif task == "unconditional-image-generation":
-        assert Image.open("output.png").size == (6, 4)
-    else:
-        # Green is the strongest channel; 345 is the largest token, one place after the length.
-        assert said == ["class 3" if task == "text-classification" else "dog"]
+    output: list[object] = []
+    exec(snippet[1], {"print": output.append})
+    assert output == printed
+    if not printed:
+        drawn = Image.open("output.png")
+        assert drawn.size == (6, 4)
+        assert name == "generation" or np.asarray(drawn)[0, 0].tolist() == [10, 200, 30]
 
 
-def test_a_grey_images_card_says_so_and_its_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = model_card(dataclasses.replace(CARD, task="image-to-image", image_shape=(1, 4, 6)))
-    assert 'convert("L")' in page
+def test_the_snippet_reads_a_grey_image_as_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "input.png")
     monkeypatch.chdir(tmp_path)
-    lines = [line for line in page.splitlines() if line.startswith(("photo =", "image ="))]
-    given: dict[str, object] = {"np": np, "Image": Image}
-    exec("\n".join(lines), given)
-    assert np.asarray(given["image"]).shape == (1, 1, 4, 6)
+    variables: dict[str, Any] = {"np": np}
+    exec(kinds.load("images").snippet({"shape": [1, 4, 6]}), variables)
+    assert variables["image"].shape == (1, 1, 4, 6)
 
 
 def test_samples_stand_close_together_in_a_square(tmp_path: Path) -> None:

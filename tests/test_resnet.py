@@ -106,14 +106,14 @@ def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_abo
 
 def test_a_classifier_fits_the_whitening_on_normalised_images_and_leaves_other_networks_alone() -> None:
     model = classifier(lambda shape, classes: FastResNet(shape, classes, width=8))
-    model.prepare(photos())
+    model.prepare({"images": photos()})
     alone = FastResNet(SHAPE, CLASSES, width=8)
     alone.fit_whitening((photos() - model.mean) / model.std)
     assert torch.equal(model.network.get_parameter("whiten.weight"), alone.whiten.weight)
 
     plain = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     before = plain.network.get_parameter("1.weight").clone()
-    plain.prepare(photos())
+    plain.prepare({"images": photos()})
     assert torch.equal(plain.network.get_parameter("1.weight"), before)
 
 
@@ -128,13 +128,12 @@ def test_answers_are_probabilities() -> None:
 def test_the_loss_is_cross_entropy_and_its_sums_count_what_was_right(smoothing: float) -> None:
     model = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     images, labels = photos(8), torch.arange(8)
-    sums = torch.zeros(3, dtype=torch.float64)
-    loss = model.loss((images, labels), sums, smoothing)
+    loss = model.loss((images, labels), "val", smoothing)
     logs = model(images).log_softmax(1)
     by_hand = -((1 - smoothing) * logs[labels, labels] + smoothing * logs.mean(1)).mean()
     torch.testing.assert_close(loss, by_hand)
     correct = int((model(images).argmax(1) == labels).sum())
-    assert sums.tolist() == pytest.approx([8 * loss.item(), correct, 8])
+    assert model.val_sums.flatten().tolist() == pytest.approx([8 * loss.item(), 8, correct, 8])
 
 
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(2, 16, 48), (3, 32, 32), (7, 16, 48), (8, 5, 7)])

@@ -102,7 +102,7 @@ def test_a_folder_of_the_users_is_packed_as_if_it_were_an_archive(configure: Con
     first = note(config)
     preprocess(config)
     assert first["origin"] == "mine"
-    assert packed.examples(packed.read_split(config.processed, "train")) == 38  # one of each class is held out
+    assert len(packed.read_split(config.processed, "train")["labels"]) == 38  # one of each class is held out
     shutil.rmtree(config.raw)
     download(config)
     assert note(config) == first  # the same bytes, whenever it is read

@@ -17,6 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
+from src.configuration.declarations import (
+    kind_of,
+    load_kind,
+    load_task,
+    owners_of,
+    refuse_misfit,
+    refuse_monitor,
+    task_of,
+)
 from src.configuration.describing import describe_composed
 from src.configuration.refusing import explain_fault, explain_hydra, listed
 from src.configuration.schema import Build, Config, Data, DataConfig
@@ -56,22 +65,45 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
             content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         if schema is DataConfig:
             content = {key: content[key] for key in DataConfig.model_fields if key in content}
-        sections: dict[str, Any] = {
-            key: (schema_of(base, content[key], key), ...)
-            for key, base in (("data", Data), ("model", Build))
-            if key in content
-        }
-        schema = pydantic.create_model(schema.__name__, __base__=schema, **sections)
+        schema = _with_declared_options(content, schema)
         checked = schema.model_validate(content)
         if isinstance(checked, Config):
+            refuse_monitor(checked)
             _refuse_unequal_shares(checked)
         return checked
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     except pydantic.ValidationError as error:
         raise ConfigError(
-            "\n".join(dict.fromkeys(explain_fault(fault, content, schema) for fault in error.errors()))
+            "\n".join(dict.fromkeys(_explained(fault, content, schema) for fault in error.errors()))
         ) from None
+
+
+def _with_declared_options(content: Mapping[str, Any], schema: type[DataConfig]) -> type[DataConfig]:
+    """The schema with the parameters of the configured targets, and the options of their task and kind of data.
+
+    Raises:
+        ConfigError: a target may not be named, or the model does not take this kind of data.
+    """
+    sections: dict[str, Any] = {}
+    if "data" in content:
+        base = Data
+        if kind := kind_of(content["data"]):
+            base = pydantic.create_model("Data", __base__=Data, loader=(load_kind(kind).options | None, None))
+        sections["data"] = (schema_of(base, content["data"], "data"), ...)
+    if "model" in content:
+        sections["model"] = (schema_of(Build, content["model"], "model"), ...)
+        options = load_task(task_of(content["model"])).options
+        sections["evaluation"] = (options, options())
+    if sections.keys() >= {"data", "model"}:
+        refuse_misfit(content["data"], content["model"])
+    return pydantic.create_model(schema.__name__, __base__=schema, **sections)
+
+
+def _explained(fault: Any, content: Any, schema: type[DataConfig]) -> str:
+    """One line for one of pydantic's faults; of an unknown key also whose option it is."""
+    line = explain_fault(fault, content, schema)
+    return line + owners_of(line.partition(":")[0]) if fault["type"] == "extra_forbidden" else line
 
 
 def _refuse_unequal_shares(config: Config) -> None:

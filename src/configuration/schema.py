@@ -173,27 +173,11 @@ class Build(Section):
         return getattr(importlib.import_module(module), attribute)(*args, **more, **own)
 
 
-class LowResolution(Section):
-    """Progressive resizing (Howard, 2018): training images are made small at first, which takes less time."""
-
-    size: PositiveInt  # pixels a side
-    until: Fraction  # of the run's epochs
-
-
 class Loader(Section):
-    """How batches are made; what applies to one kind of data only is ignored by the others."""
+    """How batches are made, whatever the kind of data; src/data/kinds/ adds what a kind has besides."""
 
     batch_size: PositiveInt = Field(description="examples per training step, of all processes together")
     eval_batch_size: PositiveInt = Field(default=500, description="examples per batch in validation and evaluation")
-    flip: Literal["none", "random", "alternating"] = (
-        "none"  # alternating: random at first, then every second epoch mirrored
-    )
-    crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
-    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # images: turned by up to so many degrees, either way
-    low_resolution: LowResolution | None = None  # images
-    enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # pairs: so much before a random crop of the old size
-    max_tokens: PositiveInt | None = None  # text: longer examples lose their middle
-    word_dropout: Probability = 0.0  # text: tokens become <unk> with this probability
 
 
 class Official(Section):
@@ -280,8 +264,7 @@ class Trainer(Section):
         default=None, description="batches of the test split, as a number or a fraction; null: all"
     )
     overfit_batches: NonNegativeInt = Field(default=0, description="train on the same batches only, so many; 0: on all")
-    monitor: str = Field(description="validation metric that keep=best and early_stopping compare, as val_accuracy")
-    mode: Literal["min", "max"] = Field(description="whether the monitored metric is better when smaller or larger")
+    monitor: str = Field(description="metric of the task that keep=best and early_stopping compare, e.g. val_accuracy")
     keep: Literal["last", "best"] = Field(
         default="last", description="epoch whose weights are kept: the last, or the best by monitor"
     )
@@ -315,20 +298,12 @@ class Trainer(Section):
 
 
 class Evaluation(Section):
-    """What evaluate shows beside the metrics."""
-
-    calibration_bins: PositiveInt = 15
-    mistakes: PositiveInt = 16
-    examples: PositiveInt = 6
-    segmenter_epochs: PositiveInt = 12
-    segmenter_width: PositiveInt = 16
-    judge_steps: PositiveInt = 1000  # of the judge of drawn images, batches of 128
+    """What evaluate measures and shows: the options of the model's task, in src/tasks/."""
 
 
 class Export(Section):
     """The exported model: format, tolerance, and how its latency is measured."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="version of the ONNX operators")
     tolerance: Positive = Field(default=1e-3, description="largest difference between the outputs of ONNX and PyTorch")
     int8: bool = Field(default=False, description="also write model.int8.onnx, for networks of convolutions")
     latency_batches: list[PositiveInt] = Field(

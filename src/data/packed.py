@@ -2,11 +2,7 @@
 
 A model depends on the first four; `origin.json` says which archive they were packed from, and how, so that the same
 archive under another name retrains nothing. DVC hashes one file a split instead of 60,000, and loading is a memory
-map. What each kind of data holds:
-
-    images   images uint8 [N, C, H, W], labels int64 [N]
-    text     tokens int32 [sum of lengths], offsets int64 [N + 1], labels int64 [N]
-    pairs    input, target uint8 [N, 3, S, S]
+map. Which arrays a split has depends on its kind: see src/data/kinds/.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ import numpy as np
 
 from src.common.errors import Failure
 from src.common.files import sha256_of, write_atomically
+from src.configuration.declarations import load_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Packed:
-    """What a data set's `pack` returns: each split's arrays, and what else is known (classes, mean, vocabulary)."""
+    """What a data set's `pack` returns: each split's arrays, and its meta: the kind, classes, mean, vocabulary, ..."""
 
     splits: dict[str, Arrays]
     meta: dict[str, Any]
@@ -56,15 +53,16 @@ def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Ma
     """
     from safetensors.numpy import save
 
-    for split, arrays in packed.splits.items():
-        if not examples(arrays):
+    counts = {split: load_kind(packed.meta["kind"]).count(arrays) for split, arrays in packed.splits.items()}
+    for split, count in counts.items():
+        if not count:
             raise PackedError(f"{source['origin']}: {split} has no example: val is drawn from classes of two or more")
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, arrays in packed.splits.items():
         path = folder / f"{split}.safetensors"
         write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}))
-        files[split] = {"sha256": sha256_of(path), "examples": examples(arrays)}
+        files[split] = {"sha256": sha256_of(path), "examples": counts[split]}
     meta, origin = packed.meta | {"splits": files}, {"config": dict(config), "source": dict(source)}
     for name, content in (("meta.json", meta), ("origin.json", origin)):
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -141,11 +139,6 @@ def _read(path: Path, expected: str, *facts: int) -> dict[str, Tensor]:
         raise PackedError(
             f"{path} is damaged ({error}): delete {path.parent} and run `dvc repro`, or the `python -m src.train` again"
         ) from None
-
-
-def examples(arrays: Mapping[str, Any]) -> int:
-    """The number of examples in a split's arrays."""
-    return len(arrays["labels" if "labels" in arrays else "input"])
 
 
 def stratified_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

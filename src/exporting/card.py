@@ -7,68 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from src.reporting.plots import SAMPLE_NOTE
 from src.reporting.tables import markdown
 
-Task = Literal["image-classification", "text-classification", "image-to-image", "unconditional-image-generation"]
-
-READ_IMAGE = """\
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-photo = Image.open("input.png").convert("{mode}").resize(({width}, {height}))
-image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
-"""
-WRITE_IMAGE = """\
-Image.fromarray((255 * output[0]).round().astype(np.uint8).transpose(1, 2, 0).squeeze()).save("output.png")
-"""
-SNIPPETS: dict[Task, str] = {
-    "image-classification": READ_IMAGE
-    + """\
-scores = session.run(None, {{"image": image}})[0]  # [1, {classes}]
-print({names}[scores[0].argmax()])
-""",
-    "text-classification": """\
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-tokens = np.array([[12, 7, 345, 2]], dtype=np.int64)  # [batch, time]: word ids from the vocabulary beside the model
-lengths = np.array([4], dtype=np.int64)  # [batch]: words in each text, the rest is padding
-scores = session.run(None, {{"tokens": tokens, "lengths": lengths}})[0]  # [batch, {classes}]
-print({names}[scores[0].argmax()])
-""",
-    "image-to-image": READ_IMAGE
-    + """\
-output = session.run(None, {{"image": image}})[0]  # float32 [1, {channels}, {height}, {width}] in 0..1
-"""
-    + WRITE_IMAGE,
-    "unconditional-image-generation": """\
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-latent = np.random.default_rng(0).standard_normal((16, {latent}), np.float32)
-output = session.run(None, {{"latent": latent}})[0]  # float32 [16, {channels}, {height}, {width}] in 0..1
-"""
-    + WRITE_IMAGE,
-}
-
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says."""
+    """The fields of a model card."""
 
     title: str
     summary: str  # one line
-    task: Task  # the hub's name for it; decides how the model is called
+    hub_tag: str  # the hub's name for the task, its `pipeline_tag`
     dataset: str
     profile: str
     counts: Mapping[str, int]  # split -> examples
@@ -79,18 +32,17 @@ class Card:
     epochs: int
     metrics: Mapping[str, float]  # on the test split
     folder: str  # relative to the repository; holds model.onnx
-    image_shape: tuple[int, int, int]  # channels, height, width; zeros for texts
-    classes: Sequence[str]  # in the order of the scores; empty where there are none
+    arguments: str  # of `python -m src.predict FOLDER`, in an example
+    snippet: str  # Python that calls `session`, an ONNX Runtime session of the model
     files: Mapping[str, str]  # name -> sha256
     limits: Sequence[str]  # a sentence each
-    latent: int = 0  # numbers that a generator draws an image from
 
 
 def model_card(card: Card) -> str:
     """The card as markdown with the hub's front matter; ends with a newline."""
     warning = f"> **{SAMPLE_NOTE}**: the figures show that the pipeline runs, not how good the model is."
     sections = [
-        f"---\nlibrary_name: onnx\npipeline_tag: {card.task}\n---",
+        f"---\nlibrary_name: onnx\npipeline_tag: {card.hub_tag}\n---",
         f"# {card.title}\n\n{card.summary}",
         *([warning] if card.profile == "sample" else []),
         f"## Data\n\n{_data(card)}",
@@ -122,22 +74,8 @@ def _training(card: Card) -> str:
 
 
 def _calling(card: Card) -> str:
-    channels, height, width = card.image_shape
-    given = {
-        "text-classification": '"A text in quotation marks."',
-        "unconditional-image-generation": "--count 16 --seed 0",
-    }.get(card.task, "input.png")
-    code = SNIPPETS[card.task].format(
-        folder=card.folder,
-        mode="RGB" if channels == 3 else "L",
-        channels=channels,
-        height=height,
-        width=width,
-        latent=card.latent,
-        classes=len(card.classes),
-        names=list(card.classes),
-    )
     return (
-        f"```sh\npython -m src.predict {card.folder} {given}\n```\n\n"
-        f"Or without this repository, with ONNX Runtime alone:\n\n```python\n{code}```"
+        f"```sh\npython -m src.predict {card.folder} {card.arguments}\n```\n\n"
+        "Or without this repository, with ONNX Runtime alone:\n\n```python\nimport numpy as np\nimport onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession("{card.folder}/model.onnx")\n{card.snippet}```'
     )

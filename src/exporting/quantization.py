@@ -7,23 +7,21 @@ What that costs is measured on the validation split, on the graph itself.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.exporting.onnx_export import Inputs, feed, quiet, session
+from src.data.kinds import Inputs
+from src.exporting.onnx_export import feed, quiet, session
+
+Figure = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]  # of a graph's outputs for a batch, a total
 
 CALIBRATION = 256  # examples, at most, whose activations are looked at
 AT_ONCE = 8
 QUANTIZED = ["Conv", "Gemm", "MatMul"]
-# Sums over the examples of a batch, of answers and labels or target.
-FIGURES: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], float]]] = {
-    "classification": ("accuracy", lambda answer, labels: (answer.argmax(1) == labels).sum()),
-    "translation": ("l1", lambda answer, target: np.abs(answer - target / 255).mean((1, 2, 3)).sum()),
-}
 RECURRENT = {"LSTM", "GRU", "RNN"}  # the library's static quantization can't take them
 
 
@@ -37,25 +35,25 @@ def write_int8(graph: Path, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    found = RECURRENT & {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
-    if found:
+    operators = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
+    if recurrent := RECURRENT & operators:
         raise Failure(
-            f"export.int8: the exported model has {' and '.join(sorted(found))} layers, and only convolutions and "
+            f"export.int8: the exported model has {' and '.join(sorted(recurrent))} layers, and only convolutions and "
             "matrix products can be had in int8; export it without"
         )
     share = -(-CALIBRATION // len(examples))
     pieces = [tuple(value[:share].split(AT_ONCE) for value in batch) for batch in examples]
-    feeds = iter([feed(inputs, given) for batch in pieces for given in zip(*batch, strict=True)])
+    feeds = iter([feed(inputs, values) for batch in pieces for values in zip(*batch, strict=True)])
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        whole = Path(folder) / "whole.onnx"  # constants folded, shapes inferred
-        quant_pre_process(graph, whole, skip_symbolic_shape=True)
+        folded = Path(folder) / "folded.onnx"  # constants folded, shapes inferred
+        quant_pre_process(graph, folded, skip_symbolic_shape=True)
         quantize_static(
-            whole,
+            folded,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
@@ -66,22 +64,26 @@ def write_int8(graph: Path, inputs: Inputs, examples: Sequence[tuple[Tensor, ...
         )
 
 
-def cost(graph: Path, int8: Path, inputs: Inputs, batches: Iterable[tuple[Tensor, ...]], task: str) -> dict[str, float]:
+def cost(
+    graph: Path, int8: Path, inputs: Inputs, batches: Iterable[tuple[Tensor, ...]], figures: Mapping[str, Figure]
+) -> dict[str, float]:
     """What int8 costs on validation batches, which begin with the inputs and end with the labels or the target.
 
     Returns:
-        `int8_difference`, the mean absolute difference of the two graphs' answers. Where there is something to compare
-        them with also `val_FIGURE_onnx` and `val_FIGURE_int8`, FIGURE being `accuracy` (a share) or `l1` (in 0..1).
+        `int8_difference`, the mean absolute difference of the two graphs' outputs; and of each figure the mean over the
+        examples, `val_NAME_onnx` and `val_NAME_int8`.
     """
-    both = [session(path) for path in (graph, int8)]
-    name, good = FIGURES.get(task, ("", None))
-    distance, sums, answers, examples = 0.0, np.zeros(2), 0, 0
+    sessions = {"onnx": session(graph), "int8": session(int8)}
+    totals = {f"val_{name}_{engine}": 0.0 for name in figures for engine in sessions}
+    distance, values, examples = 0.0, 0, 0
     for batch in batches:
-        given = feed(inputs, batch[: len(inputs.names)])
-        whole, small = (each.run(None, given)[0] for each in both)
-        distance += float(np.abs(whole - small).sum(dtype=np.float64))
-        answers, examples = answers + whole.size, examples + len(whole)
-        if good:
-            sums += [good(answer, batch[-1].numpy()) for answer in (whole, small)]
-    figures = dict(zip((f"val_{name}_onnx", f"val_{name}_int8"), (sums / examples).tolist(), strict=True))
-    return {"int8_difference": distance / answers} | (figures if good else {})
+        feeds, arrays = feed(inputs, batch[: len(inputs.names)]), [part.numpy() for part in batch]
+        outputs = {engine: exported.run(None, feeds) for engine, exported in sessions.items()}
+        for fp32, quantized in zip(outputs["onnx"], outputs["int8"], strict=True):
+            distance += float(np.abs(fp32 - quantized).sum(dtype=np.float64))
+            values += fp32.size
+        examples += len(batch[0])
+        for name, figure in figures.items():
+            for engine in sessions:
+                totals[f"val_{name}_{engine}"] += figure(outputs[engine], arrays)
+    return {"int8_difference": distance / values} | {name: total / examples for name, total in totals.items()}

@@ -1,21 +1,21 @@
-"""What models share whose generator and discriminator learn against each other."""
+"""The base of models with a generator and a discriminator that train against each other."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.configuration.schema import Optimizer, Schedule
+from src.models.base import Model
 from src.models.optimization import build_optimizer, build_schedule
-from src.models.sums import Summing
 
 
-class Adversarial(Summing):
+class Adversarial(Model):
     """A `generator` and a `discriminator`, each with an optimizer of its own, in this order.
 
     `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al., 2017).
@@ -25,24 +25,21 @@ class Adversarial(Summing):
     discriminator: nn.Module
 
     def __init__(
-        self, *, optimizer: Optimizer, schedule: Schedule, gan: str, train: tuple[int, ...], val: tuple[int, ...]
+        self, *, optimizer: Optimizer, schedule: Schedule, gan: str, train: Sequence[str], val: Sequence[str]
     ) -> None:
-        super().__init__(train=train, val=val)
+        super().__init__(optimizer=optimizer, schedule=schedule, train=train, val=val)
         self.automatic_optimization = False
-        self.gradient_clip: float | None = None  # a norm; with manual optimization Lightning does not clip by itself
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
         self.gan = gan
 
     def judged(self, logits: Tensor, real: bool, smoothing: float = 0.0) -> Tensor:
-        """How far judgements are from `real`, or from 1 - smoothing where that is asked of what is real."""
-        wanted = torch.full_like(logits, 1.0 - smoothing if real else 0.0)
+        """The loss of judgements, logits, whose target is 1 - smoothing for real images and 0 for drawn ones."""
+        target = torch.full_like(logits, 1.0 - smoothing if real else 0.0)
         loss = F.binary_cross_entropy_with_logits if self.gan == "vanilla" else F.mse_loss
-        return loss(logits.float(), wanted.float())
+        return loss(logits.float(), target.float())
 
     @contextlib.contextmanager
     def learning(self, optimizer: Any) -> Iterator[None]:
-        """Within it, that optimizer's network alone gathers gradients."""
+        """Within it, only that optimizer's network has gradients."""
         self.toggle_optimizer(optimizer)
         yield
         self.untoggle_optimizer(optimizer)
@@ -56,16 +53,9 @@ class Adversarial(Summing):
         optimizer.step()
 
     def step_schedules(self) -> None:
-        """To be called once a batch."""
+        """Steps both schedules; call it once a batch."""
         for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()
-
-    def report(self, split: Literal["train", "val"], *names: str) -> dict[str, float]:
-        """Logs and returns the epoch's means; the sums hold, for each name, a sum and its count."""
-        rows = self.take(split).tolist()
-        means = {name: total / max(1, count) for name, (total, count) in zip(names, rows, strict=True)}
-        self.log_dict(means)
-        return means
 
     def configure_optimizers(self) -> Any:
         optimizers = [build_optimizer([part], self.optimizer_config) for part in (self.generator, self.discriminator)]
@@ -73,14 +63,8 @@ class Adversarial(Summing):
         return optimizers, [build_schedule(optimizer, self.schedule_config, steps) for optimizer in optimizers]
 
 
-def add(sums: Tensor, values: Tensor, count: int) -> None:
-    """Adds means over `count` examples to rows of (sum, count)."""
-    sums[:, 0] += values * count
-    sums[:, 1] += count
-
-
 def initialise(module: nn.Module) -> None:
-    """DCGAN's and pix2pix's beginning: N(0, 0.02) for convolutions, N(1, 0.02) for the norms' scales."""
+    """DCGAN's and pix2pix's initial weights: N(0, 0.02) for convolutions, N(1, 0.02) for the norms' scales."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.common.errors import Failure
 from src.configuration.schema import Activation, Build, Optimizer, PositiveInt, Probability, Schedule
+from src.models.base import Model, Split
 from src.models.layers import activation_layer
-from src.models.optimization import build_optimizer, build_schedule
-from src.models.sums import Summing
-
-SHOWN = 8  # images whose reconstructions are drawn after each validation
 
 
 class DenseCoder(nn.Module):
@@ -98,15 +95,14 @@ class ConvCoder(nn.Module):
         )
 
 
-class Autoencoder(Summing):
+class Autoencoder(Model):
     """Learns to give images back: the least mean squared error over pixels in 0..1 (Hinton and Salakhutdinov, 2006)."""
 
     task = "reconstruction"
 
     def __init__(self, meta: Mapping[str, Any], *, network: Build, optimizer: Optimizer, schedule: Schedule) -> None:
-        super().__init__(train=(3,), val=(3,))  # sums over images of squared error and PSNR, count
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        means = ("loss", "psnr")
+        super().__init__(optimizer=optimizer, schedule=schedule, train=means, val=means)
         self.network: nn.Module = network(shape=meta["shape"])
 
     def encode(self, images: Tensor) -> Tensor:
@@ -121,43 +117,21 @@ class Autoencoder(Summing):
         """The image that was read again from its latent numbers, fp32 [B, C, H, W] in 0..1."""
         return self(images).float()
 
-    def showcase(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Images and their reconstructions, uint8 [K, C, H, W] each."""
-        images = batch[0][:SHOWN]
-        return {"input": images, "output": self.answer(images).mul(255).round().to(torch.uint8)}
-
-    def loss(self, batch: tuple[Tensor, ...], sums: Tensor) -> Tensor:
-        """Mean squared error of a batch; adds to `sums`."""
+    def loss(self, batch: tuple[Tensor, ...], split: Split) -> Tensor:
+        """Mean squared error of a batch; adds to the epoch's means."""
         images = batch[0]
-        each = (self(images).float() - images.float() / 255).square().flatten(1).mean(1)
+        errors = (self(images).float() - images.float() / 255).square().flatten(1).mean(1)  # [B]
         with torch.no_grad():
-            sums += torch.stack([each.sum(), psnr(each).sum(), each.new_full((), len(images))])
-        return each.mean()
+            self.add(split, len(images), loss=errors.sum(), psnr=psnr(errors).sum())
+        return errors.mean()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self.loss(batch, self.train_sums)
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
-            self.log("loss", loss, on_step=True, on_epoch=False, sync_dist=True)
+        loss = self.loss(batch, "train")
+        self.log_losses(batch_idx, loss=loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self.loss(batch, self.val_sums)
-
-    def on_train_epoch_end(self) -> None:
-        self._report("train")
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def _report(self, split: Literal["train", "val"]) -> None:
-        error, ratio, count = self.take(split).tolist()
-        self.log_dict({f"{split}_loss": error / max(1, count), f"{split}_psnr": ratio / max(1, count)})
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer([self], self.optimizer_config)
-        schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self.loss(batch, "val")
 
 
 def psnr(error: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.schema import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
-from src.models.adversarial import Adversarial, add, initialise, scaled
+from src.models.adversarial import Adversarial, initialise, scaled
+from src.models.base import Split
+from src.models.fidelity import diversity, frechet_distance
 from src.models.layers import activation_layer
-from src.scoring.fidelity import COLLAPSED, diversity, frechet_distance
 
-SHOWN = 64  # images that are drawn after each validation, from the same latent numbers each time
 COARSE = 7  # pixels a side at which validation compares drawn images with real ones
 
 
@@ -133,8 +133,13 @@ class GAN(Adversarial):
         penalty: NonNegative = 10.0,
         critic_steps: PositiveInt = 1,
     ) -> None:
-        # losses of generator and discriminator, mean judgements of real and drawn images; diversity and distance
-        super().__init__(optimizer=optimizer, schedule=schedule, gan=loss, train=(4, 2), val=(2, 2))
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            gan=loss,
+            train=("generator_loss", "discriminator_loss", "real_judgement", "drawn_judgement"),
+            val=("diversity", "frechet"),
+        )
         self.latent = latent
         self.label_smoothing = label_smoothing
         self.penalty = penalty
@@ -155,10 +160,6 @@ class GAN(Adversarial):
         drawn = torch.randn(count, self.latent, generator=torch.Generator().manual_seed(seed))
         return drawn.to(self.device)
 
-    def showcase(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The same latent numbers' images, uint8 [64, C, H, W]."""
-        return {"drawn": self.answer(self.draw_latents(SHOWN, 0)).mul(255).round().to(torch.uint8)}
-
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         real = scaled(batch[0], torch.float32)
         for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
@@ -174,7 +175,13 @@ class GAN(Adversarial):
                 against = (self.judged(seen_real, True, smoothing) + self.judged(seen_drawn, False)) / 2
             self.descend(for_discriminator, against)
         losses = {"loss_discriminator": against}
-        add(self.train_sums[1:], torch.stack([against, seen_real.mean(), seen_drawn.mean()]).detach(), len(real))
+        self.add(
+            "train",
+            len(real),
+            discriminator_loss=against * len(real),
+            real_judgement=seen_real.mean() * len(real),
+            drawn_judgement=seen_drawn.mean() * len(real),
+        )
 
         if batch_idx % self.critic_steps == 0:
             with self.learning(for_generator):
@@ -182,11 +189,10 @@ class GAN(Adversarial):
                 loss = -seen.mean() if self.gan == "wgan_gp" else self.judged(seen, True)
                 self.descend(for_generator, loss)
             losses["loss_generator"] = loss
-            add(self.train_sums[:1], loss.detach()[None], len(real))
+            self.add("train", len(real), generator_loss=loss * len(real))
 
         self.step_schedules()
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
-            self.log_dict(losses, on_step=True, on_epoch=False)
+        self.log_losses(batch_idx, **losses)
 
     def steepness(self, real: Tensor, drawn: Tensor) -> Tensor:
         """How far the critic's slope is from 1 on the way from drawn to real images: the mean of (|grad| - 1)^2."""
@@ -201,27 +207,11 @@ class GAN(Adversarial):
         real = batch[0].float() / 255
         drawn = self.answer(self.draw_latents(len(real), batch_idx))
         distance = frechet_distance(*(F.adaptive_avg_pool2d(images, COARSE).flatten(1) for images in (real, drawn)))
-        add(self.val_sums, self.val_sums.new_tensor([diversity(real, drawn), distance]), len(real))
+        values = self.val_sums.new_tensor([diversity(real, drawn), distance]) * len(real)
+        self.add("val", len(real), diversity=values[0], frechet=values[1])
 
-    def on_train_epoch_end(self) -> None:
-        names = ("generator_loss", "discriminator_loss", "real_judgement", "drawn_judgement")
-        means = self.report("train", *(f"train_{name}" for name in names))
-        if self.gan == "wgan_gp":  # the critic's estimate of the Wasserstein distance
+    def report(self, split: Split) -> dict[str, float]:
+        means = super().report(split)
+        if split == "train" and self.gan == "wgan_gp":  # the critic's estimate of the Wasserstein distance
             self.log("train_wasserstein", means["train_real_judgement"] - means["train_drawn_judgement"])
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("val", "val_diversity", "val_frechet")
-
-    @staticmethod
-    def remark(history: Sequence[Mapping[str, float]]) -> str | None:
-        """A sentence for the run's summary if what it draws became all alike, from its epochs' metrics."""
-        alike = [row for row in history if row.get("val_diversity", 1.0) < COLLAPSED]
-        if not alike:
-            return None
-        again = "" if history[-1] in alike else ", and recovered"
-        least = min(row["val_diversity"] for row in alike)
-        return (
-            f"The generator collapsed in epoch {alike[0]['epoch']:.0f}{again}: its images' diversity fell to "
-            f"{least:.2f} of the real ones'."
-        )
+        return means

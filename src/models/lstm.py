@@ -151,6 +151,8 @@ class TextClassifier(Classifier):
     learned part of a word's embedding outweighs the random one.
     """
 
+    takes = ("text",)
+
     def __init__(
         self,
         meta: Mapping[str, Any],

@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.schema import NonNegative, Optimizer, PositiveInt, Probability, Schedule
-from src.models.adversarial import Adversarial, add, initialise, scaled
-
-SHOWN = 4  # pictures that are drawn after each validation
+from src.models.adversarial import Adversarial, initialise, scaled
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -118,8 +116,13 @@ class Pix2Pix(Adversarial):
         norm: Literal["batch", "instance"] = "instance",
         dropout: Probability = 0.5,
     ) -> None:
-        # generator's, discriminator's and L1 losses (train), L1 (val), each with its count
-        super().__init__(optimizer=optimizer, schedule=schedule, gan=gan, train=(3, 2), val=(1, 2))
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            gan=gan,
+            train=("generator_loss", "discriminator_loss", "l1"),
+            val=("l1",),
+        )
         self.l1 = l1
         self.generator = UNet(meta["shape"][-1], width, norm, dropout)
         self.discriminator = PatchGAN(width, norm)
@@ -132,11 +135,6 @@ class Pix2Pix(Adversarial):
     def answer(self, source: Tensor) -> Tensor:
         """The picture, fp32 [B, 3, S, S] in 0..1."""
         return self(source).float()
-
-    def showcase(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Inputs, pictures and targets, uint8 [K, 3, S, S] each."""
-        source, target = (side[:SHOWN] for side in batch)
-        return {"input": source, "output": self.answer(source).mul(255).round().to(torch.uint8), "target": target}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = (scaled(side, cast(torch.dtype, self.dtype)) for side in batch)
@@ -155,18 +153,17 @@ class Pix2Pix(Adversarial):
             self.descend(for_generator, loss)
 
         self.step_schedules()
-        # In 0..1, as val_l1 is: the networks work on -1..1.
-        add(self.train_sums, torch.stack([loss, against, distance / 2]).detach(), len(source))
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
-            self.log_dict({"loss_generator": loss, "loss_discriminator": against}, on_step=True, on_epoch=False)
+        # L1 in 0..1, as val_l1 is: the networks work on -1..1.
+        count = len(source)
+        self.add(
+            "train",
+            count,
+            generator_loss=loss * count,
+            discriminator_loss=against * count,
+            l1=distance / 2 * count,
+        )
+        self.log_losses(batch_idx, loss_generator=loss, loss_discriminator=against)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = batch
-        add(self.val_sums, F.l1_loss(self(source).float(), target.float() / 255)[None], len(source))
-
-    def on_train_epoch_end(self) -> None:
-        self.report("train", "train_generator_loss", "train_discriminator_loss", "train_l1")
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("val", "val_l1")
+        self.add("val", len(source), l1=F.l1_loss(self(source).float(), target.float() / 255) * len(source))

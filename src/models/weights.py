@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule
 from src.common.errors import Failure
 from src.common.files import sha256_of, write_atomically
 from src.configuration.schema import Build
-from src.models.sums import Summing
+from src.models.base import Model
 
 NAME = "model.safetensors"
 NOTE = "model.json"
@@ -46,7 +46,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Summing:
+def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Model:
     """Builds the configured model in evaluation mode, with the weights of `folder`.
 
     Raises:
@@ -61,7 +61,7 @@ def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Summing:
         raise Failure(
             f"{path} is damaged (sha256 {digest[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
         )
-    module: Summing = model(meta)
+    module: Model = model(meta)
     try:
         module.load_state_dict(load_file(path))
     except RuntimeError as error:

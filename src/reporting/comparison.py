@@ -5,20 +5,21 @@ Read from the files that the stages write, which are the truth; MLflow shows the
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from src.common.errors import ConfigError
 from src.common.identity import flattened
+from src.configuration.declarations import load_task, task_of
+from src.configuration.metrics import Direction, Metric, metric_logged_as
 from src.reporting.significance import PairedTest, Summary, paired_tests, summarize
-
-LESS_IS_BETTER = ("loss", "l1", "error", "ms", "seconds")  # last words of metrics' names
+from src.reporting.tables import read_csv
 
 # What tells a run from its repetitions, or does not touch its result.
 LEFT_OUT = {
@@ -36,7 +37,7 @@ LEFT_OUT = {
 }
 LEFT_OUT_BELOW = {
     "data": {"name", "official", "archive", "sha256"},
-    "trainer": {"log_every", "checkpoint_seconds", "profiler", "limit_test_batches", "monitor", "mode"},
+    "trainer": {"log_every", "checkpoint_seconds", "profiler", "limit_test_batches", "monitor"},
 }
 
 
@@ -49,7 +50,7 @@ class Run:
     profile: str
     seed: int
     monitor: str
-    mode: str
+    table: Mapping[str, Metric]  # the metrics of its task; empty if the model is no longer there
     settings: Mapping[str, Any]  # dotted key -> value, of what may touch the result
     metrics: Mapping[str, float]  # train_..., val_... of the kept epoch; test_..., if it was evaluated
     history: Sequence[Mapping[str, float]]  # a row for each epoch
@@ -101,8 +102,11 @@ class Group:
 
     @property
     def headline(self) -> list[str]:
-        """The metrics that a reader looks at first."""
-        return [self.monitor, self.monitor.replace("val_", "test_", 1)]
+        """The monitor and, on the test split, the same metric or else the first of the task."""
+        table = self.variants[0].runs[0].table
+        names = [self.monitor.partition("_")[2], *table]
+        logged = {name for variant in self.variants for run in variant.runs for name in run.metrics}
+        return [self.monitor, *[f"test_{name}" for name in names if f"test_{name}" in logged][:1]]
 
     @property
     def differing(self) -> list[str]:
@@ -110,17 +114,19 @@ class Group:
         keys = dict.fromkeys(key for variant in self.variants for key in variant.settings)
         return [key for key in keys if len({_text(v.settings.get(key)) for v in self.variants}) > 1]
 
-    def less_is_better(self, metric: str) -> bool:
-        """Whether a smaller value of the metric is the better one."""
-        run = self.variants[0].runs[0]
-        if metric in self.headline:
-            return run.mode == "min"
-        return metric.rpartition("_")[2] in LESS_IS_BETTER
+    def direction(self, metric: str) -> Direction | None:
+        """Which values of the metric are better, as its task says; None: neither more nor less is."""
+        declared = metric_logged_as(metric, self.variants[0].runs[0].table)
+        return declared.better if declared else None
 
     def tests(self, metric: str) -> dict[int, PairedTest]:
-        """Each further variant against the first, by the variant's number."""
+        """Each further variant against the first, by the variant's number.
+
+        A difference in a metric of which neither more nor less is better has the verdict "different".
+        """
         first, *others = self.variants
-        return paired_tests(
+        direction = self.direction(metric)
+        tests = paired_tests(
             {
                 variant.number: [
                     variant.by_seed[seed].metrics[metric] - run.metrics[metric]
@@ -130,8 +136,14 @@ class Group:
                 ]
                 for variant in others
             },
-            less_is_better=self.less_is_better(metric),
+            less_is_better=direction == "min",
         )
+        if direction:
+            return tests
+        return {
+            number: replace(test, verdict="different") if test.verdict in ("better", "worse") else test
+            for number, test in tests.items()
+        }
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[Run]:
@@ -148,21 +160,20 @@ def read_run(folder: Path) -> Run | None:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         trained = json.loads((folder / "train" / "metrics.json").read_text())
         time = (folder / "train" / "metrics.json").stat().st_mtime
-        with (folder / "train" / "history.csv").open(newline="") as file:
-            history = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        history = read_csv(folder / "train" / "history.csv")
         evaluated = folder / "metrics.json"
         on_test = json.loads(evaluated.read_text()) if evaluated.is_file() else {}
-        found = {key: value for key, value in trained.items() if key != "epoch"}
-        found |= {f"test_{key}": value for key, value in on_test.items() if key != "examples"}
+        metrics = {key: value for key, value in trained.items() if key != "epoch"}
+        metrics |= {f"test_{key}": value for key, value in on_test.items() if key != "examples"}
         return Run(
             folder=folder,
             experiment=config["name"],
             profile=config["profile"]["name"],
             seed=config["seed"],
             monitor=config["trainer"]["monitor"],
-            mode=config["trainer"]["mode"],
+            table=_metrics_of(config["model"]),
             settings=dict(_settings(config)),
-            metrics={key: float(value) for key, value in found.items() if _is_number(value)},
+            metrics={key: float(value) for key, value in metrics.items() if _is_number(value)},
             history=history,
             time=time,
         )
@@ -198,6 +209,14 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if section not in LEFT_OUT:
             below = LEFT_OUT_BELOW.get(section, set())
             yield from flattened({section: {key: value for key, value in values.items() if key not in below}})
+
+
+def _metrics_of(model: Any) -> Mapping[str, Metric]:
+    try:
+        metrics: Mapping[str, Metric] = load_task(task_of(model)).metrics
+    except ConfigError:
+        return {}
+    return metrics
 
 
 def _is_number(value: Any) -> bool:

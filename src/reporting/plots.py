@@ -1,7 +1,7 @@
 """Pictures of a run, each a pure function from arrays or rows to one PNG.
 
-The same input gives the same bytes: no dates, no matplotlibrc, no window system. `label` is the line under the headline
-(experiment, profile, seed); `sample` adds a visible note, so that no picture of sample data passes for a benchmark.
+The same input gives the same bytes: no dates, no matplotlibrc, no window system. Every function takes the keywords of
+`Title` besides its own arguments.
 """
 
 from __future__ import annotations
@@ -9,20 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 import numpy as np
+
+from src.common.pictures import mosaic
+from src.configuration.metrics import SPLITS, Metric, metric_logged_as
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FRACTIONS = {"accuracy", "f1", "precision", "recall", "auroc"}  # metrics in 0..1 that share a panel, as percent
-TITLES = {"lr": "learning rate", "l1": "L1 distance", "f1": "F1", "psnr": "PSNR, dB", "ssim": "SSIM", "auroc": "AUROC"}
-
 SAMPLE_NOTE = "sample data - not a benchmark"
+
+
+class Title(TypedDict):
+    """What stands above every picture."""
+
+    label: str  # the line under the headline: experiment, profile, seed
+    sample: bool  # adds a visible note, so that no picture of sample data passes for a benchmark
+
 
 # Okabe and Ito's palette: told apart with every kind of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -60,7 +69,7 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def picture(path: Path | BinaryIO, headline: str, height: float, *, label: str, sample: bool) -> Iterator[Figure]:
+def picture(path: Path | BinaryIO, headline: str, height: float, **title: Unpack[Title]) -> Iterator[Figure]:
     """A figure of `WIDTH` x `height` inches below a header; a PNG at `path` unless the block raises."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,8 +82,8 @@ def picture(path: Path | BinaryIO, headline: str, height: float, *, label: str, 
         figure.set_layout_engine("constrained", rect=(0, 0, 1, height / total), w_pad=0.1, h_pad=0.08)
         left, right = MARGIN / WIDTH, 1 - MARGIN / WIDTH
         figure.text(left, 1 - 0.14 / total, headline, size=12, weight="bold", va="top")
-        figure.text(left, 1 - 0.39 / total, label, color=MUTED, va="top")
-        if sample:
+        figure.text(left, 1 - 0.39 / total, title["label"], color=MUTED, va="top")
+        if title["sample"]:
             badge = {"boxstyle": "round,pad=0.35", "facecolor": "#fdf1e7", "edgecolor": ORANGE, "linewidth": 0.6}
             figure.text(right, 1 - 0.2 / total, SAMPLE_NOTE, size=8, color=ORANGE, ha="right", va="top", bbox=badge)
         yield figure
@@ -82,24 +91,29 @@ def picture(path: Path | BinaryIO, headline: str, height: float, *, label: str, 
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def training_curves(history: Sequence[Mapping[str, float]], path: Path, *, label: str, sample: bool) -> None:
-    """Losses, quality and learning rate against the epoch, one panel for each kind of metric.
+def curves(
+    history: Sequence[Mapping[str, float]], metrics: Mapping[str, Metric], path: Path, **title: Unpack[Title]
+) -> None:
+    """A training's metrics against the epoch: the loss first, the learning rate last, all fractions in one panel.
 
-    history: a row per epoch with `epoch` and any metrics, e.g. train_loss, val_loss, val_accuracy (0..1), lr. The last
-    word of a name is its kind. Missing, null, NaN and infinite values are left out. ValueError if there are none.
+    history: a row per epoch with `epoch` and any metrics, e.g. train_loss, val_loss, val_accuracy (0..1), lr.
+    `metrics`: those of the task, whose titles name the panels; one that it does not have gets a panel of its own name.
+    Missing, null, NaN and infinite values are left out. ValueError if there are none.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    panels = _panels(list(dict.fromkeys(name for row in history for name in row if name not in ("epoch", "step"))))
+    panels = _panels(
+        list(dict.fromkeys(key for row in history for key in row if key not in ("epoch", "step"))), metrics
+    )
     if not panels:
         raise ValueError(f"{path}: the history has no metrics to draw; train for at least one epoch")
     across = min(len(panels), 3)
     down = math.ceil(len(panels) / across)
     epochs = f"{len(history)} epochs" if len(history) > 1 else "1 epoch"
-    with picture(path, f"Training curves, {epochs}", 2.7 * down, label=label, sample=sample) as figure:
+    with picture(path, f"Training curves, {epochs}", 2.7 * down, **title) as figure:
         grid = list(figure.subplots(down, across, squeeze=False).flat)
-        for axes, (kind, names) in zip(grid, panels.items(), strict=False):
-            _draw_curves(axes, kind, names, history)
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_curves(axes, panel, history)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_formatter(FuncFormatter(_tick))
@@ -115,35 +129,54 @@ def _tick(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def _panels(names: Sequence[str]) -> dict[str, list[str]]:
-    """Metric names by panel: the fractions together, others by kind; the loss comes first, the rate last."""
-    panels: dict[str, list[str]] = {}
-    for name in names:
-        kind = name.rpartition("_")[2]
-        panels.setdefault("fraction" if kind in FRACTIONS else kind, []).append(name)
-    return dict(sorted(panels.items(), key=lambda item: (item[0] == "lr", item[0] != "loss")))
+@dataclass
+class Panel:
+    """Curves that share axes."""
+
+    is_fraction: bool
+    titles: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # logged name -> the metric's own, without the split
+
+    def series(self, key: str) -> str:
+        """What tells a curve from the others of the panel: "val", not "val loss", where all are losses."""
+        if len(set(self.names.values())) == 1:
+            key = key.removesuffix(self.names[key])
+        elif len(self.titles) == 1:
+            key = key.removesuffix(self.titles[0])
+        return key.strip("_").replace("_", " ")
 
 
-def _draw_curves(axes: Axes, kind: str, names: Sequence[str], history: Sequence[Mapping[str, float]]) -> None:
-    kinds = list(dict.fromkeys(name.rpartition("_")[2] for name in names))
-    axes.set_title(" and ".join(TITLES.get(name, name) for name in kinds) + (", %" if kind == "fraction" else ""))
+def _panels(keys: Sequence[str], metrics: Mapping[str, Metric]) -> list[Panel]:
+    """The panels of these logged names, the loss first and the learning rate last."""
+    panels: dict[str, Panel] = {}
+    for key in keys:
+        metric = metric_logged_as(key, metrics) or Metric(None, key)
+        panel = panels.setdefault("fractions" if metric.is_fraction else metric.title, Panel(metric.is_fraction))
+        if metric.title not in panel.titles:
+            panel.titles.append(metric.title)
+        split, _, name = key.partition("_")
+        panel.names[key] = name if split in SPLITS else key
+    return sorted(panels.values(), key=lambda panel: ("lr" in panel.names, panel.titles != ["loss"]))
+
+
+def _draw_curves(axes: Axes, panel: Panel, history: Sequence[Mapping[str, float]]) -> None:
+    axes.set_title(" and ".join(panel.titles) + (", %" if panel.is_fraction else ""))
     colours = cycle([GREEN, PURPLE, SKY, INK])
-    for name in names:
-        points = [(row.get("epoch", index), row.get(name)) for index, row in enumerate(history)]
+    for key in panel.names:
+        series = panel.series(key)
+        points = [(row.get("epoch", index), row.get(key)) for index, row in enumerate(history)]
         x, y = np.array([p for p in points if p[1] is not None and math.isfinite(p[1])], float).reshape(-1, 2).T
-        # One kind needs no repeating in the legend: "val", not "val loss".
-        series = (name.removesuffix(kinds[0]) if len(kinds) == 1 else name).strip("_").replace("_", " ")
         colour = {"": BLUE, "train": BLUE, "val": ORANGE}.get(series) or next(colours)
-        scaled = 100 * y if kind == "fraction" else y
+        scaled = 100 * y if panel.is_fraction else y
         axes.plot(x, scaled, color=colour, label=series, marker="o" if len(history) <= 20 else None)
     if any(not text.startswith("_") for text in axes.get_legend_handles_labels()[1]):
         axes.legend(fontsize=8)
-    if kind == "lr":
+    if "lr" in panel.names:
         axes.set_ylim(bottom=0)
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, *, label: str, sample: bool) -> None:
-    """Who is taken for whom: rows are true classes, columns predictions, colours fractions of the row.
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, **title: Unpack[Title]) -> None:
+    """Counts by true class (rows) and predicted class (columns); colours are fractions of the row.
 
     matrix: int [C, C]. The counts are written up to 20 classes; the bars at the side are each class's recall.
     ValueError if the matrix and the classes do not fit.
@@ -158,7 +191,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, *, 
     right, total = int(np.trace(matrix)), int(matrix.sum())
     headline = f"Confusion matrix, {right:,} of {total:,} right ({right / max(total, 1):.1%})"
     height = float(np.clip(0.46 * size + 1.2, 2.6, 7.2))
-    with picture(path, headline, height, label=label, sample=sample) as figure:
+    with picture(path, headline, height, **title) as figure:
         cells, side = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
         blues = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9ecae9", BLUE, "#053a5f"])
         cells.imshow(share, cmap=blues, vmin=0, vmax=1, aspect="auto")
@@ -184,52 +217,20 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path, *, 
                 side.text(1.04, row, text, va="center", size=8, color=INK if totals[row] else MUTED)
 
 
-def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
-    """Equal-width bins of confidence, each open below and closed above, with what happened in them.
-
-    confidence: float [N] in 0..1; correct: bool [N]. A row has low, high, count, confidence and accuracy (the means
-    of the bin; NaN where it is empty). ValueError for no examples, and for values that are not probabilities.
-    """
-    confidence = np.asarray(confidence, dtype=np.float64)
-    # A float32 softmax may sum to a hair above one.
-    if not confidence.size or not np.all((confidence >= 0) & (confidence <= 1 + 1e-5)):
-        raise ValueError("calibration: confidences must be numbers in 0..1, at least one; pass softmax's largest value")
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.searchsorted(edges[1:-1], confidence, side="left")
-    count = np.bincount(index, minlength=bins)
-    # An empty bin divides by NaN rather than by zero: NaN without a warning.
-    divisor = np.where(count, count, np.nan)
-    mean = np.bincount(index, confidence, minlength=bins) / divisor
-    accuracy = np.bincount(index, np.asarray(correct, dtype=np.float64), minlength=bins) / divisor
-    columns = (edges[:-1], edges[1:], count, mean, accuracy)
-    names = ("low", "high", "count", "confidence", "accuracy")
-    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error in 0..1: the mean over examples of their bin's |accuracy - confidence|.
-
-    Guo et al., On Calibration of Modern Neural Networks, 2017. Arguments and errors as for `calibration_bins`.
-    """
-    rows = [row for row in calibration_bins(confidence, correct, bins) if row["count"]]
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(confidence)
-
-
-def reliability_diagram(
-    confidence: np.ndarray, correct: np.ndarray, path: Path, *, bins: int = 15, label: str, sample: bool
-) -> None:
+def reliability_diagram(bins: Sequence[Mapping[str, float]], error: float, path: Path, **title: Unpack[Title]) -> None:
     """Accuracy against confidence with the gap between them shaded, above a histogram of the confidences.
 
-    Arguments and errors as for `calibration_bins`.
+    bins: rows with low, high, count, confidence and accuracy (means), as `scoring.calibration` makes them; error: the
+    expected calibration error, 0..1.
     """
-    rows = [row for row in calibration_bins(confidence, correct, bins) if row["count"]]
-    error = calibration_error(confidence, correct, bins)
+    rows = [row for row in bins if row["count"]]
+    total = sum(row["count"] for row in rows)
     headline = f"Reliability, expected calibration error {error:.1%}"
     middle = [(row["low"] + row["high"]) / 2 for row in rows]
     mean, accuracy = ([row[name] for row in rows] for name in ("confidence", "accuracy"))
-    with picture(path, headline, 5.2, label=label, sample=sample) as figure:
+    with picture(path, headline, 5.2, **title) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        width = 0.92 / bins
+        width = 0.92 / len(bins)
         top.bar(middle, accuracy, width, color=BLUE, label="accuracy")
         for name, sign, colour, tint, hatch in (
             ("gap: confidence too high", 1, ORANGE, "#f9ddcc", "////"),
@@ -242,25 +243,26 @@ def reliability_diagram(
         top.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect calibration")
         top.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
         top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
-        bottom.bar(middle, [row["count"] / len(confidence) for row in rows], width, color=MUTED)
+        bottom.bar(middle, [row["count"] / total for row in rows], width, color=MUTED)
         bottom.set(xlabel="confidence", ylabel="share of examples")
         for axis in (top.xaxis, top.yaxis, bottom.yaxis):
             axis.set_major_formatter("{x:.0%}")
 
 
-def mistakes(images: np.ndarray, captions: Sequence[str], path: Path, *, label: str, sample: bool) -> None:
+def mistakes(images: np.ndarray, rows: Sequence[Mapping[str, Any]], path: Path, **title: Unpack[Title]) -> None:
     """The most confident mistakes: images, upscaled pixel by pixel, under captions of two lines.
 
-    images: uint8 [K, H, W, C], C of 1 or 3; captions: K texts such as "cat 98 %\nis dog". K may be 0.
+    images: uint8 [K, H, W, C], C of 1 or 3; rows: true and predicted (class names) and confidence (0..1). K may be 0.
     """
+    captions = [f"{row['predicted']} {row['confidence']:.0%}\nis {row['true']}" for row in rows]
     if len(images) == 0:
-        with picture(path, "No mistakes", 0.1, label=label, sample=sample):
+        with picture(path, "No mistakes", 0.1, **title):
             return
     headline = f"The {len(images)} most confident mistakes" if len(images) > 1 else "The most confident mistake"
-    _draw_grid(images, captions, path, headline, across=6, gaps=(), label=label, sample=sample)
+    _draw_grid(images, captions, path, headline, across=6, gaps=(), **title)
 
 
-def image_grid(columns: Mapping[str, np.ndarray], path: Path, *, label: str, sample: bool) -> None:
+def image_grid(columns: Mapping[str, np.ndarray], path: Path, **title: Unpack[Title]) -> None:
     """Examples side by side: a column for each key, e.g. input, output, target; uint8 [K, H, W, C] each.
 
     A row is one example; from five examples on, a row holds two. ValueError if the columns differ in shape.
@@ -275,29 +277,22 @@ def image_grid(columns: Mapping[str, np.ndarray], path: Path, *, label: str, sam
     captions = [*columns] * blocks + [""] * (len(images) - len(columns) * blocks)
     gaps = (len(columns),) if blocks == 2 else ()
     headline = f"{count} examples: {', '.join(columns)}" if count > 1 else f"An example: {', '.join(columns)}"
-    _draw_grid(images, captions, path, headline, len(columns) * blocks, gaps, label=label, sample=sample)
+    _draw_grid(images, captions, path, headline, len(columns) * blocks, gaps, **title)
 
 
-def samples(images: np.ndarray, path: Path, *, label: str, sample: bool) -> None:
+def samples(images: np.ndarray, path: Path, **title: Unpack[Title]) -> None:
     """Drawn images close together in a square: uint8 [K, H, W, C], C of 1 or 3."""
-    count, height, width, channels = images.shape
-    across = math.ceil(math.sqrt(count))
-    down = math.ceil(count / across)
-    full = np.zeros((across * down, height, width, channels), np.uint8)
-    full[:count] = images
-    mosaic = full.reshape(down, across, height, width, channels).transpose(0, 2, 1, 3, 4)
-    mosaic = mosaic.reshape(down * height, across * width, channels)
-    _draw_grid(mosaic[None], [""], path, f"{count} drawn images", 1, (), label=label, sample=sample, largest=WIDTH)
+    _draw_grid(mosaic(images)[None], [""], path, f"{len(images)} drawn images", 1, (), largest=WIDTH, **title)
 
 
 def latent_plane(
-    points: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path, *, label: str, sample: bool
+    points: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path, **title: Unpack[Title]
 ) -> None:
     """Where images lie in a plane of the latent space: float [N, 2], int [N] classes, a colour for each."""
     from matplotlib import colormaps
 
     headline = f"{len(points):,} images in the latent space's plane of most variance"
-    with picture(path, headline, 5.6, label=label, sample=sample) as figure:
+    with picture(path, headline, 5.6, **title) as figure:
         axes = figure.subplots()
         colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
         for number, name in enumerate(classes):
@@ -314,10 +309,8 @@ def _draw_grid(
     headline: str,
     across: int,
     gaps: Sequence[int],
-    *,
-    label: str,
-    sample: bool,
     largest: float = 2.6,
+    **title: Unpack[Title],
 ) -> None:
     """Tiles, each at most `largest` inches wide, `across` in a row, a caption above each.
 
@@ -330,7 +323,7 @@ def _draw_grid(
     rows = [captions[start : start + across] for start in range(0, len(images), across)]
     room = [space + line * max((text.count("\n") + 1 if text else 0) for text in row) for row in rows]
     height = sum(room) + down * tall + MARGIN
-    with picture(path, headline, height, label=label, sample=sample) as figure:
+    with picture(path, headline, height, **title) as figure:
         figure.set_layout_engine("none")  # every tile has its place, in inches from the top left
         total = height + HEADER
         for index, image in enumerate(images):
@@ -348,7 +341,7 @@ def _draw_grid(
                 figure.text(left / WIDTH, above / total, text, size=8)
 
 
-def latency(rows: Sequence[Mapping[str, float]], path: Path, *, label: str, sample: bool) -> None:
+def latency(rows: Sequence[Mapping[str, float]], path: Path, **title: Unpack[Title]) -> None:
     """Milliseconds per example, PyTorch beside ONNX Runtime, for each batch size.
 
     rows: batch (examples), pytorch_ms, onnxruntime_ms and perhaps int8_ms (milliseconds for the whole batch, e.g.
@@ -357,15 +350,13 @@ def latency(rows: Sequence[Mapping[str, float]], path: Path, *, label: str, samp
     engines = {"pytorch_ms": ("PyTorch", SKY), "onnxruntime_ms": ("ONNX Runtime", BLUE), "int8_ms": ("int8", GREEN)}
     engines = {key: how for key, how in engines.items() if key in rows[0]}
     thick = 0.76 / len(engines)
-    with picture(
-        path, "Inference latency", 0.31 * len(engines) * len(rows) + 0.7, label=label, sample=sample
-    ) as figure:
+    with picture(path, "Inference latency", 0.31 * len(engines) * len(rows) + 0.7, **title) as figure:
         axes = figure.subplots()
         for place, (key, (name, colour)) in enumerate(engines.items()):
-            each = [row[key] / row["batch"] for row in rows]
-            where = [index + thick * (place - (len(engines) - 1) / 2) for index in range(len(rows))]
-            bars = axes.barh(where, each, 0.9 * thick, color=colour, label=name)
-            texts = [f"{value:.3g} ms" for value in each]
+            per_example = [row[key] / row["batch"] for row in rows]
+            heights = [index + thick * (place - (len(engines) - 1) / 2) for index in range(len(rows))]
+            bars = axes.barh(heights, per_example, 0.9 * thick, color=colour, label=name)
+            texts = [f"{value:.3g} ms" for value in per_example]
             axes.bar_label(bars, texts, padding=4, size=8, color=INK)
         axes.set_yticks(range(len(rows)), [f"batch {row['batch']}" for row in rows])
         axes.invert_yaxis()

@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from src.reporting.plots import SAMPLE_NOTE
+from src.reporting.plots import SAMPLE_NOTE, Title
 
 EXCERPT = 600  # characters of a text that a reader still reads
 
@@ -53,6 +53,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
 
 
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of numbers that `write_csv` wrote; empty cells are left out.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: a cell holds no number.
+    """
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 def confusion_pairs(actual: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[dict[str, str]]:
     """A row `actual`, `predicted` per example, by class name, for DVC's confusion template; int [N] indices each."""
     pairs = zip(actual.tolist(), predicted.tolist(), strict=True)
@@ -74,20 +85,20 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def text_mistakes(rows: Sequence[Mapping[str, Any]], path: Path, *, label: str, sample: bool) -> None:
-    """Writes the most confident mistakes on texts as markdown, in the order given.
+def text_mistakes(texts: Sequence[str], rows: Sequence[Mapping[str, Any]], path: Path, **title: Unpack[Title]) -> None:
+    """Writes the most confident mistakes on texts as markdown, in their order.
 
-    rows: text, true and predicted (class names) and confidence (0..1). Texts are cut at a word, and escaped: a review's
-    own tags and asterisks are shown, not obeyed.
+    rows, one per text: true and predicted (class names) and confidence (0..1). Texts are cut at a word, and escaped: a
+    review's own tags and asterisks are shown, not rendered.
     """
-    blocks = ["# The most confident mistakes", label]
-    if sample:
+    blocks = ["# The most confident mistakes", title["label"]]
+    if title["sample"]:
         blocks.append(f"**{SAMPLE_NOTE}**")
-    for number, row in enumerate(rows, 1):
+    for number, (text, row) in enumerate(zip(texts, rows, strict=True), 1):
         true, predicted = _escaped(str(row["true"])), _escaped(str(row["predicted"]))
         blocks.append(f"## {number}. {predicted} {row['confidence']:.1%}, is {true}")
         # The quotation mark is not decoration: a text that starts with "1." or "-" stays a text.
-        blocks.append(f"> “{_escaped(_excerpt(row['text']))}”")
+        blocks.append(f"> “{_escaped(_excerpt(text))}”")
     if not rows:
         blocks.append("None.")
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8", newline="\n")

@@ -1,1 +1,1 @@
-"""Networks and distances that judge what other networks make."""
+"""Networks that judge what other networks make."""

@@ -30,8 +30,8 @@ def train_judge(images: Tensor, labels: Tensor, classes: int, *, steps: int, see
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate_factor(schedule, (step + 0.5) / steps)
-        chosen = torch.randint(len(images), (BATCH,), generator=random)
-        loss = F.cross_entropy(model(images[chosen].float() / 255), labels[chosen])
+        indices = torch.randint(len(images), (BATCH,), generator=random)
+        loss = F.cross_entropy(model(images[indices].float() / 255), labels[indices])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -41,6 +41,5 @@ def train_judge(images: Tensor, labels: Tensor, classes: int, *, steps: int, see
 @torch.inference_mode()
 def judgements(judge: ConvNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """Of images, uint8 [N, C, H, W]: features fp32 [N, D] and the classes they are taken for, int64 [N]."""
-    found = [judge.features(some.float() / 255) for some in images.split(500)]
-    features = torch.cat(found)
+    features = torch.cat([judge.features(part.float() / 255) for part in images.split(500)])
     return features, judge.classify(features).argmax(1)

@@ -1,4 +1,4 @@
-"""A small U-Net that reads labels off photos: the judge of generated pictures (the paper's FCN score, made small)."""
+"""A small U-Net that reads labels off photos, to judge generated pictures: a small FCN score (Isola et al., 2017)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def train_segmenter(
     labels: Tensor,
     classes: int,
     *,
-    width: int,
     epochs: int,
     seed: int,
     autocast: torch.dtype | None,
+    width: int = 16,
     batch_size: int = 8,
 ) -> Segmenter:
     """Trains on real photos, uint8 [N, 3, S, S], and their label maps, int64 [N, S, S].

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from src.common.errors import ConfigError
+from src.configuration.declarations import metrics_of
+from src.configuration.metrics import monitors
+from src.configuration.refusing import listed, nearest
 from src.sweeping.space import LATENCY, PARAMETERS, Parameter, SweepConfig, as_list, grid, trial_config
 
 
@@ -39,12 +42,12 @@ def _faults_of_conditions(space: Mapping[str, Parameter]) -> Iterator[str]:
 
 def _faults_of_methods(config: SweepConfig) -> Iterator[str]:
     sweep, is_multi_objective = config.sweep, len(config.objectives) > 1
-    for metric in config.objectives:
-        if not metric.startswith("val_") and metric not in (PARAMETERS, LATENCY):
-            yield (
-                f"sweep.objectives.{metric}: is no objective; allowed: the validation's metrics (val_...), "
-                f"{PARAMETERS}, {LATENCY}"
-            )
+    allowed = monitors(metrics_of(config)) | dict.fromkeys((PARAMETERS, LATENCY), "min")
+    for metric, direction in config.objectives.items():
+        if metric not in allowed:
+            yield f"sweep.objectives.{metric}: is no objective; allowed: {listed(allowed)}{nearest(metric, allowed)}"
+        elif direction != allowed[metric]:
+            yield f"sweep.objectives.{metric}: {direction} makes it worse; write {allowed[metric]}"
     if is_multi_objective and sweep.pruner != "none":
         yield "sweep.pruner: with several objectives no trial is pruned; set sweep.pruner=none"
     if is_multi_objective and sweep.sampler == "cmaes":

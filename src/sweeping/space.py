@@ -17,6 +17,7 @@ from src.common.errors import ConfigError
 from src.common.hardware import cores
 from src.common.paths import CONF
 from src.configuration.composing import check, compose_unchecked
+from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config, NonNegativeInt, Positive, PositiveInt, Section, plain
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class SweepConfig(Config):
     @property
     def objectives(self) -> dict[str, Literal["max", "min"]]:
         """The direction of each objective, by metric."""
-        return self.sweep.objectives or {self.trainer.monitor: self.trainer.mode}
+        return self.sweep.objectives or {self.trainer.monitor: monitor_direction(self)}
 
     @property
     def search(self) -> dict[str, Any]:

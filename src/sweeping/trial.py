@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from src import tasks
 from src.common.errors import Failure, Lost
 from src.configuration.composing import write_resolved
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.batching import batches
 from src.data.preparing import prepared
+from src.exporting.latency import median_ms, one_thread
 from src.reporting import tables
 from src.sweeping.messages import Ended, Job
 from src.sweeping.space import LATENCY, PARAMETERS
@@ -28,7 +29,7 @@ from src.training import run as training
 from src.training.trainer import require_gpus
 
 STUDY_TAG, TRIAL_TAG, STATE = "sweep.study", "sweep.trial", "sweep.state"
-WARMUP, REPEATS = 3, 15  # calls before the measurement, and calls of which the median is the latency
+LATENCY_SECONDS = 0.5  # for which calls are repeated
 
 
 class MetricNotLogged(Failure):
@@ -137,21 +138,16 @@ def _measure(objectives: Sequence[str], model: LightningModule, config: Config) 
 
 @torch.no_grad()
 def _latency_ms(model: Any, config: Config) -> float:
-    """Milliseconds for one example on one thread of the CPU, eager fp32: the median of several calls."""
+    """Milliseconds for one validation example on one thread of the CPU, eager fp32: the median of several calls."""
+    _, task = tasks.of(config)
     val = batches(config.processed, "val", config.loader, train=False)
-    batch = val.collate(torch.tensor([0]), 0)
-    inputs = batch[:1] if val.meta["kind"] == "pairs" else batch[:-1]
-    model, threads = model.cpu().eval(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for _ in range(WARMUP + REPEATS):
-            begun = time.perf_counter()
-            model.answer(*inputs)
-            times.append(time.perf_counter() - begun)
-    finally:
-        torch.set_num_threads(threads)
-    return 1e3 * statistics.median(times[WARMUP:])
+    inputs = task.inputs(val.meta["kind"])
+    model = model.cpu().eval()
+    batch = next(iter(task.batches(model, val)))
+    example = inputs.trimmed(*(value[:1] for value in batch[: len(inputs.names)]))
+    with one_thread():
+        (milliseconds,) = median_ms([partial(model.answer, *example)], LATENCY_SECONDS)
+    return milliseconds
 
 
 def _value(name: str, values: Mapping[str, float]) -> float:

@@ -1,110 +1,156 @@
-"""How good a classifier is on the test split: the field's metrics, its calibration, its most confident mistakes."""
+"""Classification of images and texts: the field's metrics, calibration, and the most confident mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torchmetrics.functional import classification as metrics
 
-from src.configuration.schema import Config, Evaluation
-from src.data.batching import Batches
+from src.configuration.metrics import Metric
+from src.configuration.schema import Config, Evaluation, PositiveInt
+from src.data import kinds
+from src.data.batching import limited
 from src.reporting import plots, tables
+from src.tasks import Answer, Evaluated, Request, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from src.data.batching import Batches
 
 
-def evaluate(
-    model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
-) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """The figures of a classifier on the test split, and (actual, predicted) of each example; see `report`."""
-    found = probabilities(model, test, config.trainer.limit_test_batches)
-    return report(*found, test.split, meta, config.evaluation, folder, label=config.label, sample=config.sample)
+class ClassificationOptions(Evaluation):
+    """What evaluate shows of a classifier."""
+
+    calibration_bins: PositiveInt = 15
+    mistakes: PositiveInt = 16  # the most confident ones, shown
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("max", "accuracy", is_fraction=True, is_validated=True),
+    "loss": Metric("min", "loss", is_validated=True),
+    "f1": Metric("max", "F1", is_fraction=True),
+    "precision": Metric("max", "precision", is_fraction=True),
+    "recall": Metric("max", "recall", is_fraction=True),
+    "calibration_error": Metric("min", "calibration error"),
+    "examples": Metric(None, "examples"),
+}
+
+
+def right_answers(outputs: Sequence[np.ndarray], batch: Sequence[np.ndarray]) -> float:
+    """How many examples of a batch have their label as the most probable class."""
+    return float((outputs[0].argmax(1) == batch[-1]).sum())
+
+
+class Classification(Task):
+    """Which of several classes an example belongs to. A model answers class probabilities, fp32 [B, classes]."""
+
+    takes = ("images", "text")
+    metrics = METRICS
+    options = ClassificationOptions
+    int8_figures = MappingProxyType({"accuracy": right_answers})
+
+    def evaluate(
+        self, model: nn.Module, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path
+    ) -> Evaluated:
+        """Also (actual, predicted) of each example. Files: see `report`."""
+        assert isinstance(config.evaluation, ClassificationOptions)
+        title = plots.Title(label=config.label, sample=config.sample)
+        return report(
+            *probabilities(model, test, config.trainer.limit_test_batches),
+            test.split,
+            meta,
+            config.evaluation,
+            folder,
+            title,
+        )
+
+    def decode(self, outputs: Sequence[np.ndarray], request: Request, signature: Mapping[str, Any]) -> Answer:
+        probability = outputs[0][0]
+        order = np.argsort(-probability, kind="stable")[: request.top]
+        return Answer([f"{probability[index]:7.2%}  {signature['classes'][index]}" for index in order])
+
+    def hub_tag(self, signature: Mapping[str, Any]) -> str:
+        return kinds.load(signature["kind"]).hub_prefix + "-classification"
+
+    def snippet(self, signature: Mapping[str, Any]) -> str:
+        kind = kinds.load(signature["kind"])
+        feed = ", ".join(f'"{name}": {name}' for name in kind.inputs.names)
+        return f"""\
+{kind.snippet(signature)}scores = session.run(None, {{{feed}}})[0]  # [batch, {len(signature["classes"])}]
+print({list(signature["classes"])}[scores[0].argmax()])
+"""
 
 
 def probabilities(
     model: nn.Module, batches: Batches, limit: int | float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probabilities [N, C] fp32, labels int64 [N] and the examples' places in the split int64 [N], on the CPU."""
-    found: list[Tensor] = []
-    labels: list[Tensor] = []
-    places: list[Tensor] = []
+    """Class probabilities [N, C] fp32, labels int64 [N] and indices in the split int64 [N], on the CPU."""
+    import torch
+
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        for (*inputs, truth), chosen in limited(batches, limit):
-            found.append(model(*inputs).float().softmax(1).cpu())
-            labels.append(truth.cpu())
-            places.append(chosen)
-    return torch.cat(found), torch.cat(labels), torch.cat(places)
-
-
-def limited(batches: Batches, limit: int | float | None) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Batches with their examples' places: the first `limit` of them (a fraction if it is a float), at least one."""
-    count = len(batches) if limit is None else round(limit * len(batches)) if isinstance(limit, float) else limit
-    yield from zip(batches, batches.order()[: max(1, count)], strict=False)
+        for (*inputs, labels), indices in limited(batches, limit):
+            parts.append((model(*inputs).float().softmax(1).cpu(), labels.cpu(), indices))
+    probability, labels, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return probability, labels, indices
 
 
 def report(
     probability: Tensor,
     labels: Tensor,
-    places: Tensor,
+    indices: Tensor,
     split: Mapping[str, Tensor],
     meta: Mapping[str, Any],
-    wanted: Evaluation,
+    options: ClassificationOptions,
     folder: Path,
-    *,
-    label: str,
-    sample: bool,
-) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Draws confusion, calibration and mistakes into `folder`.
+    title: plots.Title,
+) -> Evaluated:
+    """Writes confusion.png, calibration.csv and .png, mistakes.png (images) or mistakes.md (texts) into `folder`."""
+    from torch.nn import functional as F
+    from torchmetrics.functional import classification as torchmetrics
 
-    Returns the metrics, and (actual, predicted) of each example. Files: confusion.png, calibration.csv and
-    .png, mistakes.png (images) or mistakes.md (texts).
-    """
+    from src.scoring.calibration import calibration_bins, calibration_error
+
     classes: Sequence[str] = meta["classes"]
+    count = len(classes)
     confidence, predicted = probability.max(1)
     correct = (predicted == labels).numpy()
-    matrix = metrics.multiclass_confusion_matrix(predicted, labels, len(classes)).numpy()
-    plots.confusion_matrix(matrix, classes, folder / "confusion.png", label=label, sample=sample)
-    bins = wanted.calibration_bins
-    tables.write_csv(folder / "calibration.csv", plots.calibration_bins(confidence.numpy(), correct, bins))
-    plots.reliability_diagram(
-        confidence.numpy(), correct, folder / "calibration.png", bins=bins, label=label, sample=sample
-    )
+    matrix = torchmetrics.multiclass_confusion_matrix(predicted, labels, count).numpy()
+    plots.confusion_matrix(matrix, classes, folder / "confusion.png", **title)
+    bins = calibration_bins(confidence.numpy(), correct, options.calibration_bins)
+    tables.write_csv(folder / "calibration.csv", bins)
+    plots.reliability_diagram(bins, calibration_error(bins), folder / "calibration.png", **title)
 
     wrong = np.flatnonzero(~correct)
-    worst = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][: wanted.mistakes]
-    rows: list[dict[str, Any]] = [
+    worst = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][: options.mistakes]
+    rows = [
         {
             "true": classes[int(labels[i])],
             "predicted": classes[int(predicted[i])],
             "confidence": float(confidence[i]),
-            "place": int(places[i]),
         }
         for i in worst
     ]
-    if meta["kind"] == "images":
-        images = split["images"][[row["place"] for row in rows]].permute(0, 2, 3, 1).numpy()
-        captions = [f"{row['predicted']} {row['confidence']:.0%}\nis {row['true']}" for row in rows]
-        plots.mistakes(images, captions, folder / "mistakes.png", label=label, sample=sample)
+    examples = kinds.load(meta["kind"]).shown(split, meta, [int(indices[i]) for i in worst])
+    if isinstance(examples, list):
+        tables.text_mistakes(examples, rows, folder / "mistakes.md", **title)
     else:
-        texts = [row | {"text": _text(split, meta, row["place"])} for row in rows]
-        tables.text_mistakes(texts, folder / "mistakes.md", label=label, sample=sample)
+        plots.mistakes(examples, rows, folder / "mistakes.png", **title)
 
-    scores = {
+    metrics = {
         "accuracy": float(correct.mean()),
-        "precision": float(metrics.multiclass_precision(predicted, labels, len(classes), average="macro")),
-        "recall": float(metrics.multiclass_recall(predicted, labels, len(classes), average="macro")),
-        "f1": float(metrics.multiclass_f1_score(predicted, labels, len(classes), average="macro")),
-        "calibration_error": plots.calibration_error(confidence.numpy(), correct, bins),
-        "loss": float(nn.functional.nll_loss(probability.clamp_min(1e-12).log(), labels)),
+        "precision": float(torchmetrics.multiclass_precision(predicted, labels, count, average="macro")),
+        "recall": float(torchmetrics.multiclass_recall(predicted, labels, count, average="macro")),
+        "f1": float(torchmetrics.multiclass_f1_score(predicted, labels, count, average="macro")),
+        "calibration_error": calibration_error(bins),
+        "loss": float(F.nll_loss(probability.clamp_min(1e-12).log(), labels)),
         "examples": len(labels),
     }
-    return scores, tables.confusion_pairs(labels.numpy(), predicted.numpy(), classes)
+    return Evaluated(metrics, tables.confusion_pairs(labels.numpy(), predicted.numpy(), classes))
 
 
-def _text(split: Mapping[str, Tensor], meta: Mapping[str, Any], place: int) -> str:
-    """A packed text as the network reads it: its tokens."""
-    start, end = split["offsets"][place : place + 2].tolist()
-    return " ".join(meta["vocabulary"][token] for token in split["tokens"][start:end].tolist())
+TASK = Classification()

@@ -9,19 +9,22 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 Show = Callable[[Mapping[str, np.ndarray], Path], None]
+Showcase = Callable[[LightningModule, Any], Mapping[str, Tensor]]
 
 
 class Progress(Callback):
     """Passes a model's `showcase` of the first validation batch to `show`, for a picture in `folder`.
 
-    A showcase is images, uint8 [K, H, W, C], by name; a model may have none. A new run clears the folder, a resumed one
-    adds to it.
+    A showcase is the task's: images, uint8 [K, C, H, W], by name, or none; `show` gets [K, H, W, C]. A new run clears
+    the folder, a resumed one adds to it.
     """
 
-    def __init__(self, folder: Path, show: Show) -> None:
+    def __init__(self, folder: Path, showcase: Showcase, show: Show) -> None:
         self.folder = folder
+        self.showcase = showcase
         self.show = show
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,8 +40,7 @@ class Progress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0 and hasattr(pl_module, "showcase"):
-            columns = pl_module.showcase(batch)  # type: ignore[operator]
+        if batch_idx == 0 and (columns := self.showcase(pl_module, batch)):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.show(
                 {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in columns.items()},

@@ -17,10 +17,11 @@ from src.common.console import console
 from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.common.signals import Interruption
+from src.configuration.declarations import monitor_direction
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
 from src.data import packed
-from src.data.batching import PackedData
+from src.data.datamodule import PackedData
 from src.tracking.logger import LogMetrics, TrackerLogger
 from src.tracking.provenance import environment
 from src.tracking.tracker import DATA_TAG
@@ -115,8 +116,8 @@ def _fit(
 
     if checkpoint and is_first:
         console.print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})")
-    if not checkpoint and hasattr(model, "prepare"):
-        model.prepare(packed.read_split(config.processed, "train")["images"][:5000])
+    if not checkpoint:
+        model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)
     with interruption.handling():
         try:
@@ -143,6 +144,6 @@ def _load_best(model: LightningModule, work: WorkFolder) -> None:
 
 def kept_row(config: Config, rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The history's row of the epoch whose weights are kept: the last one, or the best one by `monitor`."""
-    monitor, mode = config.trainer.monitor, config.trainer.mode
+    monitor, mode = config.trainer.monitor, monitor_direction(config)
     candidates = [row for row in rows if monitor in row] if config.trainer.keep == "best" else []
     return (max if mode == "max" else min)(candidates, key=lambda row: row[monitor]) if candidates else rows[-1]

@@ -19,6 +19,7 @@ from src.common.errors import ConfigError
 from src.common.hardware import fast_bf16
 from src.common.signals import Interruption
 from src.configuration import schema
+from src.configuration.declarations import monitor_direction
 from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, RequireMonitor, is_terminal, progress_bar
@@ -81,7 +82,7 @@ def build_trainer(
                 work,
                 filename=BEST,
                 monitor=settings.monitor,
-                mode=settings.mode,
+                mode=monitor_direction(config),
                 save_weights_only=True,
                 enable_version_counter=False,
             )
@@ -89,7 +90,9 @@ def build_trainer(
     if settings.early_stopping:
         stop = settings.early_stopping
         callbacks.append(
-            EarlyStopping(settings.monitor, mode=settings.mode, patience=stop.patience, min_delta=stop.min_delta)
+            EarlyStopping(
+                settings.monitor, mode=monitor_direction(config), patience=stop.patience, min_delta=stop.min_delta
+            )
         )
     # Last: it saves the state of the callbacks before it.
     callbacks.append(WorkingCheckpoint(work / LAST, settings.checkpoint_seconds, interruption))

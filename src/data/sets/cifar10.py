@@ -18,6 +18,7 @@ RECORD = 1 + 3 * 32 * 32  # bytes
 class Cifar10:
     """Reads an archive with `batches.meta.txt`, `data_batch_*.bin` and `test_batch.bin` in any folder."""
 
+    kind = "images"
     archive_name = "cifar-10-binary.tar.gz"
     sample: ClassVar[str] = "src.data.samples.images"
 

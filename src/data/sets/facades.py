@@ -22,6 +22,7 @@ class PairedImages:
     input side) have these colours, from which evaluate reads labels off generated pictures.
     """
 
+    kind = "pairs"
     archive_name = "facades.tar.gz"
     sample: ClassVar[str] = "src.data.samples.facades"
 
@@ -64,7 +65,7 @@ class PairedImages:
         arrays = {split: np.stack(pairs[split]) for split in SPLITS}  # [N, 2, 3, S, S]
         source, target = (0, 1) if self.direction == "AtoB" else (1, 0)
         meta = {
-            "kind": "pairs",
+            "kind": self.kind,
             "shape": [3, self.size, self.size],
             "direction": self.direction,
             "palette": self.palette,

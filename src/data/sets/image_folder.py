@@ -28,6 +28,7 @@ FORMATS = (
 class ImageFolders:
     """Reads a folder or an archive of class folders; images are decoded to RGB and resized to `size` x `size`."""
 
+    kind = "images"
     archive_name = "images.tar"
     sample: ClassVar[str | None] = None
 

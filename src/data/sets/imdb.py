@@ -28,6 +28,7 @@ class ReviewFolders:
     The vocabulary is the `vocabulary` most frequent tokens of the training part, after `<unk>` and `<pad>`.
     """
 
+    kind = "text"
     archive_name = "aclImdb_v1.tar.gz"
     sample: ClassVar[str] = "src.data.samples.reviews"
 
@@ -72,7 +73,7 @@ class ReviewFolders:
         counts = Counter(token for example in parts["train"][0] for token in example)
         vocabulary = Vocab(counts, max_size=self.vocabulary, specials=[UNKNOWN, PADDING])
         meta = {
-            "kind": "text",
+            "kind": self.kind,
             "classes": list(CLASSES),
             "vocabulary": list(vocabulary.itos),
             "tokenizer": tokenizer_settings(),

@@ -25,6 +25,7 @@ DIGITS = list("0123456789")
 class Mnist:
     """Reads an archive or a folder of `{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz`; `classes` names the labels."""
 
+    kind = "images"
     archive_name = "mnist.tar"
     sample: str | None = "src.data.samples.digits"
 

@@ -1,11 +1,14 @@
-"""Layers in the form in which an exported graph runs them fastest."""
+"""Convolutions in the form in which an exported graph runs them fastest."""
 
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class SubPixel(nn.Module):
@@ -25,17 +28,20 @@ class SubPixel(nn.Module):
         return F.pixel_shuffle(F.conv2d(x, self.weight, self.bias, padding=1), 2)[:, :, 1:-1, 1:-1]
 
 
-def without_transposed(model: nn.Module) -> nn.Module:
+def without_transposed(model: AnyModule) -> AnyModule:
     """The model, or a copy of it with convolutions where it has transposed ones that double the size."""
-    found = {name: part for name, part in model.named_modules() if isinstance(part, nn.ConvTranspose2d)}
-    found = {name: part for name, part in found.items() if _doubles(part)}
-    if found:
+    layers = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ConvTranspose2d) and _doubles_the_size(part)
+    }
+    if layers:
         model = copy.deepcopy(model)
-        for name, part in found.items():
+        for name, part in layers.items():
             model.set_submodule(name, SubPixel(part))
     return model
 
 
-def _doubles(layer: nn.ConvTranspose2d) -> bool:
+def _doubles_the_size(layer: nn.ConvTranspose2d) -> bool:
     plain = (layer.output_padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
     return plain and (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))

@@ -1,11 +1,9 @@
-"""How near a set of drawn images is to a set of real ones: in quality, in variety."""
+"""Distances between a set of drawn images and a set of real ones, in quality and in variety."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-COLLAPSED = 0.25  # the diversity below which a generator is said to draw the same again and again
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -46,8 +44,8 @@ def diversity(real: Tensor, drawn: Tensor) -> float:
     Medians over distances in pixels, [N, ...] and [M, ...], N and M at least 2: 1 for as much variety as there is,
     0 where all are the same. Few images again and again have little, however much these few differ.
     """
-    far, near = (_to_nearest(images.float().flatten(1)).median() for images in (real, drawn))
-    return float(near / far.clamp_min(1e-12))
+    real_gap, drawn_gap = (_to_nearest(images.float().flatten(1)).median() for images in (real, drawn))
+    return float(drawn_gap / real_gap.clamp_min(1e-12))
 
 
 def _to_nearest(points: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""Labelled images: `images` uint8 [N, C, H, W] of one size, `labels` int64 [N]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from src.common.errors import Failure
+from src.common.hardware import release_freed_memory
+from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
+from src.data.batching import Batches, generator
+from src.data.kinds import Feed, Inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from src.data.batching import Batch
+
+
+# Python that writes `output`, float [B, C, H, W] in 0..1, as a model card shows it.
+WRITE_PICTURE = """\
+Image.fromarray((255 * output[0]).round().astype(np.uint8).transpose(1, 2, 0).squeeze()).save("output.png")
+"""
+
+
+class LowResolution(Section):
+    """Progressive resizing (Howard, 2018): small training images at first, which take less time."""
+
+    size: PositiveInt  # pixels a side
+    until: Fraction  # of the run's epochs
+
+
+class ImageLoader(Loader):
+    """Batches of images and their augmentation."""
+
+    # alternating: at random in the first epoch, then every image the other way round in each further one
+    flip: Literal["none", "random", "alternating"] = "none"
+    crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees: turned by up to so much, either way
+    low_resolution: LowResolution | None = None
+
+
+class ImageBatches(Batches):
+    """(images uint8 [B, C, H, W], labels int64 [B]).
+
+    Raises:
+        Failure: there is more crop padding than the images have pixels.
+    """
+
+    loader: ImageLoader
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        height, width = self.split["images"].shape[2:]
+        if self.loader.crop_padding >= min(height, width):  # there would be too few pixels to reflect
+            raise Failure(
+                f"data.loader.crop_padding: {self.loader.crop_padding}, but the images are {height}x{width}; "
+                f"give at most {min(height, width) - 1}"
+            )
+
+    @property
+    def _low_resolution(self) -> int:
+        """The size that this epoch's images are brought to; 0: they keep their own."""
+        low = self.loader.low_resolution
+        return low.size if self.train and low and self.epoch < round(low.until * self.epochs) else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        before = self._low_resolution
+        super().set_epoch(epoch)
+        if self._low_resolution != before:
+            release_freed_memory()
+
+    def collate(self, indices: Tensor, index: int) -> Batch:
+        import torch
+
+        from src.data import augmentation
+
+        images, labels = self.split["images"], self.split["labels"]
+        on_device = indices.to(images.device, non_blocking=True)
+        if not self.train:
+            return images[on_device], labels[on_device]
+        mirrored = None
+        if self.loader.flip == "alternating":
+            # Keller Jordan's airbench: mirrored at random in epoch 0, then each image the other way round every epoch.
+            mirrored = self._mirrored_first[indices] ^ bool(self.epoch % 2)
+        elif self.loader.flip == "random":
+            mirrored = torch.rand(len(indices), generator=generator(self.seed, "flip", self.epoch, index)) < 0.5
+        if mirrored is not None:
+            mirrored = mirrored.to(images.device, non_blocking=True)
+        random = generator(self.seed, "crop", self.epoch, index)
+        batch = augmentation.crop_and_flip(images, on_device, self.loader.crop_padding, mirrored, random)
+        if self.loader.rotation:
+            batch = augmentation.rotate(
+                batch, self.loader.rotation, generator(self.seed, "rotation", self.epoch, index)
+            )
+        if size := self._low_resolution:
+            batch = augmentation.shrink(batch, size)
+        return batch, labels[on_device]
+
+    @cached_property
+    def _mirrored_first(self) -> Tensor:
+        """Which images of the split are mirrored in epoch 0: bool [N], on the CPU."""
+        import torch
+
+        return torch.rand(len(self.split["images"]), generator=generator(self.seed, "flip")) < 0.5
+
+
+class Images:
+    """The kind of labelled images."""
+
+    options = ImageLoader
+    batches = ImageBatches
+    inputs = Inputs(("image",), ({0: "batch"},))
+    example_argument = "input.png"
+    hub_prefix = "image"
+
+    def count(self, arrays: Mapping[str, Any]) -> int:
+        return len(arrays["labels"])
+
+    def read(self, source: str | None, signature: Mapping[str, Any]) -> Feed:
+        """An image file as `image` uint8 [1, C, H, W], resized to the model's size."""
+        return {"image": read_image(source, signature)}
+
+    def shown(self, split: Mapping[str, Tensor], meta: Mapping[str, Any], indices: list[int]) -> np.ndarray:
+        return split["images"][indices].permute(0, 2, 3, 1).cpu().numpy()
+
+    def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
+        return {key: meta[key] for key in ("classes", "shape") if key in meta}
+
+    def snippet(self, signature: Mapping[str, Any]) -> str:
+        return image_snippet(signature)
+
+
+def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
+    """An image file as uint8 [1, C, H, W] of the signature's `shape`, resized where it has another size.
+
+    Raises:
+        Failure: there is no such file, or it can't be read.
+    """
+    from PIL import Image
+
+    if source is None:
+        raise Failure(f"no input: {signature['name']} wants an image")
+    if not _is_file(source):
+        raise Failure(f"{source}: no such file")
+    channels, height, width = signature["shape"]
+    try:
+        image = Image.open(source).convert("RGB" if channels == 3 else "L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Failure(f"{source} is no image that can be read ({error})") from None
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
+
+
+def _is_file(source: str) -> bool:
+    return len(source) < 250 and Path(source).is_file()  # the system refuses to look for longer names
+
+
+def image_snippet(signature: Mapping[str, Any]) -> str:
+    """Python that reads input.png into `image`, uint8 [1, C, H, W]."""
+    channels, height, width = signature["shape"]
+    return f"""\
+from PIL import Image
+photo = Image.open("input.png").convert("{"RGB" if channels == 3 else "L"}").resize(({width}, {height}))
+image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
+"""
+
+
+def image_to_image_snippet(signature: Mapping[str, Any]) -> str:
+    """Python that draws output.png from input.png."""
+    channels, height, width = signature["shape"]
+    return f"""\
+{image_snippet(signature)}\
+output = session.run(None, {{"image": image}})[0]  # float32 [1, {channels}, {height}, {width}] in 0..1
+{WRITE_PICTURE}"""
+
+
+KIND = Images()

@@ -1,0 +1,159 @@
+"""Labelled texts: `tokens` int32 [sum of lengths], `offsets` int64 [N + 1], `labels` int64 [N]."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.common.errors import Failure
+from src.configuration.schema import Loader, PositiveInt, Probability
+from src.data.batching import Batches, generator
+from src.data.kinds import Feed, Inputs
+from src.data.packed import PADDING, UNKNOWN
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from src.data.batching import Batch
+
+
+class TextLoader(Loader):
+    """Batches of texts of like length."""
+
+    max_tokens: PositiveInt | None = None  # longer texts lose their middle; null: none does
+    word_dropout: Probability = 0.0  # training tokens become <unk> with this probability
+
+
+class TextBatches(Batches):
+    """(tokens int64 [B, T], lengths int64 [B], labels int64 [B]), T the longest of the batch.
+
+    Batches hold texts of like length: a fresh permutation is cut into stretches of 50 batches, each sorted by length.
+    """
+
+    STRETCH = 50
+    loader: TextLoader
+
+    def order(self) -> list[Tensor]:
+        import torch
+
+        lengths = self.split["offsets"].diff()
+        if not self.train:
+            return self._cut(lengths.argsort(stable=True))
+        random = generator(self.seed, "order", self.epoch)
+        shuffled = torch.randperm(len(lengths), generator=random)[: len(self) * self.size]
+        stretches = shuffled.split(self.STRETCH * self.size)
+        batches = [batch for s in stretches for batch in s[lengths[s].argsort(stable=True)].split(self.size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=random)]
+
+    def collate(self, indices: Tensor, index: int) -> Batch:
+        import torch
+
+        offsets, tokens = self.split["offsets"], self.split["tokens"]
+        start, full_lengths = offsets[indices], offsets[indices + 1] - offsets[indices]
+        longest = min(int(full_lengths.max()), self.loader.max_tokens or sys.maxsize)
+        indices, start, full_lengths = (
+            values.to(tokens.device, non_blocking=True) for values in (indices, start, full_lengths)
+        )
+        lengths = full_lengths.clamp(max=longest)
+        position = torch.arange(longest, device=tokens.device)[None, :]
+        source = without_middle(position, full_lengths[:, None], lengths[:, None])
+        is_token = position < lengths[:, None]
+        batch = tokens[torch.where(is_token, start[:, None] + source, 0)].long()
+        if self.train and self.loader.word_dropout:
+            random = generator(self.seed, "words", self.epoch, index)
+            dropped = torch.rand(batch.shape, generator=random) < self.loader.word_dropout
+            dropped = dropped.to(tokens.device, non_blocking=True)
+            batch = batch.masked_fill(dropped, self.meta["vocabulary"].index(UNKNOWN))
+        return (
+            batch.masked_fill(~is_token, self.meta["vocabulary"].index(PADDING)),
+            lengths,
+            self.split["labels"][indices],
+        )
+
+    def to(self, device: torch.device) -> Batches:
+        """Moves the split, but for the offsets: the CPU needs a batch's lengths to know the batch's shape."""
+        offsets = self.split["offsets"]
+        super().to(device)
+        self.split["offsets"] = offsets
+        return self
+
+
+def without_middle(position: Any, full_length: Any, length: Any) -> Any:
+    """Where the tokens of a shortened text stand in the full one: of a text that is too long head and tail stay.
+
+    Arrays or tensors of integers that broadcast; `position` counts from 0 within the shortened text.
+    """
+    return position + (position >= (length + 1) // 2) * (full_length - length)
+
+
+def tokenize(text: str, settings: Mapping[str, Any]) -> list[str]:
+    """The tokens of a text: lower-cased, substituted pattern by pattern, split at blanks, as `settings` say."""
+    text = text.lower() if settings["lowercase"] else text
+    for pattern, replacement in settings["substitutions"]:
+        text = re.sub(pattern, replacement, text)
+    return text.split()
+
+
+def _trimmed(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts without the padding that all of them share."""
+    return tokens[:, : int(lengths.max())], lengths
+
+
+class Text:
+    """The kind of labelled texts."""
+
+    options = TextLoader
+    batches = TextBatches
+    inputs = Inputs(("tokens", "lengths"), ({0: "batch", 1: "time"}, {0: "batch"}), _trimmed)
+    example_argument = '"A text in quotation marks."'
+    hub_prefix = "text"
+
+    def count(self, arrays: Mapping[str, Any]) -> int:
+        return len(arrays["labels"])
+
+    def read(self, source: str | None, signature: Mapping[str, Any]) -> Feed:
+        """A text, or a text file, as `tokens` int64 [1, T] and `lengths` int64 [1], shortened as in training."""
+        if source is None:
+            raise Failure(f"no input: {signature['name']} wants a text")
+        path = Path(source)
+        is_file = len(source) < 250 and path.is_file()  # the system refuses to look for longer names
+        if not is_file and re.fullmatch(r"\S+\.txt", source):
+            raise Failure(f"{source}: no such file")
+        words = tokenize(path.read_text(errors="replace") if is_file else source, signature["tokenizer"])
+        if not words:
+            raise Failure("the text has no word in it")
+        ids = {token: number for number, token in enumerate(signature["vocabulary"])}
+        tokens = np.array([ids.get(word, 0) for word in words], np.int64)
+        length = min(len(tokens), signature["max_tokens"] or len(tokens))
+        return {
+            "tokens": tokens[without_middle(np.arange(length), len(tokens), length)][None],
+            "lengths": np.array([length], np.int64),
+        }
+
+    def shown(self, split: Mapping[str, Tensor], meta: Mapping[str, Any], indices: list[int]) -> list[str]:
+        """Packed texts as the network reads them: their tokens."""
+        texts = []
+        for index in indices:
+            start, end = split["offsets"][index : index + 2].tolist()
+            texts.append(" ".join(meta["vocabulary"][token] for token in split["tokens"][start:end].tolist()))
+        return texts
+
+    def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
+        assert isinstance(loader, TextLoader)
+        keys = ("classes", "tokenizer", "vocabulary")
+        return {"max_tokens": loader.max_tokens} | {key: meta[key] for key in keys if key in meta}
+
+    def snippet(self, signature: Mapping[str, Any]) -> str:
+        return """\
+tokens = np.array([[12, 7, 345, 2]], dtype=np.int64)  # [batch, time]: word ids from the vocabulary beside the model
+lengths = np.array([4], dtype=np.int64)  # [batch]: words in each text, the rest is padding
+"""
+
+
+KIND = Text()
