@@ -19,12 +19,13 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from src.common.identity import fingerprint
 from src.common.paths import ROOT
+from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config, DataConfig, plain
 from src.configuration.targets import attribute_of, targets_in
 
@@ -41,12 +42,16 @@ NEUTRAL = {
     "src.common.files": "writes the bytes that it gets; a wrong digest is an error, not another result",
     "src.common.git": "describes the repository",
     "src.common.identity": "names what a run depends on",
+    "src.common.garbage": "pauses the garbage collector during imports",
     "src.common.paths": "where the repository lies",
     "src.common.run_folder": "names of files; DVC watches the same paths",
+    "src.common.signals": "ends a run in good order; a resumed run has the same bits",
     "src.data.preparing": "finds or makes the data of a direct run, whose sha256 counts",
     "src.training.progress": "pictures during training, which DVC does not hash",
 }
-NEUTRAL |= dict.fromkeys(("filelock", "psutil", "pyyaml", "requests", "rich"), "a package that computes no number")
+NEUTRAL |= dict.fromkeys(
+    ("filelock", "psutil", "pydantic", "pyyaml", "requests", "rich"), "a package that computes no number"
+)
 # The same for one stage only.
 NEUTRAL_IN = {
     "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
@@ -55,7 +60,10 @@ NEUTRAL_IN = {
         "src.reporting.plots": "train writes no picture that DVC hashes",
         "onnxscript": "a model's operators for ONNX are export's",
     },
-    "export": {"src.reporting.plots": "the picture of latencies is not hashed by DVC"},
+    "export": {
+        "src.exporting.latency": "latencies are not hashed by DVC",
+        "src.reporting.plots": "nor is their picture",
+    },
 }
 # Distributions whose import name is another one.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -63,7 +71,10 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 @dataclass(frozen=True)
 class Code:
-    """What a stage executes: each module's digest (by its path in the repository) and each package's version."""
+    """What a stage executes: each module's digest (by its path in the repository) and each package's version.
+
+    For `train` also the direction of the monitored metric, which its task declares.
+    """
 
     modules: Mapping[str, str]
     packages: Mapping[str, str]
@@ -80,7 +91,10 @@ def stage_code(stage: str, config: DataConfig, root: Path = ROOT) -> Code:
     if isinstance(config, Config) and stage != "preprocess":
         entries.append(f"src.tasks.{attribute_of(config.model.target, 'task')}")
         entries.append(f"src.data.kinds.{attribute_of(config.data.target, 'kind')}")
-    return closure(entries, frozenset(NEUTRAL) | frozenset(NEUTRAL_IN.get(stage, ())), root)
+    code = closure(entries, frozenset(NEUTRAL) | frozenset(NEUTRAL_IN.get(stage, ())), root)
+    if stage == "train" and isinstance(config, Config):  # keep=best and early stopping compare by it
+        return replace(code, modules={**code.modules, config.trainer.monitor: monitor_direction(config)})
+    return code
 
 
 def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
