@@ -46,10 +46,13 @@ def train(config: Config) -> None:
     """
     check_processes(config.trainer)
     with collector_paused():
+        import torch
+
         from src import tasks
         from src.data import packed
         from src.data.preparing import prepared
         from src.tracking.provenance import dirty_patch
+        from src.tracking.run_facts import run_description, run_parameters, run_tags
         from src.tracking.tracker import CONFIG, PATCH, RunInfo, Tracker
         from src.training import determinism, run
         from src.training.checkpoints import lock_folder
@@ -65,9 +68,9 @@ def train(config: Config) -> None:
     info = RunInfo(
         experiment=config.name,
         name=" ".join([*_changed_keys(), config.run_name]),
-        params=run.parameters(config),
-        tags=run.tags(config, meta, work),
-        description=run.description(config),
+        params=run_parameters(config),
+        tags=run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()),
+        description=run_description(config),
     )
     with (
         work.locked(),
@@ -145,11 +148,11 @@ def _track(
     config: Config, folder: RunFolder, trained: Trained, sha256: str, tracker: Tracker, remark: str | None
 ) -> None:
     """Adds the results to the run in MLflow, with the task's remark on them, such as a generator's collapse."""
+    from src.tracking.run_facts import run_description
     from src.tracking.tracker import DESCRIPTION, MODEL_TAG, STATE_TAG
-    from src.training.run import description
 
     if remark:
-        tracker.set_tags({DESCRIPTION: f"{description(config)}\n\n{remark}"})
+        tracker.set_tags({DESCRIPTION: f"{run_description(config)}\n\n{remark}"})
         console.print(remark)
     tracker.set_tags({MODEL_TAG: sha256, STATE_TAG: trained.optimizer_sha256})
     tracker.log_metrics({"train_seconds": trained.history.seconds}, step=0)

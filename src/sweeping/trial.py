@@ -23,6 +23,7 @@ from src.exporting.latency import median_ms, one_thread
 from src.reporting import tables
 from src.sweeping.messages import Ended, Job
 from src.sweeping.space import LATENCY, PARAMETERS
+from src.tracking.run_facts import run_description, run_parameters, run_tags
 from src.tracking.tracker import CONFIG, STATE_TAG, RunInfo, Tracker
 from src.training import determinism
 from src.training import run as training
@@ -86,13 +87,16 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
     meta = packed.read_meta(config.processed)
     work = training.work_folder(config, meta, job.work)
     reporter = Reporter(job.objectives[0], report, _required_metrics(job.objectives, config))
-    tags = training.tags(config, meta, work) | {STUDY_TAG: job.study, TRIAL_TAG: str(job.number)}
+    tags = run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()) | {
+        STUDY_TAG: job.study,
+        TRIAL_TAG: str(job.number),
+    }
     info = RunInfo(
         experiment=config.name,
         name=f"{job.study} {job.number}",
-        params=training.parameters(config),
+        params=run_parameters(config),
         tags=tags,
-        description=training.description(config),
+        description=run_description(config),
         parent=job.parent,
     )
     with (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.common.signals import Interruption
 from src.configuration.declarations import monitor_direction
-from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.datamodule import PackedData
 from src.tracking.logger import LogMetrics, TrackerLogger
-from src.tracking.provenance import environment
-from src.tracking.tracker import DATA_TAG
 from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
@@ -44,33 +40,6 @@ class Trained:
 def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> WorkFolder:
     """The folder of this run's checkpoints and journal. Call it after `determinism.fix`: threads count."""
     return WorkFolder(config.name, checkpoints.identity(config, meta["splits"]), root)
-
-
-def tags(config: Config, meta: Mapping[str, Any], work: WorkFolder) -> dict[str, str]:
-    """The tags of a run in MLflow."""
-    return _environment(config.trainer.accelerator, torch.get_num_threads()) | {
-        "pipeline.profile": config.profile.name,
-        "pipeline.fingerprint": work.key,
-        "pipeline.code": stage_code("train", config).fingerprint,
-        **{DATA_TAG + split: facts["sha256"] for split, facts in meta["splits"].items()},
-        "pipeline.output": config.output,
-    }
-
-
-def parameters(config: Config) -> dict[str, Any]:
-    """The parameters of a run in MLflow: all but the output folder, by which any two runs would differ."""
-    return {key: value for key, value in config.plain().items() if key != "output"}
-
-
-@cache
-def _environment(device: str, threads: int) -> dict[str, str]:
-    """The provenance of this process, read once: several runs of one process share its code."""
-    return environment(device=device, threads=threads)
-
-
-def description(config: Config) -> str:
-    """The description of a run on its page in MLflow."""
-    return f"{config.description} ({config.profile.note})"
 
 
 def fit(
