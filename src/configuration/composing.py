@@ -47,7 +47,7 @@ def register_resolvers() -> None:
     all keys, for `--help`.
     """
     OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
-    OmegaConf.register_new_resolver("keys", lambda *, _root_: describe_composed(_root_), replace=True)
+    OmegaConf.register_new_resolver("keys", lambda *, _root_: describe_composed(_root_, check), replace=True)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("in_repository", lambda path: os.path.relpath(path, ROOT), replace=True)
 

@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as bounds
@@ -53,10 +53,9 @@ def conf_comments(choices: Mapping[str, str]) -> dict[str, str]:
     return comments
 
 
-def describe_composed(root: DictConfig) -> str:
+def describe_composed(root: DictConfig, check: Callable[[Any], Config]) -> str:
     """The keys of what Hydra composed for `--help`, or why it is refused."""
     from src.common.errors import ConfigError
-    from src.configuration.composing import check
 
     content = OmegaConf.create({key: value for key, value in root.items_ex(resolve=False) if key != "hydra"})
     if OmegaConf.is_interpolation(content, "output"):  # Hydra knows the folder of a run only when it runs

@@ -1,0 +1,121 @@
+"""What DVC runs again after an edit, asked of the real `dvc status` in a clone whose pipeline is up to date.
+
+And whether an interrupted training would be resumed: only under the same fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import commands_environment
+from tests.test_pipeline import EXPERIMENTS, repro  # noqa: F401  (a fixture)
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
+
+Edit = tuple[str, str, str]
+NOTHING: frozenset[str] = frozenset()
+
+
+def stages(*names: str, of: tuple[str, ...] = EXPERIMENTS) -> frozenset[str]:
+    return frozenset(f"{stage}@{key}" for stage in names for key in of)
+
+
+ALL = ("train", "evaluate", "export")
+RESNET, LSTM, PIX2PIX = ("cifar10_resnet",), ("imdb_lstm",), ("facades_pix2pix",)
+IMDB = ("imdb",)
+
+# What is edited, how, and the stages that run again.
+TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
+    "comment": (("src/data/augmentation.py", "def rotate(", "# a comment\ndef rotate("), NOTHING),
+    "docstring": (("src/models/lstm.py", '"""A bidirectional', '"""Another bidirectional'), NOTHING),
+    "formatting": (("src/models/resnet.py", "\n\n\ndef ", "\n\n\n\n\ndef "), NOTHING),
+    "type annotation": (("src/models/lstm.py", "(x: Tensor, lengths: Tensor) -> Tensor:", "(x, lengths):"), NOTHING),
+    "error message": (("src/models/pix2pix.py", "the U-Net takes pictures", "a U-Net takes images"), NOTHING),
+    "printed line": (("src/training/run.py", "goes on with the run", "resumes the run"), NOTHING),
+    "MLflow tag": (("src/tracking/run_facts.py", '"pipeline.profile"', '"pipeline.data_profile"'), NOTHING),
+    "tracker": (("src/tracking/tracker.py", "self._append(", "self._append( "), NOTHING),
+    "retry of the download": (("src/data/fetching/download.py", "_MAX_PAUSE = 60", "_MAX_PAUSE = 61"), NOTHING),
+    "schema of the trainer": (("src/configuration/schema.py", "epochs of training", "how long it trains"), NOTHING),
+    "command wrapper": (("src/configuration/command.py", "sys.exit(1)", "sys.exit(1) "), NOTHING),
+    "sweep": (("src/sweeping/study.py", "import optuna", "import optuna\n\nx = 1"), NOTHING),
+    "predict": (("src/predict.py", "import json", "import json\n\nx = 1"), NOTHING),
+    "another model": (("src/models/recurrent.py", "nn.GRU", "nn.RNN"), NOTHING),
+    "another task": (("src/tasks/generation.py", "TASK = ", "x = 1\nTASK = "), NOTHING),
+    "another data set": (("src/data/sets/mnist.py", "zero, kind", "none, kind"), NOTHING),
+    "README": (("README.md", "Two commands", "Two of the commands"), NOTHING),
+    "package that computes nothing": (("requirements.lock", "\nmlflow==", "\nmlflow==9."), NOTHING),
+    "colour": (("src/reporting/plots.py", 'SAMPLE_NOTE = "', 'SAMPLE_NOTE = "*'), stages("evaluate")),
+    "latency measurement": (("src/exporting/latency.py", "import time", "import time\n\nx = 1"), NOTHING),
+    "metric of a task": (
+        ("src/tasks/classification.py", "TASK = ", "x = 1\nTASK = "),
+        stages("evaluate", "export", of=RESNET + LSTM),
+    ),
+    "model card": (("src/exporting/card.py", "## Limits", "## Known limits"), stages("export")),
+    "layer of the LSTM": (
+        ("src/models/lstm.py", "nn.Dropout(dropout)", "nn.Dropout(dropout / 2)"),
+        stages(*ALL, of=LSTM),
+    ),
+    "optimizer": (("src/models/optimization.py", "def rate_factor(", "x = 1\n\ndef rate_factor("), stages(*ALL)),
+    "augmentation": (("src/data/augmentation.py", ".round()", ".floor()"), stages(*ALL, of=RESNET + PIX2PIX)),
+    "seed rule of the loader": (("src/data/batching.py", "digest_size=8", "digest_size=16"), stages(*ALL)),
+    "hardware": (("src/common/hardware.py", 'device.type == "cpu" and', 'device.type != "cuda" and'), stages(*ALL)),
+    "parser of a data set": (
+        ("src/data/sets/imdb.py", 'name.endswith(".txt")', 'name.endswith("txt")'),
+        stages("preprocess", of=("imdb",)),
+    ),
+    "drawing of a sample": (
+        ("src/data/samples/reviews.py", "\n\n\ndef ", "\n\n\nx = 1\n\n\ndef "),
+        stages("download", of=IMDB),
+    ),
+    "packed splits": (
+        ("src/data/packed.py", "def stratified_holdout(", "x = 1\n\n\ndef stratified_holdout("),
+        stages("preprocess", of=("cifar10", "imdb", "facades")) | stages(*ALL),
+    ),
+    "learning rate": (("conf/model/lstm.yaml", "lr: ", "lr: 1"), stages(*ALL, of=LSTM)),
+    "version of torch": (("requirements.lock", "\ntorch==", "\ntorch==9."), stages(*ALL)),
+    "byte of an archive": (
+        ("data/raw/sample/imdb/source.json", '"bytes": ', '"bytes": 1'),
+        stages("download", "preprocess", of=("imdb",)),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(repro: str, clone: Path) -> dict[str, dict[str, Any]]:  # noqa: F811
+    """The stages that would run again, and the keys of the trainings, after each edit; and after none."""
+    edits = [["README.md", "Results", "Results"], *(edit for edit, _ in TABLE.values())]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reruns"],
+        cwd=clone,
+        env=commands_environment(),
+        input=json.dumps(edits),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(["", *TABLE], json.loads(done.stdout), strict=True))
+
+
+def test_an_unchanged_clone_runs_nothing(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers[""]["stages"] == []
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_edit_reruns_the_stages_whose_result_could_differ(name: str, answers: dict[str, dict[str, Any]]) -> None:
+    assert answers[name]["stages"] == sorted(TABLE[name][1])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_interrupted_training_is_resumed_unless_its_result_could_differ(
+    name: str, answers: dict[str, dict[str, Any]]
+) -> None:
+    before, after = answers[""]["training"], answers[name]["training"]
+    changed = {experiment for experiment in before if before[experiment] != after[experiment]}
+    assert changed == {stage.partition("@")[2] for stage in TABLE[name][1] if stage.startswith("train@")}
