@@ -12,14 +12,14 @@ from src.configuration.schema import Section
 
 
 def refusal(lines: str) -> int:
-    """Says what was refused, line by line; the exit code for it."""
+    """Prints the faults, one a line; returns the exit code."""
     for line in lines.splitlines():
         print(f"configuration refused: {line}", file=sys.stderr)
     return 2
 
 
 def explain_hydra(error: Exception) -> str:
-    """What Hydra or OmegaConf refused, in one line with the nearest name."""
+    """One line for an error of Hydra or OmegaConf, with the nearest name."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if options := getattr(error, "options", None):  # a group's choice that is not there
         missing = str(getattr(error, "missing_cfg_file", ""))
@@ -64,25 +64,27 @@ def explain_fault(fault: Any, content: Any, schema: type[Section]) -> str:
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
             return f"{where}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
-    said = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {value!r} is not allowed: {said[0].lower()}{said[1:]}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[str]:
     """The keys that the schema allows at `path`."""
     for key in path:
         content = content[key]
-        if key not in schema.model_fields:  # of a mapping of sections, whose field led to their schema
+        if key not in schema.model_fields:  # a key of a mapping of sections, whose field led to their schema
             continue
-        named = sections_in(schema.model_fields[key].annotation)
+        sections = sections_in(schema.model_fields[key].annotation)
         schema = next(
-            s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
+            s
+            for s in sections
+            if len(sections) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
         )
     return [field.alias or key for key, field in schema.model_fields.items()]
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation mentions."""
+    """The sections in an annotation, such as the alternatives of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in getattr(annotation, "__args__", ()) for section in sections_in(part)]
@@ -93,5 +95,5 @@ def listed(names: Any) -> str:
 
 
 def nearest(name: str, names: Any) -> str:
-    found = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.5)
-    return f". Did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.5)
+    return f". Did you mean {matches[0]!r}?" if matches else ""
