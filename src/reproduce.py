@@ -24,6 +24,7 @@ from src.common.errors import ConfigError, Failure
 from src.common.files import sha256_of
 from src.common.git import git, worktree, worktree_environment
 from src.common.paths import ROOT
+from src.common.run_folder import RunFolder
 from src.configuration.composing import check, write_resolved
 from src.configuration.fingerprints import LOCK, stage_code
 from src.tracking.store import QUIET_AND_BOUNDED
@@ -69,7 +70,7 @@ def reproduce(run_id: str) -> bool:
         print(f"note: {code_difference(config, folder)}", flush=True)
         _link_data(config, folder)
         trainer = config["trainer"] | {"threads": int(tags["threads"])}  # the bits depend on it
-        write_resolved(folder / OUTPUT / CONFIG, config | {"output": OUTPUT, "trainer": trainer})
+        write_resolved(RunFolder(folder / OUTPUT).config, config | {"output": OUTPUT, "trainer": trainer})
         environment = worktree_environment(folder)
         for stage in ("train", *(stage for stage, artifact in ARTIFACTS.items() if artifact in artifacts)):
             # The next stage, and the comparison, need all of it in the store: a slow machine sends it late.
