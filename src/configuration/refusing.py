@@ -37,35 +37,35 @@ def experiments() -> list[str]:
 def explain_fault(fault: Any, content: Any, schema: type[Section]) -> str:
     """One line for one of pydantic's faults."""
     keys: list[str] = []
-    here: Any = content
-    # A union puts its tag or its branch into the path: keep what the content really has.
-    for place, part in enumerate(map(str, fault["loc"]), start=1):
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
-            here = here[int(part)]
-        elif fault["type"] != "missing" or place < len(fault["loc"]):
+    section: Any = content
+    # A union puts its tag or its branch into the path: keep the parts that are keys of the content.
+    for position, part in enumerate(map(str, fault["loc"]), start=1):
+        if isinstance(section, Mapping) and part in section:
+            section = section[part]
+        elif isinstance(section, list) and part.isdigit() and int(part) < len(section):
+            section = section[int(part)]
+        elif fault["type"] != "missing" or position < len(fault["loc"]):
             continue
         keys.append(part)
-    where, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
+    path, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
     match fault["type"]:
         case "extra_forbidden":
             allowed = _allowed_keys(schema, keys[:-1], content)
-            return f"{where}: unknown key; allowed: {listed(allowed)}{nearest(keys[-1], allowed)}"
+            return f"{path}: unknown key; allowed: {listed(allowed)}{nearest(keys[-1], allowed)}"
         case "missing":
-            return f"{where}: not given"
+            return f"{path}: not given"
         case "union_tag_invalid":
             names = [name.strip(" '") for name in context["expected_tags"].split(",")]
             if not context["tag"]:
-                return f"{where}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {listed(names)}"
+                return f"{path}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {listed(names)}"
             return (
-                f"{where}.name: {context['tag']!r} is unknown; allowed: {listed(names)}{nearest(context['tag'], names)}"
+                f"{path}.name: {context['tag']!r} is unknown; allowed: {listed(names)}{nearest(context['tag'], names)}"
             )
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
-            return f"{where}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
+            return f"{path}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {value!r} is not allowed: {message[0].lower()}{message[1:]}"
+    return f"{path}: {value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[str]:
