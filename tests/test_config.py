@@ -7,7 +7,7 @@ import inspect
 import re
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import pytest
