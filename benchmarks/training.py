@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +29,7 @@ from src.common.hardware import keep_freed_memory
 from src.common.signals import Interruption
 from src.configuration.schema import Config
 from src.data import kinds, packed
-from src.data.batching import Batch, Batches
+from src.data.batching import Batches
 from src.data.datamodule import PackedData
 from src.models.adversarial import scaled
 from src.models.cpu import Convolution
@@ -40,7 +41,7 @@ from src.training.trainer import adapt, build_trainer, device_of, uses_bf16
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
 STOCK_ROUNDS = 2  # the stock loops are several times slower
-Step = Callable[[Batch], None]
+Step = Callable[[tuple[Tensor, ...]], None]
 
 
 def measure(setting: Setting) -> list[Figure]:
@@ -174,7 +175,7 @@ class Loops:
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
 
-        def classify(batch: Batch) -> None:
+        def classify(batch: tuple[Tensor, ...]) -> None:
             *inputs, labels = batch
             with autocast():
                 loss = F.cross_entropy(model(*inputs).float(), labels, label_smoothing=model.label_smoothing)
@@ -185,7 +186,7 @@ class Loops:
             for part in (*optimizers, *schedules):
                 part.step()
 
-        def translate(batch: Batch) -> None:
+        def translate(batch: tuple[Tensor, ...]) -> None:
             generator_optimizer, discriminator_optimizer = optimizers
             with autocast():
                 source, target = (scaled(side, torch.float32) for side in batch)

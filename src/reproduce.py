@@ -24,6 +24,7 @@ from src.common.errors import ConfigError, Failure
 from src.common.files import sha256_of
 from src.common.git import git, worktree, worktree_environment
 from src.common.paths import ROOT
+from src.common.run_folder import RunFolder
 from src.configuration.composing import check, write_resolved
 from src.configuration.fingerprints import LOCK, stage_code
 from src.tracking.store import QUIET_AND_BOUNDED
@@ -69,12 +70,14 @@ def reproduce(run_id: str) -> bool:
         print(f"note: {code_difference(config, folder)}", flush=True)
         _link_data(config, folder)
         trainer = config["trainer"] | {"threads": int(tags["threads"])}  # the bits depend on it
-        write_resolved(folder / OUTPUT / CONFIG, config | {"output": OUTPUT, "trainer": trainer})
+        write_resolved(RunFolder(folder / OUTPUT).config, config | {"output": OUTPUT, "trainer": trainer})
         environment = worktree_environment(folder)
         for stage in ("train", *(stage for stage, artifact in ARTIFACTS.items() if artifact in artifacts)):
-            command = [sys.executable, "-m", f"src.{stage}", "-cp", f"../{OUTPUT}", "-cn", "config"]
-            if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
-                raise Failure(f"{stage} failed, see above")
+            # The next stage, and the comparison, need all of it in the store: a slow machine sends it late.
+            for command in ([stage, "-cp", f"../{OUTPUT}", "-cn", "config"], ["sync"]):
+                words = [sys.executable, "-m", f"src.{command[0]}", *command[1:]]
+                if subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
+                    raise Failure(f"{command[0]} failed, see above")
         reproduced_in = MlflowClient(environment["MLFLOW_TRACKING_URI"])
         experiment = reproduced_in.get_experiment_by_name(config["name"])
         runs = reproduced_in.search_runs([experiment.experiment_id]) if experiment else []

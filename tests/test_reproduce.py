@@ -58,8 +58,10 @@ def recorded(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     tracked = folder / "src" / "models" / "lstm.py"  # the base of narrow.py
     tracked.write_text(tracked.read_text().replace("weight, std=embedding_std)", "weight, std=2 * embedding_std)"))
     stdout = run(folder, "python", "-m", "src.train", "+experiment=imdb_lstm", "model=narrow", *SMALL).stdout
-    run(folder, "python", "-m", "src.evaluate", "-cp", f"../{output_of(stdout)}", "-cn", "config")
-    run(folder, "python", "-m", "src.export", "-cp", f"../{output_of(stdout)}", "-cn", "config")
+    run(folder, "python", "-m", "src.sync")  # on a slow machine MLflow has not received everything yet
+    for stage in ("evaluate", "export"):
+        run(folder, "python", "-m", f"src.{stage}", "-cp", f"../{output_of(stdout)}", "-cn", "config")
+        run(folder, "python", "-m", "src.sync")
     assert "lstm.py" in run(folder, "git", "status", "--porcelain").stdout
     run(folder, "git", "checkout", "--quiet", ".")
     run(folder, "git", "clean", "--quiet", "--force")

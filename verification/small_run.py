@@ -18,6 +18,7 @@ from src.common.clock_metrics import EPOCH_SECONDS
 from src.common.errors import Failure
 from src.common.git import worktree_environment
 from src.common.paths import ROOT
+from src.common.run_folder import RunFolder
 from verification.interruption import TIMEOUT_S, checkpoints, digests, wait_for_checkpoint, wait_until
 
 # The networks at their full size on the sample's data, for a few batches: bits are compared, not accuracies.
@@ -93,7 +94,7 @@ class SmallRun:
 
     def bits(self) -> dict[str, str]:
         """The sha256 of the weights and of the optimizers' last state."""
-        note = json.loads((self.folder / "train" / "model.json").read_text())
+        note = json.loads(RunFolder(self.folder).model_note.read_text())
         return {"weights": note["sha256"], "optimizer": note["optimizer_sha256"]}
 
     def outputs(self) -> dict[str, str]:

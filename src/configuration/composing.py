@@ -53,7 +53,7 @@ def register_resolvers() -> None:
 
 
 def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = Config) -> Any:
-    """Holds a composed configuration against the schema.
+    """Checks a composed configuration against the schema.
 
     Raises:
         ConfigError: with one line per fault.
@@ -143,24 +143,24 @@ def quoted(value: Any) -> str:
 
 
 def as_assignments(overrides: list[str]) -> list[str]:
-    """Hydra's overrides, made to mean what they look like.
+    """Rewrites overrides so that Hydra does what they look like.
 
-    `a.b=1` is added where it is not there, so that the schema, which knows the nearest name, refuses it instead of
+    `a.b=1` adds a missing key, so that the schema, which suggests the nearest name, refuses it instead of
     Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
     `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
     after it; `debug=null` drops it.
     """
-    meant: list[str] = []
+    assignments: list[str] = []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for override in overrides:
-        found = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
-        if found and found[1] in groups:
-            meant.append(f"~{found[1]}" if found[2] == "null" else override)
-        elif found and found[2].startswith("{"):
-            meant += [f"++{found[1]}=null", f"++{override}"]
+        match = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
+        if match and match[1] in groups:
+            assignments.append(f"~{match[1]}" if match[2] == "null" else override)
+        elif match and match[2].startswith("{"):
+            assignments += [f"++{match[1]}=null", f"++{override}"]
         else:
-            meant.append(f"++{override}" if found else "experiment=".join(override.split("+experiment=", 1)))
-    return meant
+            assignments.append(f"++{override}" if match else "experiment=".join(override.split("+experiment=", 1)))
+    return assignments
 
 
 def compose(overrides: list[str]) -> Config:

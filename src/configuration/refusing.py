@@ -12,14 +12,14 @@ from src.configuration.schema import Section
 
 
 def refusal(lines: str) -> int:
-    """Says what was refused, line by line; the exit code for it."""
+    """Prints the faults, one a line; returns the exit code."""
     for line in lines.splitlines():
         print(f"configuration refused: {line}", file=sys.stderr)
     return 2
 
 
 def explain_hydra(error: Exception) -> str:
-    """What Hydra or OmegaConf refused, in one line with the nearest name."""
+    """One line for an error of Hydra or OmegaConf, with the nearest name."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if options := getattr(error, "options", None):  # a group's choice that is not there
         missing = str(getattr(error, "missing_cfg_file", ""))
@@ -37,52 +37,54 @@ def experiments() -> list[str]:
 def explain_fault(fault: Any, content: Any, schema: type[Section]) -> str:
     """One line for one of pydantic's faults."""
     keys: list[str] = []
-    here: Any = content
-    # A union puts its tag or its branch into the path: keep what the content really has.
-    for place, part in enumerate(map(str, fault["loc"]), start=1):
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
-            here = here[int(part)]
-        elif fault["type"] != "missing" or place < len(fault["loc"]):
+    section: Any = content
+    # A union puts its tag or its branch into the path: keep the parts that are keys of the content.
+    for position, part in enumerate(map(str, fault["loc"]), start=1):
+        if isinstance(section, Mapping) and part in section:
+            section = section[part]
+        elif isinstance(section, list) and part.isdigit() and int(part) < len(section):
+            section = section[int(part)]
+        elif fault["type"] != "missing" or position < len(fault["loc"]):
             continue
         keys.append(part)
-    where, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
+    path, value, context = ".".join(keys) or "configuration", fault["input"], fault.get("ctx", {})
     match fault["type"]:
         case "extra_forbidden":
             allowed = _allowed_keys(schema, keys[:-1], content)
-            return f"{where}: unknown key; allowed: {listed(allowed)}{nearest(keys[-1], allowed)}"
+            return f"{path}: unknown key; allowed: {listed(allowed)}{nearest(keys[-1], allowed)}"
         case "missing":
-            return f"{where}: not given"
+            return f"{path}: not given"
         case "union_tag_invalid":
             names = [name.strip(" '") for name in context["expected_tags"].split(",")]
             if not context["tag"]:
-                return f"{where}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {listed(names)}"
+                return f"{path}: {value!r} has no name; allowed: {{name: X, ...}}, X one of {listed(names)}"
             return (
-                f"{where}.name: {context['tag']!r} is unknown; allowed: {listed(names)}{nearest(context['tag'], names)}"
+                f"{path}.name: {context['tag']!r} is unknown; allowed: {listed(names)}{nearest(context['tag'], names)}"
             )
         case "literal_error":
             names = [name.strip(" '") for name in context["expected"].replace(" or ", ", ").split(",")]
-            return f"{where}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
-    said = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {value!r} is not allowed: {said[0].lower()}{said[1:]}"
+            return f"{path}: {value!r} is unknown; allowed: {listed(names)}{nearest(str(value), names)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _allowed_keys(schema: type[Section], path: list[str], content: Any) -> list[str]:
     """The keys that the schema allows at `path`."""
     for key in path:
         content = content[key]
-        if key not in schema.model_fields:  # of a mapping of sections, whose field led to their schema
+        if key not in schema.model_fields:  # a key of a mapping of sections, whose field led to their schema
             continue
-        named = sections_in(schema.model_fields[key].annotation)
+        sections = sections_in(schema.model_fields[key].annotation)
         schema = next(
-            s for s in named if len(named) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
+            s
+            for s in sections
+            if len(sections) == 1 or get_args(s.model_fields["name"].annotation) == (content["name"],)
         )
     return [field.alias or key for key, field in schema.model_fields.items()]
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation mentions."""
+    """The sections in an annotation, such as the alternatives of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in getattr(annotation, "__args__", ()) for section in sections_in(part)]
@@ -93,5 +95,5 @@ def listed(names: Any) -> str:
 
 
 def nearest(name: str, names: Any) -> str:
-    found = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.5)
-    return f". Did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.5)
+    return f". Did you mean {matches[0]!r}?" if matches else ""
