@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -67,16 +68,23 @@ def run(clone: Path) -> Run:
     return command
 
 
+@contextlib.contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """Replaces the first `old` in a file of the clone, for a while."""
+    original = path.read_text()
+    assert old in original
+    path.write_text(original.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(original)
+
+
 @pytest.fixture
 def fast_heartbeats(clone: Path) -> Iterator[None]:
     """In the clone a sweep process counts as dead after 10 s instead of 5 min."""
-    path = clone / "src" / "sweeping" / "storage.py"
-    original = path.read_text()
-    changed = original.replace("HEARTBEAT_S = 60", "HEARTBEAT_S = 2", 1)
-    assert changed != original
-    path.write_text(changed)
-    yield
-    path.write_text(original)
+    with edited(clone / "src" / "sweeping" / "storage.py", "HEARTBEAT_S = 60", "HEARTBEAT_S = 2"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def words_of(*more: str) -> tuple[str, ...]:
 
 def family_of(pid: int) -> list[psutil.Process]:
     """The processes that a run started to train with."""
-    return [each for each in psutil.Process(pid).children() if "src.training.follower" in each.cmdline()]
+    return [each for each in psutil.Process(pid).children() if "src.training.follower_main" in each.cmdline()]
 
 
 def runs_of(clone: Path) -> set[Path]:
@@ -272,7 +272,7 @@ def followers(sweep: subprocess.Popen[str]) -> Iterator[psutil.Process]:
     while sweep.poll() is None:
         for each in psutil.Process(sweep.pid).children(recursive=True):
             try:
-                if "src.training.follower" in each.cmdline():
+                if "src.training.follower_main" in each.cmdline():
                     yield each
             except psutil.Error:
                 continue

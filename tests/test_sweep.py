@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests import processes
-from tests.conftest import Run
+from tests.conftest import Run, edited
 from tests.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -214,13 +214,16 @@ def test_a_sweep_fails_if_all_its_trials_do(clone: Path, run: Run) -> None:
     assert re.search(r"sweep failed: all 2 trials failed, the last one: .*NaN.*/trials/\*/log\.txt", done.stderr)
 
 
-def test_a_metric_that_is_not_logged_ends_the_sweep_in_its_first_trial(clone: Path, run: Run) -> None:
-    done = run(*SWEEP, *CIFAR, "sweep.objectives={val_acuracy: max}", "sweep.study=typo", check=False)
+def test_an_objective_that_the_model_never_logs_ends_the_sweep_at_the_first_validation(clone: Path, run: Run) -> None:
+    task = clone / "src" / "tasks" / "classification.py"
+    undeclared = '"f1": Metric("max", "F1", is_fraction=True'
+    with edited(task, undeclared, f"{undeclared}, is_validated=True"):
+        done = run(*SWEEP, *CIFAR, "sweep.objectives={val_f1: max}", "sweep.study=unlogged", check=False)
     assert done.returncode == 1
-    assert "sweep failed: val_acuracy: the validation logs no such metric, but val_accuracy, val_loss" in done.stderr
-    log = (folder_of(clone, "typo") / "trials" / "0" / "log.txt").read_text()
-    assert "epoch 1/" not in log
-    assert not (folder_of(clone, "typo") / "trials" / "1").exists()
+    assert "sweep failed: val_f1: the validation logs no such metric, but val_accuracy, val_loss" in done.stderr
+    trials = folder_of(clone, "unlogged") / "trials"
+    assert [path.name for path in trials.iterdir()] == ["0"]
+    assert "epoch 1/" not in (trials / "0" / "log.txt").read_text()
 
 
 @pytest.mark.long
