@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +34,6 @@ def step_of(path: Path) -> int:
     assert bool((loaded["weights"] == loaded["step"]).all())
     step: int = loaded["step"]
     return step
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Processes that start in milliseconds: forked from one that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["src.training.checkpoints", "pytest"])
-    return context
-
-
-@pytest.fixture
-def start(processes: ForkServerContext) -> Iterator[Callable[..., BaseProcess]]:
-    """Starts a function in a process, which is killed at the end of the test."""
-    started: list[BaseProcess] = []
-
-    def start_process(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-        process = processes.Process(target=function, args=arguments)
-        process.start()
-        started.append(process)
-        return process
-
-    yield start_process
-    for process in started:
-        process.kill()
-        process.join()
 
 
 # --- one checkpoint ---------------------------------------------------------------------------------------------------
@@ -207,34 +178,18 @@ def test_differences_are_named_with_values_and_digests_without() -> None:
 # --- the work folder --------------------------------------------------------------------------------------------------
 
 
-def hold_lock(root: Path, locked: Any) -> None:
-    """Locks a work folder, sets the event `locked` and sleeps."""
-    with WorkFolder("digits", {"seed": "0"}, root).locked():
-        locked.set()
-        time.sleep(300)
-
-
-def test_a_locked_folder_names_its_holder_and_is_free_after_its_death(
-    tmp_path: Path, start: Callable[..., BaseProcess], processes: ForkServerContext
-) -> None:
-    locked = processes.Event()
-    first = start(hold_lock, tmp_path, locked)
-    assert locked.wait(60)
-    message = rf"under way already, by process {first.pid} on {socket.gethostname()}: wait for it, or stop it"
-    with pytest.raises(Failure, match=message), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
-        pass
-    with WorkFolder("digits", {"seed": "1"}, tmp_path).locked():
-        pass
-    first.kill()
-    first.join()
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked() as work:
-        assert (work.path / "holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def test_a_folder_is_free_again_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
-        raise ZeroDivisionError
-    with WorkFolder("digits", {"seed": "0"}, tmp_path).locked():
+def test_a_locked_folder_names_its_holder_and_is_free_after_a_failure(tmp_path: Path) -> None:
+    work = WorkFolder("digits", {"seed": "0"}, tmp_path)
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with pytest.raises(ZeroDivisionError), work.locked():
+        with (
+            pytest.raises(Failure, match=f"under way already, by {holder}: wait for it, or stop it"),
+            WorkFolder("digits", {"seed": "0"}, tmp_path).locked(),
+        ):
+            pass
+        with WorkFolder("digits", {"seed": "1"}, tmp_path).locked():
+            raise ZeroDivisionError
+    with work.locked():
         pass
 
 
@@ -266,7 +221,7 @@ def test_removing_the_checkpoints_of_a_complete_run_keeps_its_journal(tmp_path: 
     work = WorkFolder("digits", {"seed": "0"}, tmp_path)
     IO.save_checkpoint(checkpoint(0), work.last)
     IO.save_checkpoint(checkpoint(0), work.path / "best.ckpt")
-    (work.path / ".last.ckpt.12345").write_bytes(b"rest of a killed save")
+    (work.path / ".last.ckpt.12345").write_bytes(b"half a checkpoint")
     work.journal.write_text("{}\n")
     work.remove_checkpoints()
     assert [path.name for path in work.path.iterdir()] == ["tracking.jsonl"]

@@ -45,7 +45,7 @@ def test_runs_of_one_configuration_form_a_variant_newest_per_seed(
     for seed, value in ((0, 0.5), (1, 0.6), (2, 0.7)):
         write_run(tmp_path / f"a{seed}", f"seed={seed}", value=value)
     write_run(tmp_path / "b0", "seed=0", "model.optimizer.lr=0.5", value=0.2)
-    write_run(tmp_path / "z", "seed=2", "trainer.log_every=7", value=0.8)  # as a2, but for a key without effect on results
+    write_run(tmp_path / "z", "seed=2", "trainer.log_every=7", value=0.8)  # as a2: the key does not affect results
     (tmp_path / "half" / "train").mkdir(parents=True)  # an incomplete run
     group = group_of(tmp_path)
     assert [sorted(variant.by_seed) for variant in group.variants] == [[0, 1, 2], [0]]
