@@ -127,7 +127,7 @@ class StepGuard(pl.Callback):
 
 @contextmanager
 def fake_cuda_autocast() -> Iterator[None]:
-    """Does what `torch.autocast("cuda", torch.bfloat16)`, unavailable without a GPU, does; cuDNN's LSTM needs a driver."""
+    """Equals `torch.autocast("cuda", torch.bfloat16)`, which needs a GPU. cuDNN is off: its LSTM needs a driver."""
     with torch.backends.cudnn.flags(enabled=False):
         torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", torch.bfloat16)
