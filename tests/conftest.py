@@ -1,4 +1,4 @@
-"""What the tests share: a clean clone to run the real commands in, and a real PostgreSQL."""
+"""Shared fixtures: a clean clone to run the commands in, a PostgreSQL server, an S3 endpoint."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tests.s3 import S3
 from tests.servers import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ("test_runs.py", "faults/test_processes.py", "faults/test_saving.py")  # minutes each
+LONGEST = ("test_runs.py", "faults/test_processes.py", "faults/test_saving.py")  # several minutes each
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def commands_environment() -> dict[str, str]:
-    """The environment of a user who has activated .venv, with a MLflow store of the clone's own."""
+    """The environment of a user who has activated .venv; the MLflow store is the clone's."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "PYTEST_"))}
     return inherited | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that several workers end at about the same time."""
+    """Runs the longest files first, so that parallel workers end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     longest = {ROOT / "tests" / name for name in LONGEST}
     items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
-def subnormal_numbers() -> Iterator[None]:
-    """A training in the tests' own process has the processor flush them to zero; hypothesis wants them back."""
+def restore_subnormal_numbers() -> Iterator[None]:
+    """Training in this process makes the CPU flush subnormal numbers to zero; hypothesis needs them."""
     yield
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
@@ -43,12 +43,12 @@ def subnormal_numbers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone of what is committed, and of what is changed but not committed yet."""
+    """A clean clone of this repository, uncommitted changes included."""
     folder = tmp_path_factory.mktemp("clone") / "repository"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    changed = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=ROOT, capture_output=True, check=True).stdout
-    if changed.strip():
-        subprocess.run(["git", "apply"], cwd=folder, input=changed, check=True)
+    diff = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=ROOT, capture_output=True, check=True).stdout
+    if diff.strip():
+        subprocess.run(["git", "apply"], cwd=folder, input=diff, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
     subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-am", "as tested"], cwd=folder, check=True)
     return folder
@@ -56,16 +56,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(clone: Path) -> Run:
-    """Runs a command in the clone, as a user types it."""
+    """Runs a command in the clone, as a user would."""
 
-    def command(*words: str, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run_command(*words: str, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             words, cwd=clone, env=commands_environment(), capture_output=True, text=True, timeout=timeout, check=False
         )
         assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done
 
-    return command
+    return run_command
 
 
 @contextlib.contextmanager
@@ -82,21 +82,21 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 @pytest.fixture
 def fast_heartbeats(clone: Path) -> Iterator[None]:
-    """In the clone a sweep process counts as dead after 10 s instead of 5 min."""
+    """In the clone, a sweep process counts as dead after 10 s instead of 5 min without a heartbeat."""
     with edited(clone / "src" / "sweeping" / "storage.py", "HEARTBEAT_S = 60", "HEARTBEAT_S = 2"):
         yield
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that a test may stop and start again."""
+    """A PostgreSQL server that a test may stop and restart."""
     with PostgreSQL() as server:
         yield server
 
 
 @pytest.fixture
 def postgresql(postgresql_server: PostgreSQL) -> str:
-    """The postgresql:// address, with a password, of an empty database."""
+    """The postgresql:// URL, with a password, of an empty database."""
     return postgresql_server.empty()
 
 

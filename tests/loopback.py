@@ -1,4 +1,4 @@
-"""A real HTTP(S) server on this machine whose paths misbehave as told: what downloads are tested against."""
+"""An HTTP(S) server on 127.0.0.1 that fails, drops, hangs and redirects on request, for the tests of downloads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 
 class Request(NamedTuple):
-    """What a client asked."""
+    """A request of a client."""
 
     path: str
     headers: Message
@@ -45,9 +45,9 @@ class _Resource:
 
 
 class Host:
-    """Serves on 127.0.0.1 while the `with` block lasts; `requests` lists what was asked, in order.
+    """Serves on 127.0.0.1 while the `with` block lasts; `requests` lists the requests, in order.
 
-    With `certificate`, a path to write to, it speaks https under a certificate of its own, which clients can trust by
+    With `certificate`, a path to write to, it serves https with a self-signed certificate; clients trust it through
     that file (`REQUESTS_CA_BUNDLE`).
     """
 
@@ -64,7 +64,7 @@ class Host:
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
-        # The default poll of half a second would be paid at each shutdown.
+        # With the default poll interval every shutdown would take half a second.
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         return self
@@ -87,15 +87,15 @@ class Host:
         last_modified: str | None = None,
         **behaviour: Any,
     ) -> str:
-        """Makes `data` available at `path` and returns its URL. Serving a path again replaces what was there.
+        """Makes `data` available at `path` and returns its URL. Serving a path again replaces its content.
 
         Args:
-            failures: statuses of the first answers, one each; `retry_after` goes with them.
-            drop_after: bytes of the body after which the connection closes, in the first `drops` answers.
-            etag, last_modified: the version, against which If-Range is checked.
-            behaviour: `status`, `content_type`; `hang_after` bytes of silence; `drip` seconds between single bytes;
-                `ranges=False` ignores Range; `shift` answers a range from so many bytes later, `portion` with at most
-                so many; `sized=False` sends no length; `redirect` to an address.
+            failures: HTTP statuses of the first responses, in order; `retry_after` is their Retry-After header.
+            drop_after: bytes of the body after which the connection closes, in the first `drops` responses.
+            etag, last_modified: validators that If-Range is checked against.
+            behaviour: `status`, `content_type`; `hang_after`: bytes after which nothing more is sent; `drip`: seconds
+                between single bytes; `ranges=False` ignores Range; `shift`: bytes by which a range starts too late;
+                `portion`: the largest range, bytes; `sized=False` sends no Content-Length; `redirect`: a URL.
         """
         validators = {"ETag": etag, "Last-Modified": last_modified}
         self.resources[path] = _Resource(
@@ -120,16 +120,16 @@ def _handler(host: Host) -> type[BaseHTTPRequestHandler]:
             host.requests.append(Request(self.path, self.headers))
             resource = host.resources.get(self.path)
             if resource is None:
-                self._answer(404, b"no such file", {})
+                self._respond(404, b"no such file", {})
             elif resource.failures:
-                retry = {"Retry-After": resource.retry_after} if resource.retry_after else {}
-                self._answer(resource.failures.pop(0), b"a failure", retry)
+                headers = {"Retry-After": resource.retry_after} if resource.retry_after else {}
+                self._respond(resource.failures.pop(0), b"a failure", headers)
             elif resource.redirect:
-                self._answer(302, b"", {"Location": resource.redirect})
+                self._respond(302, b"", {"Location": resource.redirect})
             else:
                 self._serve(resource)
 
-        def _answer(self, status: int, body: bytes, headers: dict[str, str], length: int | None = None) -> None:
+        def _respond(self, status: int, body: bytes, headers: dict[str, str], length: int | None = None) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -143,23 +143,23 @@ def _handler(host: Host) -> type[BaseHTTPRequestHandler]:
         def _serve(self, resource: _Resource) -> None:
             data, status = resource.data, resource.status
             headers = {"Content-Type": resource.content_type, **resource.validators}
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             condition = self.headers.get("If-Range")
-            if asked and resource.ranges and (condition is None or condition in resource.validators.values()):
-                start = int(asked[1]) + resource.shift
+            if requested and resource.ranges and (condition is None or condition in resource.validators.values()):
+                start = int(requested[1]) + resource.shift
                 if start >= len(data):
-                    self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                    self._respond(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                     return
-                whole, data = len(data), data[start:][: resource.portion]
-                status, headers["Content-Range"] = (206, f"bytes {start}-{start + len(data) - 1}/{whole}")
+                total, data = len(data), data[start:][: resource.portion]
+                status, headers["Content-Range"] = (206, f"bytes {start}-{start + len(data) - 1}/{total}")
             stop = len(data) if resource.hang_after is None else resource.hang_after
             if resource.drop_after is not None and resource.drops > 0:
                 stop, resource.drops = resource.drop_after, resource.drops - 1
             length = len(data) if resource.sized else -1
             if resource.drip is None:
-                self._answer(status, data[:stop], headers, length)
+                self._respond(status, data[:stop], headers, length)
             else:
-                self._answer(status, b"", headers, length)
+                self._respond(status, b"", headers, length)
                 for byte in data:
                     if host.closing.wait(resource.drip):
                         return
@@ -168,14 +168,14 @@ def _handler(host: Host) -> type[BaseHTTPRequestHandler]:
                 host.closing.wait()
 
         def handle(self) -> None:
-            with contextlib.suppress(OSError):  # the client has gone, as clients do
+            with contextlib.suppress(OSError):  # the client closed the connection
                 super().handle()
 
     return Handler
 
 
 def _write_certificate(path: Path) -> None:
-    """Writes a key and a certificate for 127.0.0.1 that is valid today."""
+    """Writes a private key and a self-signed certificate for 127.0.0.1."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

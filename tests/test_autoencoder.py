@@ -1,4 +1,4 @@
-"""Autoencoders: what passes through them, what is reported of it."""
+"""Autoencoders: latent size, loss, export, and the metrics of the evaluation."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", CODERS)
-def test_an_image_passes_through_as_many_numbers_as_asked_for(kind: str) -> None:
-    model, given = autoencoder(kind), images(3)
-    assert model.encode(given).shape == (3, 5)
-    answer = model.answer(given)
-    assert answer.shape == given.shape
-    assert 0 <= float(answer.detach().min()) <= float(answer.detach().max()) <= 1
-    torch.testing.assert_close(model.network.decode(model.encode(given)), answer)  # type: ignore[operator]
+def test_images_pass_through_the_latent_dimension(kind: str) -> None:
+    model, batch = autoencoder(kind), images(3)
+    assert model.encode(batch).shape == (3, 5)
+    output = model.answer(batch)
+    assert output.shape == batch.shape
+    assert 0 <= float(output.detach().min()) <= float(output.detach().max()) <= 1
+    torch.testing.assert_close(model.network.decode(model.encode(batch)), output)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("kind", CODERS)
-def test_it_is_exported(kind: str, tmp_path: Path) -> None:
+def test_an_autoencoder_is_exported(kind: str, tmp_path: Path) -> None:
     model = autoencoder(kind)
     task = tasks.load(model.task)
     inputs, examples = task.inputs("images"), [(images(4),)]
@@ -59,40 +59,40 @@ def test_it_is_exported(kind: str, tmp_path: Path) -> None:
     assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
 
 
-def test_the_loss_is_the_mean_squared_error_of_pixels_in_0_to_1_and_is_summed_by_images() -> None:
-    model, given = autoencoder("conv"), images(6)
-    loss = model.loss((given, torch.zeros(6)), "val")
-    error = (model.answer(given).detach() - given / 255).square()
+def test_the_loss_is_the_mse_of_pixels_from_0_to_1_weighted_by_images() -> None:
+    model, batch = autoencoder("conv"), images(6)
+    loss = model.loss((batch, torch.zeros(6)), "val")
+    error = (model.answer(batch).detach() - batch / 255).square()
     torch.testing.assert_close(loss, error.mean())
     total, count = model.val_sums[model.means["val"].index("loss")].tolist()
     assert total == pytest.approx(6 * float(error.mean()), rel=1e-5)
     assert count == 6
 
 
-def test_psnr_is_in_decibels_and_bounded() -> None:
+def test_psnr_is_in_decibels_and_at_most_100() -> None:
     assert psnr(torch.tensor([1.0, 0.01, 0.0])).tolist() == pytest.approx([0.0, 20.0, 100.0])
 
 
-def test_an_image_that_cannot_be_halved_so_often_is_refused() -> None:
+def test_more_halvings_than_the_image_allows_are_refused() -> None:
     with pytest.raises(Failure, match="3 halvings do not divide 28x28; give fewer"):
         ConvCoder([1, 28, 28], widths=[4, 4, 4])
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
 def test_the_linear_error_is_that_of_the_best_projection() -> None:
-    """Images made of three patterns: three numbers are enough, two are not, and the error is the least eigenvalue."""
+    """Images of rank three: no error with three components; with two, the smallest eigenvalue is lost."""
     random = torch.Generator().manual_seed(0)
     patterns = torch.randint(0, 40, (3, 16), generator=random)
     weights = torch.randint(0, 3, (500, 3), generator=random)
-    given = (weights @ patterns).to(torch.uint8).view(-1, 1, 4, 4)
-    assert reconstruction.linear_error(given, given, 3) == pytest.approx(0, abs=1e-12)
-    values = torch.linalg.eigvalsh((given.flatten(1).double() / 255).T.cov(correction=0))
-    assert reconstruction.linear_error(given, given, 2) == pytest.approx(float(values[-3]) / 16, rel=1e-6)
+    mixtures = (weights @ patterns).to(torch.uint8).view(-1, 1, 4, 4)
+    assert reconstruction.linear_error(mixtures, mixtures, 3) == pytest.approx(0, abs=1e-12)
+    eigenvalues = torch.linalg.eigvalsh((mixtures.flatten(1).double() / 255).T.cov(correction=0))
+    assert reconstruction.linear_error(mixtures, mixtures, 2) == pytest.approx(float(eigenvalues[-3]) / 16, rel=1e-6)
 
 
-def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
+def test_the_evaluation_reports_errors_and_draws_a_grid(tmp_path: Path) -> None:
     config = compose(
         ["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=5"]
     )
@@ -106,14 +106,15 @@ def test_the_report_says_what_was_lost_and_draws_it(tmp_path: Path) -> None:
     split = packed.read_split(config.processed, "test")
     test = ImageBatches(split, meta, config.loader, train=False)
     model = autoencoder("dense")
-    (tmp_path / "made").mkdir()
-    evaluated = reconstruction.TASK.evaluate(model, test, config, meta, tmp_path / "made")
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    evaluated = reconstruction.TASK.evaluate(model, test, config, meta, folder)
     metrics, pairs = evaluated.metrics, evaluated.pairs
-    error = (model.answer(split["images"]) - split["images"] / 255).square().mean()
+    error = (model.answer(split["images"]) - split["images"] / 255).square().mean().detach()
     assert metrics["mse"] == pytest.approx(float(error), rel=1e-5)
     assert metrics["psnr"] == pytest.approx(float(psnr(error)), abs=0.1)
     assert metrics["mse_pca"] < metrics["mse"]  # untrained
     assert (metrics["latent"], metrics["examples"], len(pairs)) == (5, 40, 40)
-    read = sum(row["actual"] == row["predicted"] for row in pairs)
-    assert metrics["recognised"] == read / 40
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {"grid.png", "latent.png"}
+    recognised = sum(row["actual"] == row["predicted"] for row in pairs)
+    assert metrics["recognised"] == recognised / 40
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "latent.png"}

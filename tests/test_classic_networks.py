@@ -1,4 +1,4 @@
-"""The plain networks and what text books name beside them: activations, L1, rotation."""
+"""Perceptron, ConvNet and RowReader, and their textbook companions: activations, L1, rotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from src.models.recurrent import RowReader
 SHAPE = [1, 28, 28]
 
 
-def parameters(network: nn.Module) -> int:
+def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
@@ -40,16 +40,16 @@ NETWORKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_has_the_parameters_of_its_parts_and_gives_logits(name: str) -> None:
+def test_a_network_has_the_expected_parameters_and_logits(name: str) -> None:
     build, count = NETWORKS[name]
     network = build().eval()
-    assert parameters(network) == count
+    assert parameter_count(network) == count
     x = torch.randn(3, *SHAPE)
     assert network(x).shape == (3, 10)
     torch.testing.assert_close(network(x)[1:2], network(x[1:2]), atol=1e-5, rtol=1e-5)
 
 
-def test_the_convnet_of_cifar_has_five_convolutions_from_16_to_256_and_one_dense_layer() -> None:
+def test_cifar10_convnet_has_five_convolutions_and_one_dense_layer() -> None:
     config = compose(["experiment=cifar10_convnet", "output=out"])
     network = config.model.network(shape=[3, 32, 32], classes=10)  # type: ignore[attr-defined]
     convolutions = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -58,13 +58,12 @@ def test_the_convnet_of_cifar_has_five_convolutions_from_16_to_256_and_one_dense
     assert config.model.optimizer.name == "sgd"  # type: ignore[attr-defined]
 
 
-def test_an_image_too_small_for_the_convolutions_is_refused() -> None:
+def test_more_convolutions_than_the_image_allows_are_refused() -> None:
     with pytest.raises(Failure, match=r"5 convolutions halve an image of 28x28 to nothing; give at most 4"):
         ConvNet(SHAPE, 10, widths=[4] * 5, hidden=[])
 
 
-def test_a_row_reader_reads_from_top_to_bottom() -> None:
-    """What stands in the first row reaches the answer through all others: it depends on the order of the rows."""
+def test_a_row_reader_depends_on_the_order_of_the_rows() -> None:
     torch.manual_seed(0)
     network = RowReader(SHAPE, 10, hidden=16).eval()
     x = torch.randn(2, *SHAPE)
@@ -87,8 +86,8 @@ def test_an_activation_is_chosen_by_its_name(activation: Any, layer: type[nn.Mod
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_l1_steps_down_the_sum_of_magnitudes_as_if_it_stood_in_the_loss(momentum: float) -> None:
-    def trained(l1: float, in_loss: float) -> list[torch.Tensor]:
+def test_l1_equals_an_l1_term_in_the_loss(momentum: float) -> None:
+    def parameters_after_training(l1: float, in_loss: float) -> list[torch.Tensor]:
         torch.manual_seed(0)
         layer = nn.Linear(5, 3)
         optimizer = build_optimizer([layer], SGD(name="sgd", lr=0.1, momentum=momentum, l1=l1))
@@ -100,11 +99,13 @@ def test_l1_steps_down_the_sum_of_magnitudes_as_if_it_stood_in_the_loss(momentum
             optimizer.step()
         return [p.detach() for p in layer.parameters()]
 
-    for found, wanted in zip(trained(0.01, 0.0), trained(0.0, 0.01), strict=True):
-        torch.testing.assert_close(found, wanted)
+    for actual, expected in zip(
+        parameters_after_training(0.01, 0.0), parameters_after_training(0.0, 0.01), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
 
 
-def test_l1_brings_weights_to_nothing_and_leaves_biases_alone() -> None:
+def test_l1_shrinks_weights_to_zero_and_leaves_biases() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(5, 3)
     bias = layer.bias.detach().clone()
@@ -117,7 +118,7 @@ def test_l1_brings_weights_to_nothing_and_leaves_biases_alone() -> None:
     assert torch.equal(layer.bias, bias)
 
 
-def test_muon_takes_no_l1() -> None:
+def test_muon_with_l1_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.optimizer\.rest: .* is not allowed: muon keeps each filter's norm"):
         compose(["experiment=cifar10_resnet", "output=out", "model.optimizer.rest.l1=0.1"])
 
@@ -126,36 +127,36 @@ def test_muon_takes_no_l1() -> None:
 
 
 def bar() -> torch.Tensor:
-    """A bright bar from the middle to the right, uint8 [1, 1, 29, 29]."""
+    """A bright bar from the centre to the right, uint8 [1, 1, 29, 29]."""
     image = torch.zeros(1, 1, 29, 29, dtype=torch.uint8)
     image[..., 13:16, 14:27] = 255
     return image
 
 
-def test_images_are_turned_about_their_middle_by_no_more_than_the_degrees() -> None:
-    turned = rotate(bar().repeat(200, 1, 1, 1), 30, torch.Generator().manual_seed(0)).float()
+def test_rotation_is_about_the_centre_within_the_angle() -> None:
+    rotated = rotate(bar().repeat(200, 1, 1, 1), 30, torch.Generator().manual_seed(0)).float()
     rows, columns = torch.meshgrid(torch.arange(29.0) - 14, torch.arange(29.0) - 14, indexing="ij")
-    weight = turned[:, 0].sum((1, 2))
-    angles = torch.atan2((turned[:, 0] * rows).sum((1, 2)) / weight, (turned[:, 0] * columns).sum((1, 2)) / weight)
+    weight = rotated[:, 0].sum((1, 2))
+    angles = torch.atan2((rotated[:, 0] * rows).sum((1, 2)) / weight, (rotated[:, 0] * columns).sum((1, 2)) / weight)
     degrees = angles.rad2deg()
     assert float(degrees.abs().max()) <= 30.5
     assert float(degrees.min()) < -20
     assert float(degrees.max()) > 20
 
 
-def test_a_quarter_turn_of_an_oblong_image_keeps_circles_round() -> None:
-    """The grid counts either side as -1..1: without minding that, an oblong image would be sheared."""
+def test_rotating_an_oblong_image_keeps_circles_round() -> None:
+    """The sampling grid runs from -1 to 1 along both sides: an uncorrected rotation would shear the image."""
     rows, columns = torch.meshgrid(torch.arange(21.0) - 10, torch.arange(41.0) - 20, indexing="ij")
     disc = ((rows**2 + columns**2) <= 36).mul(255).to(torch.uint8)[None, None]
-    turned = rotate(disc.repeat(20, 1, 1, 1), 90, torch.Generator().manual_seed(0)).float()
-    assert float((turned - disc.float()).abs().mean()) < 6
+    rotated = rotate(disc.repeat(20, 1, 1, 1), 90, torch.Generator().manual_seed(0)).float()
+    assert float((rotated - disc.float()).abs().mean()) < 6
 
 
-def test_batches_are_turned_in_training_alone_and_the_same_again() -> None:
+def test_batches_are_rotated_in_training_only_and_reproducibly() -> None:
     split = {"images": bar().repeat(8, 1, 1, 1), "labels": torch.zeros(8, dtype=torch.int64)}
     loader = ImageLoader(batch_size=8, eval_batch_size=8, rotation=45.0)
     ((first, _),), ((again, _),) = (list(ImageBatches(split, {"kind": "images"}, loader, train=True)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, split["images"])
-    ((shown, _),) = ImageBatches(split, {"kind": "images"}, loader, train=False)
-    assert torch.equal(shown, split["images"])
+    ((evaluated, _),) = ImageBatches(split, {"kind": "images"}, loader, train=False)
+    assert torch.equal(evaluated, split["images"])

@@ -1,4 +1,4 @@
-"""The test split's figures, on cases small enough to be reckoned by hand."""
+"""Metrics of the test split, on cases small enough to be calculated by hand."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TITLE = Title(label="test", sample=True)
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 PREDICTED = [0, 0, 1, 1, 1, 0]
 CONFIDENCE = [0.9, 0.6, 0.7, 0.8, 0.5, 0.95]
-PLACES = torch.tensor([5, 4, 3, 2, 1, 0])  # the examples come in another order than the split has them
+INDICES = torch.tensor([5, 4, 3, 2, 1, 0])  # of the examples in the split
 
 
 def probabilities() -> Tensor:
-    """The predicted class has the confidence, the others share the rest."""
+    """CONFIDENCE for the predicted class, the remainder shared by the others; float [6, 3]."""
     confidence = torch.tensor(CONFIDENCE)
-    found = ((1 - confidence) / 2)[:, None].repeat(1, 3)
-    found[torch.arange(6), torch.tensor(PREDICTED)] = confidence
-    return found
+    scores = ((1 - confidence) / 2)[:, None].repeat(1, 3)
+    scores[torch.arange(6), torch.tensor(PREDICTED)] = confidence
+    return scores
 
 
 def images(count: int) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def images(count: int) -> dict[str, Tensor]:
 
 
 def texts() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Six texts of one to six words; each word says which text it stands in."""
+    """Six texts of one to six words; a text repeats the word for its own index."""
     lengths = torch.tensor([3, 1, 6, 2, 5, 4])
     tokens = torch.arange(6).repeat_interleave(lengths).to(torch.int32) + 2
     split = {"tokens": tokens, "offsets": torch.cat([torch.zeros(1).long(), lengths.cumsum(0)]), "labels": LABELS}
@@ -56,80 +56,80 @@ def texts() -> tuple[dict[str, Tensor], dict[str, Any]]:
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def test_a_classifiers_figures_are_those_reckoned_by_hand(tmp_path: Path) -> None:
+def test_classification_metrics_equal_those_calculated_by_hand(tmp_path: Path) -> None:
     meta = {"kind": "images", "classes": CLASSES}
     evaluated = classification.report(
-        probabilities(), LABELS, PLACES, images(6), meta, ClassificationOptions(), tmp_path, TITLE
+        probabilities(), LABELS, INDICES, images(6), meta, ClassificationOptions(), tmp_path, TITLE
     )
     scores, pairs = evaluated.metrics, evaluated.pairs
-    # cat: 2 of 3 found, 2 of 3 named so are; dog: 2 of 2 and 2 of 3; ship: never named
+    # recall and precision: cat 2/3 and 2/3, dog 2/2 and 2/3, ship 0 and 0
     assert scores["accuracy"] == pytest.approx(4 / 6)
     assert scores["precision"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert scores["recall"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert scores["f1"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
     truth = [0.9, 0.6, (1 - 0.7) / 2, 0.8, 0.5, (1 - 0.95) / 2]
     assert scores["loss"] == pytest.approx(-sum(math.log(p) for p in truth) / 6)
-    # 15 bins: the confidences fall into bins of their own, but for 0.95 and 0.9 (0.9 is in 13/15..14/15)
+    # 15 bins: every confidence is alone in its bin
     gaps = [0.1, 0.4, 0.7, 0.2, 0.5, 0.95]
     assert scores["calibration_error"] == pytest.approx(sum(gaps) / 6)
     assert scores["examples"] == 6
     assert [(row["actual"], row["predicted"]) for row in pairs] == [
-        (CLASSES[true], CLASSES[guess]) for true, guess in zip(LABELS.tolist(), PREDICTED, strict=True)
+        (CLASSES[actual], CLASSES[predicted]) for actual, predicted in zip(LABELS.tolist(), PREDICTED, strict=True)
     ]
     names = {"confusion.png", "calibration.csv", "calibration.png", "mistakes.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_the_worst_mistakes_are_the_most_confident_wrong_answers_and_show_the_right_text(tmp_path: Path) -> None:
+def test_the_worst_mistakes_are_the_most_confident_ones(tmp_path: Path) -> None:
     split, meta = texts()
-    classification.report(probabilities(), LABELS, PLACES, split, meta, ClassificationOptions(), tmp_path, TITLE)
-    shown = (tmp_path / "mistakes.md").read_text()
-    assert re.findall(r"## \d+\. (\w+) ([\d.]+)%, is (\w+)", shown) == [("cat", "95.0", "ship"), ("dog", "70.0", "cat")]
-    # examples 5 and 2, which stand at places 0 and 3 of the split
-    assert re.findall(r"“(.*)”", shown) == ["zero zero zero", "three three"]
+    classification.report(probabilities(), LABELS, INDICES, split, meta, ClassificationOptions(), tmp_path, TITLE)
+    page = (tmp_path / "mistakes.md").read_text()
+    assert re.findall(r"## \d+\. (\w+) ([\d.]+)%, is (\w+)", page) == [("cat", "95.0", "ship"), ("dog", "70.0", "cat")]
+    # examples 5 and 2, at the indices 0 and 3 of the split
+    assert re.findall(r"“(.*)”", page) == ["zero zero zero", "three three"]
 
     classification.report(
-        probabilities(), LABELS, PLACES, split, meta, ClassificationOptions(mistakes=1), tmp_path, TITLE
+        probabilities(), LABELS, INDICES, split, meta, ClassificationOptions(mistakes=1), tmp_path, TITLE
     )
     assert re.findall(r"“(.*)”", (tmp_path / "mistakes.md").read_text()) == ["zero zero zero"]
 
 
 def test_a_classifier_without_mistakes_is_reported(tmp_path: Path) -> None:
-    right = torch.eye(3)[LABELS]
+    perfect = torch.eye(3)[LABELS]
     meta = {"kind": "images", "classes": CLASSES}
-    evaluated = classification.report(right, LABELS, PLACES, images(6), meta, ClassificationOptions(), tmp_path, TITLE)
+    evaluated = classification.report(
+        perfect, LABELS, INDICES, images(6), meta, ClassificationOptions(), tmp_path, TITLE
+    )
     scores = evaluated.metrics
     assert {scores[name] for name in ("accuracy", "precision", "recall", "f1")} == {1.0}
     assert scores["loss"] == scores["calibration_error"] == 0
 
 
-class Certain(nn.Module):
-    """Says of each text the class of its first word."""
+class FirstWordClassifier(nn.Module):
+    """Predicts the label of the text that the first word names, with certainty."""
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         return 50 * torch.eye(3)[LABELS[tokens[:, 0] - 2]]
 
 
-def test_probabilities_come_with_the_examples_places_whatever_the_order_of_the_batches() -> None:
+def test_probabilities_come_with_the_indices_of_their_examples() -> None:
     split, meta = texts()
     batches = TextBatches(split, meta, TextLoader(batch_size=2, eval_batch_size=4), train=False)
-    found, labels, places = classification.probabilities(Certain(), batches)
-    assert places.tolist() == [1, 3, 0, 5, 4, 2]  # by length
-    assert torch.equal(labels, LABELS[places])
-    assert torch.equal(found.argmax(1), labels)
-    torch.testing.assert_close(found.sum(1), torch.ones(6))
+    scores, labels, indices = classification.probabilities(FirstWordClassifier(), batches)
+    assert indices.tolist() == [1, 3, 0, 5, 4, 2]  # by length
+    assert torch.equal(labels, LABELS[indices])
+    assert torch.equal(scores.argmax(1), labels)
+    torch.testing.assert_close(scores.sum(1), torch.ones(6))
 
 
 @pytest.mark.parametrize(
     ("limit", "count"), [(None, 5), (1, 1), (3, 3), (9, 5), (1.0, 5), (0.6, 3), (0.01, 1), (0.0, 1), (0, 1)]
 )
-def test_a_limit_is_a_number_of_batches_or_a_fraction_of_them_and_leaves_one(
-    limit: int | float | None, count: int
-) -> None:
+def test_a_limit_counts_batches_or_is_a_fraction_and_leaves_one(limit: int | float | None, count: int) -> None:
     batches = ImageBatches(images(10), {"kind": "images"}, ImageLoader(batch_size=2, eval_batch_size=2), train=False)
-    found = list(limited(batches, limit))
-    assert [places.tolist() for _, places in found] == [[2 * i, 2 * i + 1] for i in range(count)]
-    assert all(torch.equal(batch[1], places % 3) for batch, places in found)
+    batches_of_limit = list(limited(batches, limit))
+    assert [indices.tolist() for _, indices in batches_of_limit] == [[2 * i, 2 * i + 1] for i in range(count)]
+    assert all(torch.equal(batch[1], indices % 3) for batch, indices in batches_of_limit)
 
 
 # --- labels on pictures -----------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ COLOURS = torch.tensor(list(FACADE_PALETTE.values()))
 
 
 @pytest.mark.parametrize("noise", [0, 7])
-def test_a_palette_colour_is_its_class_with_or_without_a_little_noise(noise: int) -> None:
+def test_a_palette_colour_is_its_class_despite_a_little_noise(noise: int) -> None:
     random = torch.Generator().manual_seed(0)
     classes = torch.randint(len(COLOURS), (2, 16, 16), generator=random)
     maps = COLOURS[classes].permute(0, 3, 1, 2)
@@ -146,21 +146,21 @@ def test_a_palette_colour_is_its_class_with_or_without_a_little_noise(noise: int
     assert torch.equal(translation.labels_of(maps.clamp(0, 255).to(torch.uint8)), classes)
 
 
-def test_any_other_colour_is_the_class_of_the_nearest_one() -> None:
+def test_another_colour_is_the_class_of_the_nearest_palette_colour() -> None:
     maps = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     distances = torch.cdist(maps.permute(0, 2, 3, 1).reshape(-1, 3).double(), COLOURS.double())
     nearest = distances.argmin(1).view(2, 16, 16)
     assert torch.equal(translation.labels_of(maps), nearest)
 
 
-def test_segmentation_scores_are_those_reckoned_by_hand() -> None:
+def test_segmentation_scores_equal_those_calculated_by_hand() -> None:
     confusion = torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]])
     assert segmentation_scores(confusion) == pytest.approx(
         {"pixel_accuracy": 5 / 7, "class_accuracy": (3 / 4 + 2 / 3) / 2, "class_iou": (3 / 5 + 2 / 4) / 2}
     )
 
 
-def test_a_class_that_is_predicted_but_never_there_costs_overlap_but_not_class_accuracy() -> None:
+def test_a_class_that_does_not_occur_counts_in_iou_but_not_in_accuracy() -> None:
     scores = segmentation_scores(torch.tensor([[3, 1], [0, 0]]))
     assert scores == pytest.approx({"pixel_accuracy": 3 / 4, "class_accuracy": 3 / 4, "class_iou": (3 / 4 + 0) / 2})
 
@@ -176,15 +176,15 @@ def segmenter(epochs: int, seed: int = 0) -> nn.Module:
     return train_segmenter(*coloured(32, seed=0), 3, width=8, epochs=epochs, seed=seed, autocast=None, batch_size=4)
 
 
-def test_the_segmenter_learns_to_tell_colours_apart() -> None:
+def test_the_segmenter_learns_to_distinguish_colours() -> None:
     photos, labels = coloured(8, seed=1)
     model = segmenter(epochs=20)
     with torch.inference_mode():
-        read = model(photos / 255).argmax(1)
-    assert float((read == labels).double().mean()) > 0.95
+        predicted = model(photos / 255).argmax(1)
+    assert float((predicted == labels).double().mean()) > 0.95
 
 
-def test_the_segmenter_is_the_same_to_the_bit_again_and_leaves_the_global_random_state_alone() -> None:
+def test_the_segmenter_is_reproducible_and_leaves_the_random_state() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = segmenter(epochs=2).state_dict()
@@ -195,7 +195,7 @@ def test_the_segmenter_is_the_same_to_the_bit_again_and_leaves_the_global_random
     assert not torch.equal(first["classify.weight"], other["classify.weight"])
 
 
-def test_labels_are_recovered_whole_when_the_pictures_are_the_photos() -> None:
+def test_all_labels_are_recovered_when_generated_photos_are_the_real_ones() -> None:
     maps, labels = coloured(8, seed=0)
     train = {"input": maps, "target": 255 - maps}
     evaluated = translation.label_recovery(train, maps, 255 - maps, 255 - maps, epochs=20, seed=0, bf16=False)
@@ -207,10 +207,12 @@ def test_labels_are_recovered_whole_when_the_pictures_are_the_photos() -> None:
     assert {row["predicted"] for row in pairs} <= set(FACADE_PALETTE)
 
 
-def test_a_reader_that_reads_nothing_on_real_photos_makes_no_ratio() -> None:
+def test_the_recovery_ratio_is_nan_when_real_photos_score_zero() -> None:
+    """The segmenter learns colours, and the real photos are blue where the label maps are red."""
+    maps, _ = coloured(16, seed=0)
     blue, red = (COLOURS[c].view(1, 3, 1, 1).expand(2, 3, 32, 32).to(torch.uint8) for c in (0, 10))
-    always_blue = {"input": blue, "target": blue}
-    scores = translation.label_recovery(always_blue, red, blue, blue, epochs=8, seed=0, bf16=False).metrics
+    train = {"input": maps, "target": maps}
+    scores = translation.label_recovery(train, red, blue, blue, epochs=20, seed=0, bf16=False).metrics
     assert scores["labels_pixel_accuracy_real"] == 0
     assert math.isnan(scores["labels_recovered"])
 
@@ -222,11 +224,11 @@ def noise(count: int = 3) -> Tensor:
     return torch.randint(10, 246, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+def refuse_constant(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
 
 
-def test_identical_pictures_have_no_distance_and_their_infinite_psnr_is_written_as_null(tmp_path: Path) -> None:
+def test_the_infinite_psnr_of_identical_pictures_is_written_as_null(tmp_path: Path) -> None:
     targets = noise()
     scores = translation.report(targets, targets, targets, TranslationOptions(), tmp_path, TITLE)
     assert scores["l1"] == 0
@@ -234,11 +236,11 @@ def test_identical_pictures_have_no_distance_and_their_infinite_psnr_is_written_
     assert scores["psnr"] == math.inf
     assert (tmp_path / "grid.png").stat().st_size > 0
     tables.write_metrics(tmp_path / "metrics.json", scores)
-    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse_constant)
     assert written == {"l1": 0.0, "psnr": None, "ssim": 1.0, "examples": 3}
 
 
-def test_distances_are_means_over_the_pictures(tmp_path: Path) -> None:
+def test_translation_metrics_are_means_over_the_pictures(tmp_path: Path) -> None:
     targets = noise(2)
     pictures = targets.clone()
     pictures[0] += 10

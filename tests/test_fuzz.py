@@ -1,4 +1,4 @@
-"""Parsers of what comes from outside, on damaged input: it is read, or refused with the error that they promise."""
+"""Parsers of external input on damaged input: it is read, or refused with the documented error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from src.data.sets.image_folder import decode
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
 
-# The same examples on every machine, and nothing kept between runs.
+# The same examples on every machine, without a database between runs.
 settings.register_profile(
     "bounded",
     deadline=None,
@@ -47,35 +47,35 @@ settings.load_profile("bounded")
 
 
 def refusal(error: type[Failure], read: Callable[[], object]) -> str | None:
-    """The message with which something was refused; None if it was read."""
+    """The message of the error that `read` raised; None if it raised none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read()
-    except error as found:
-        return str(found)
+    except error as failure:
+        return str(failure)
     return None
 
 
 @st.composite
-def damaged(draw: st.DrawFn, sound: Sequence[bytes]) -> bytes:
-    """One of the sound files after one to four edits."""
-    content = bytearray(draw(st.sampled_from(sound)))
+def damaged(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
+    """One of the valid files after one to four edits."""
+    content = bytearray(draw(st.sampled_from(valid)))
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(content)))
+        offset = draw(st.integers(0, len(content)))
         length = draw(st.integers(0, 600))
         match draw(st.sampled_from(["overwrite", "insert", "remove", "repeat", "cut"])):
             case "overwrite":
                 new = draw(st.binary(min_size=1, max_size=12))
-                content[place : place + len(new)] = new
+                content[offset : offset + len(new)] = new
             case "insert":
-                content[place:place] = draw(st.binary(min_size=1, max_size=12))
+                content[offset:offset] = draw(st.binary(min_size=1, max_size=12))
             case "remove":
-                del content[place : place + length]
+                del content[offset : offset + length]
             case "repeat":
-                content[place:place] = content[place : place + length]
+                content[offset:offset] = content[offset : offset + length]
             case "cut":
-                del content[place:]
+                del content[offset:]
     return bytes(content)
 
 
@@ -94,13 +94,13 @@ TARS = [
     tar_bytes(tar_member("l", type=tarfile.SYMTYPE, linkname="a"), ("a", b"1")),
 ]
 ZIPS = [zip_bytes(*SMALL_FILES), zip_bytes(*SMALL_FILES, method=0), zip_bytes(("ü/a", b"1"), ("b/", b""))]
-PACKINGS: list[Callable[[bytes], bytes]] = [bytes, gzip.compress, bz2.compress, lzma.compress]
-MOST = 50_000
+COMPRESSIONS: list[Callable[[bytes], bytes]] = [bytes, gzip.compress, bz2.compress, lzma.compress]
+MAX_BYTES = 50_000
 
 
 @st.composite
 def archives(draw: st.DrawFn) -> bytes:
-    """A damaged archive; of a tar perhaps with its headers' sums mended, so that the damage gets past them."""
+    """A damaged archive; some tars with corrected checksums, so that the damage is not detected by them."""
     if draw(st.booleans()):
         return draw(damaged(ZIPS))
     content = bytearray(draw(damaged(TARS)))
@@ -109,8 +109,8 @@ def archives(draw: st.DrawFn) -> bytes:
             if content[start + 257 : start + 262] == b"ustar":
                 content[start + 148 : start + 156] = b" " * 8
                 content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
-    packed_up = draw(st.sampled_from(PACKINGS))(bytes(content))
-    return draw(damaged([packed_up])) if draw(st.booleans()) else packed_up
+    compressed = draw(st.sampled_from(COMPRESSIONS))(bytes(content))
+    return draw(damaged([compressed])) if draw(st.booleans()) else compressed
 
 
 @settings(max_examples=1000)
@@ -119,42 +119,45 @@ def test_a_damaged_archive_is_read_safely_or_refused(content: bytes, folder: Pat
     path = folder / "archive"
     path.write_bytes(content)
     members: list[tuple[str, bytes]] = []
-    said = refusal(SourceError, lambda: members.extend(read_archive(path, max_bytes=MOST, max_member_bytes=MOST)))
-    assert said is None or str(path) in said
-    assert sum(len(data) for _, data in members) <= MOST
+    message = refusal(
+        SourceError, lambda: members.extend(read_archive(path, max_bytes=MAX_BYTES, max_member_bytes=MAX_BYTES))
+    )
+    assert message is None or str(path) in message
+    assert sum(len(data) for _, data in members) <= MAX_BYTES
     for name, _ in members:
         assert not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
 def pictures() -> list[bytes]:
+    """A picture in every common format."""
     import io
 
     from PIL import Image
 
-    made = [plain_png((255, 0, 0), (20, 10))]
+    files = [plain_png((255, 0, 0), (20, 10))]
     for kind in ("JPEG", "GIF", "BMP", "PPM", "WEBP"):
         buffer = io.BytesIO()
         Image.fromarray(np.arange(600, dtype=np.uint8).reshape(10, 20, 3)).save(buffer, kind)
-        made.append(buffer.getvalue())
-    return made
+        files.append(buffer.getvalue())
+    return files
 
 
 @settings(max_examples=500)
 @given(content=damaged(pictures()))
 def test_a_damaged_picture_is_decoded_or_refused(content: bytes) -> None:
-    said = refusal(SourceError, lambda: decode(content, "a.png"))
-    assert said is None or said.startswith("a.png can't be read as an image")
+    message = refusal(SourceError, lambda: decode(content, "a.png"))
+    assert message is None or message.startswith("a.png can't be read as an image")
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
 
-SOUND = [
+VALID = [
     compose([f"experiment={path.stem}", "output=out"]).plain() for path in sorted((CONF / "experiment").glob("*.yaml"))
 ]
 TARGETS = [
-    f"src.{room}.{path.stem}.{line.split()[1].split('(')[0].rstrip(':')}"
+    ".".join([*path.relative_to(ROOT).with_suffix("").parts, line.split()[1].split("(")[0].rstrip(":")])
     for room in ("data", "models")
-    for path in sorted((ROOT / "src" / room).glob("*.py"))
+    for path in sorted((ROOT / "src" / room).rglob("*.py"))
     for line in path.read_text().splitlines()
     if line.startswith(("class ", "def "))
 ]
@@ -188,8 +191,8 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    """A sound configuration after one to three changes, at whatever depth."""
-    content = copy.deepcopy(draw(st.sampled_from(SOUND)))
+    """A valid configuration after one to three changes at any depth."""
+    content = copy.deepcopy(draw(st.sampled_from(VALID)))
     for _ in range(draw(st.integers(1, 3))):
         section: Any = content
         while True:
@@ -213,29 +216,29 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     return content
 
 
-def refused_or_checked(content: Any, schema: type[DataConfig]) -> None:
-    said = refusal(ConfigError, lambda: check(content, schema).packing)
-    assert said != ""
+def assert_checked_or_refused(content: Any, schema: type[DataConfig]) -> None:
+    message = refusal(ConfigError, lambda: check(content, schema).packing)
+    assert message != ""
 
 
 @settings(max_examples=250)
 @given(content=configurations(), schema=st.sampled_from([Config, DataConfig]))
 def test_a_changed_configuration_is_checked_or_refused(content: dict[str, Any], schema: type[DataConfig]) -> None:
-    refused_or_checked(content, schema)
+    assert_checked_or_refused(content, schema)
     try:
         composed = OmegaConf.create(content)
-    except OmegaConfBaseException:  # no YAML would become this
+    except OmegaConfBaseException:  # not possible in YAML
         return
-    refused_or_checked(composed, schema)
+    assert_checked_or_refused(composed, schema)
 
 
-def test_whatever_target_is_named_the_configuration_is_checked_or_refused() -> None:
+def test_a_configuration_with_any_target_is_checked_or_refused() -> None:
     assert len(TARGETS) > 50
     for target in TARGETS:
         for section in ("data", "model"):
-            content = copy.deepcopy(SOUND[0])
+            content = copy.deepcopy(VALID[0])
             content[section]["_target_"] = target
-            refused_or_checked(content, Config)
+            assert_checked_or_refused(content, Config)
 
 
 overrides = st.builds(
@@ -252,12 +255,12 @@ overrides = st.builds(
 
 
 @settings(max_examples=40)
-@given(given_words=st.lists(overrides, min_size=1, max_size=2))
-@example(given_words=["a" * 300 + "=1"])
-@example(given_words=["seed=${seed}"])
-@example(given_words=["model.optimizer=${model}"])
-def test_whatever_is_typed_is_composed_or_refused(given_words: list[str]) -> None:
-    assert refusal(ConfigError, lambda: compose(["experiment=imdb_lstm", "output=out", *given_words])) != ""
+@given(words=st.lists(overrides, min_size=1, max_size=2))
+@example(words=["a" * 300 + "=1"])
+@example(words=["seed=${seed}"])
+@example(words=["model.optimizer=${model}"])
+def test_any_override_is_composed_or_refused(words: list[str]) -> None:
+    assert refusal(ConfigError, lambda: compose(["experiment=imdb_lstm", "output=out", *words])) != ""
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -265,9 +268,9 @@ def test_whatever_is_typed_is_composed_or_refused(given_words: list[str]) -> Non
 
 @settings(max_examples=500)
 @given(text=st.text() | st.text("ab .,'!?()<>br/;:\"\t\n"))
-def test_a_caller_of_the_exported_model_reads_any_text_as_training_did(text: str) -> None:
-    (trained_on,) = imdb.tokenize([text])
-    assert (tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == trained_on
+def test_the_exported_tokenizer_equals_the_one_of_training_on_any_text(text: str) -> None:
+    (expected,) = imdb.tokenize([text])
+    assert (tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == expected
 
 
 # --- packed splits ----------------------------------------------------------------------------------------------------
@@ -275,22 +278,22 @@ def test_a_caller_of_the_exported_model_reads_any_text_as_training_did(text: str
 
 @pytest.fixture(scope="module")
 def splits(folder: Path) -> Path:
-    """A folder that is written anew by each example."""
+    """A folder that every example writes to."""
     return folder / "packed"
 
 
-def sound_splits() -> tuple[bytes, bytes]:
-    """The bytes of a meta.json and of a split."""
+def valid_split() -> tuple[bytes, bytes]:
+    """The bytes of a meta.json and of a split file."""
     import tempfile
 
     arrays: dict[str, np.ndarray] = {"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": np.arange(2)}
-    with tempfile.TemporaryDirectory() as place:
-        made = Packed({"train": arrays}, {"kind": "images", "classes": ["a", "ü"]})
-        packed.write(made, Path(place), config={"name": "tiny"}, source={"origin": "sample"})
-        return Path(place, "meta.json").read_bytes(), Path(place, "train.safetensors").read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Packed({"train": arrays}, {"kind": "images", "classes": ["a", "ü"]})
+        packed.write(data, Path(folder), config={"name": "tiny"}, source={"origin": "sample"})
+        return Path(folder, "meta.json").read_bytes(), Path(folder, "train.safetensors").read_bytes()
 
 
-META, SPLIT = sound_splits()
+META, SPLIT = valid_split()
 
 
 @settings(max_examples=400)
@@ -301,21 +304,21 @@ def test_a_damaged_meta_is_read_or_refused(content: bytes, splits: Path) -> None
     splits.mkdir(exist_ok=True)
     (splits / "meta.json").write_bytes(content)
     (splits / "train.safetensors").write_bytes(SPLIT)
-    said = refusal(PackedError, lambda: packed.read_split(splits, "train"))
-    assert said is None or str(splits) in said
+    message = refusal(PackedError, lambda: packed.read_split(splits, "train"))
+    assert message is None or str(splits) in message
 
 
 @settings(max_examples=400)
-@given(content=damaged([SPLIT]), listed=st.booleans())
-def test_a_damaged_split_is_read_or_refused_also_where_its_digest_is_right(
-    content: bytes, listed: bool, splits: Path
+@given(content=damaged([SPLIT]), has_its_digest=st.booleans())
+def test_a_damaged_split_is_read_or_refused_with_or_without_its_digest(
+    content: bytes, has_its_digest: bool, splits: Path
 ) -> None:
     splits.mkdir(exist_ok=True)
     path = splits / "train.safetensors"
     path.write_bytes(content)
     meta = json.loads(META)
-    if listed:
+    if has_its_digest:
         meta["splits"]["train"]["sha256"] = sha256_of(path)
     (splits / "meta.json").write_text(json.dumps(meta))
-    said = refusal(PackedError, lambda: [tensor.numel() for tensor in packed.read_split(splits, "train").values()])
-    assert str(path) in said if said is not None else listed or content == SPLIT
+    message = refusal(PackedError, lambda: [tensor.numel() for tensor in packed.read_split(splits, "train").values()])
+    assert str(path) in message if message is not None else has_its_digest or content == SPLIT

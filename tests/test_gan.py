@@ -1,4 +1,4 @@
-"""GANs: who learns when, what the losses are, and how collapse is noticed and told."""
+"""GANs: update schedule, losses, metrics of fidelity and diversity, detection of collapse."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ PARTS: dict[str, Any] = {
 }
 
 
-def gan(kind: str = "dense", **how: Any) -> GAN:
+def gan(kind: str = "dense", **options: Any) -> GAN:
     torch.manual_seed(0)
     adam, constant = Adam(name="adam", lr=0.01, beta1=0.5), Constant(name="constant")
-    return GAN({"shape": SHAPE}, **PARTS[kind], optimizer=adam, schedule=constant, latent=6, **how)
+    return GAN({"shape": SHAPE}, **PARTS[kind], optimizer=adam, schedule=constant, latent=6, **options)
 
 
 def images(count: int = 16, seed: int = 0) -> Tensor:
@@ -46,14 +46,14 @@ def images(count: int = 16, seed: int = 0) -> Tensor:
 
 
 def batches(train: bool) -> ImageBatches:
-    """16 images in four batches to train on, or two to validate."""
+    """16 images, in four batches for training or two for validation."""
     split = {"images": images(), "labels": torch.zeros(16, dtype=torch.int64)}
     loader = ImageLoader(batch_size=4, eval_batch_size=8)
     return ImageBatches(split, {"kind": "images"}, loader, train=train)
 
 
-def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
-    """A real run over 16 images in four batches an epoch."""
+def fit(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
+    """Trains with Lightning on four batches an epoch."""
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -69,7 +69,7 @@ def trained(model: GAN, *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_latent_numbers_become_images_the_same_for_the_same_seed(kind: str) -> None:
+def test_latents_are_reproducible_and_become_images(kind: str) -> None:
     model = gan(kind).eval()
     latents = model.draw_latents(5, seed=3)
     assert torch.equal(latents, model.draw_latents(5, seed=3))
@@ -78,12 +78,12 @@ def test_latent_numbers_become_images_the_same_for_the_same_seed(kind: str) -> N
     assert drawn.shape == (5, *SHAPE)
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
     assert model.discriminator(drawn).shape == (5, 1)
-    shown = generation.TASK.showcase(model, (images(2),))["drawn"]
-    assert (shown.dtype, len(shown)) == (torch.uint8, 64)
+    showcase = generation.TASK.showcase(model, (images(2),))["drawn"]
+    assert (showcase.dtype, len(showcase)) == (torch.uint8, 64)
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_it_is_exported_from_latent_numbers_to_images(kind: str, tmp_path: Path) -> None:
+def test_the_generator_is_exported(kind: str, tmp_path: Path) -> None:
     model = gan(kind)
     task = generation.TASK
     inputs = task.inputs("images")
@@ -93,23 +93,23 @@ def test_it_is_exported_from_latent_numbers_to_images(kind: str, tmp_path: Path)
     assert onnx_export.largest_difference(model, inputs, examples, tmp_path / "m.onnx", 1e-5) < 1e-5
 
 
-def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
+def test_an_image_side_that_is_not_a_multiple_of_4_is_refused() -> None:
     with pytest.raises(Failure, match="multiples of 4, not 30x28"):
         ConvGenerator(6, [1, 30, 28])
 
 
-class Changes(pl.Callback):
-    """Which of the two networks changed at each batch."""
+class UpdateRecorder(pl.Callback):
+    """Records for every batch whether the generator and the discriminator changed."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[bool, bool]] = []
+        self.updates: list[tuple[bool, bool]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.before = self.parts(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        now = self.parts(pl_module)
-        self.seen.append(tuple(not torch.equal(a, b) for a, b in zip(self.before, now, strict=True)))  # type: ignore[arg-type]
+        after = self.parts(pl_module)
+        self.updates.append(tuple(not torch.equal(a, b) for a, b in zip(self.before, after, strict=True)))  # type: ignore[arg-type]
 
     @staticmethod
     def parts(model: Any) -> list[Tensor]:
@@ -120,7 +120,7 @@ class Changes(pl.Callback):
 
 
 @pytest.mark.parametrize(
-    ("how", "generator"),
+    ("options", "generator_updates"),
     [
         ({}, [True, True, True, True]),
         ({"loss": "lsgan"}, [True, True, True, True]),
@@ -128,17 +128,17 @@ class Changes(pl.Callback):
     ],
 )
 @pytest.mark.parametrize("kind", PARTS)
-def test_the_discriminator_learns_at_each_batch_the_generator_at_each_nth(
-    kind: str, how: dict[str, Any], generator: list[bool]
+def test_the_generator_is_updated_once_per_critic_steps(
+    kind: str, options: dict[str, Any], generator_updates: list[bool]
 ) -> None:
-    changes = Changes()
-    trainer = trained(gan(kind, **how), changes)
-    assert [drew for drew, _ in changes.seen] == generator
-    assert all(judged for _, judged in changes.seen)
+    recorder = UpdateRecorder()
+    trainer = fit(gan(kind, **options), recorder)
+    assert [generator for generator, _ in recorder.updates] == generator_updates
+    assert all(discriminator for _, discriminator in recorder.updates)
     metrics = trainer.callback_metrics
     names = {"train_generator_loss", "train_discriminator_loss", "train_real_judgement", "train_drawn_judgement"}
     assert names | {"val_diversity", "val_frechet", "lr"} <= set(metrics)
-    assert ("train_wasserstein" in metrics) == (how.get("loss") == "wgan_gp")
+    assert ("train_wasserstein" in metrics) == (options.get("loss") == "wgan_gp")
     if "train_wasserstein" in metrics:
         estimate = metrics["train_real_judgement"] - metrics["train_drawn_judgement"]
         torch.testing.assert_close(metrics["train_wasserstein"], estimate)
@@ -148,19 +148,19 @@ def test_the_same_run_twice_gives_the_same_networks() -> None:
     first, again = (gan("conv", loss="wgan_gp") for _ in range(2))
     for model in (first, again):
         torch.manual_seed(5)
-        trained(model, epochs=2)
+        fit(model, epochs=2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
-def test_real_images_are_to_be_judged_one_minus_the_smoothing() -> None:
+def test_the_target_of_real_images_is_one_minus_the_smoothing() -> None:
     model, logits = gan(label_smoothing=0.1), torch.tensor([0.3, -2.0])
-    wanted = F.binary_cross_entropy_with_logits(logits, torch.full((2,), 0.9))
-    torch.testing.assert_close(model.judged(logits, True, 0.1), wanted)
+    expected = F.binary_cross_entropy_with_logits(logits, torch.full((2,), 0.9))
+    torch.testing.assert_close(model.judged(logits, True, 0.1), expected)
     torch.testing.assert_close(model.judged(logits, True), F.binary_cross_entropy_with_logits(logits, torch.ones(2)))
 
 
-class Plane(nn.Module):
-    """A critic whose slope is the same everywhere."""
+class LinearCritic(nn.Module):
+    """A critic whose gradient has the same norm everywhere."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -171,27 +171,27 @@ class Plane(nn.Module):
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, 3.0])
-def test_the_penalty_is_the_square_of_the_slopes_distance_from_one(slope: float) -> None:
+def test_the_gradient_penalty_is_the_squared_distance_of_the_norm_from_1(slope: float) -> None:
     model = gan(loss="wgan_gp")
-    model.discriminator = Plane(slope)
-    found = model.steepness(torch.rand(5, *SHAPE), torch.rand(5, *SHAPE))
-    assert float(found) == pytest.approx((slope - 1) ** 2)
+    model.discriminator = LinearCritic(slope)
+    penalty = model.steepness(torch.rand(5, *SHAPE), torch.rand(5, *SHAPE))
+    assert float(penalty) == pytest.approx((slope - 1) ** 2)
 
 
-# --- how near, how varied ---------------------------------------------------------------------------------------------
+# --- fidelity and diversity -------------------------------------------------------------------------------------------
 
 
-def test_the_frechet_distance_of_gaussians_is_the_one_of_the_formula() -> None:
+def test_the_frechet_distance_of_gaussians_equals_the_formula() -> None:
     random = torch.Generator().manual_seed(0)
     points = torch.randn(4000, 3, generator=random).double()
     assert frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(points, points + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25, rel=1e-9)
-    # diag(1) and diag(4): 3 * (1 + 4 - 2 * 2) times the sample's own variances
+    # covariances C and 4 C: trace(C + 4 C - 2 * 2 C) = trace(C)
     scaled = float(points.T.cov().trace())
     assert frechet_distance(points, 2 * points - points.mean(0)) == pytest.approx(scaled, rel=1e-6)
 
 
-def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
+def test_a_missing_mode_lowers_recall_and_wrong_images_both() -> None:
     random = torch.Generator().manual_seed(0)
     real = torch.cat([torch.randn(200, 2, generator=random), 20 + torch.randn(200, 2, generator=random)])
     one_mode = torch.randn(400, 2, generator=random)
@@ -202,7 +202,7 @@ def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
     assert precision_recall(real, far) == (0.0, 0.0)
 
 
-def test_diversity_is_one_for_as_much_variety_and_nothing_for_few_images_again_and_again() -> None:
+def test_diversity_is_one_for_equal_variety_and_low_for_repeated_images() -> None:
     random = torch.Generator().manual_seed(0)
     real, other = torch.rand(2, 200, 1, 8, 8, generator=random)
     assert diversity(real, other) == pytest.approx(1, abs=0.1)
@@ -211,7 +211,7 @@ def test_diversity_is_one_for_as_much_variety_and_nothing_for_few_images_again_a
     assert diversity(real, few) < generation.COLLAPSED
 
 
-def test_a_collapse_is_told_with_the_epoch_and_whether_it_lasted() -> None:
+def test_a_collapse_is_reported_with_its_epoch_and_recovery() -> None:
     def rows(*values: float) -> list[dict[str, float]]:
         return [{"epoch": number, "val_diversity": value} for number, value in enumerate(values, 1)]
 
@@ -222,69 +222,70 @@ def test_a_collapse_is_told_with_the_epoch_and_whether_it_lasted() -> None:
     assert "collapsed in epoch 1, and recovered: " in str(generation.TASK.remark(rows(0.1, 0.8)))
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise that is bright at the top (class 0) or at the bottom (class 1)."""
+def two_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise that is brighter in the upper half (class 0) or the lower half (class 1)."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
-    made = torch.randint(0, 100, (count, *SHAPE), generator=random)
-    made[labels == 0, :, :4] += 150
-    made[labels == 1, :, 4:] += 150
-    return made.to(torch.uint8), labels
+    pixels = torch.randint(0, 100, (count, *SHAPE), generator=random)
+    pixels[labels == 0, :, :4] += 150
+    pixels[labels == 1, :, 4:] += 150
+    return pixels.to(torch.uint8), labels
 
 
-def test_the_judge_tells_classes_apart_and_is_the_same_to_the_bit_again() -> None:
+def test_the_scoring_classifier_is_accurate_and_reproducible() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = train_judge(*squares(64, 0), 2, steps=30, seed=0)
+    first = train_judge(*two_classes(64, 0), 2, steps=30, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
-    again = train_judge(*squares(64, 0), 2, steps=30, seed=0)
+    again = train_judge(*two_classes(64, 0), 2, steps=30, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    given, labels = squares(32, 1)
-    features, taken = judgements(first, given)
+    test_images, labels = two_classes(32, 1)
+    features, predicted = judgements(first, test_images)
     assert features.shape == (32, 64)
-    assert torch.equal(taken, labels)
+    assert torch.equal(predicted, labels)
 
 
-class Forger(nn.Module):
-    """Draws from a stock of images: the latent numbers' first decides which."""
+class ImageSampler(nn.Module):
+    """A generator that returns stored images, uint8 [N, C, H, W]; the first latent number selects one."""
 
     latent = 6
 
-    def __init__(self, stock: Tensor) -> None:
+    def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.stock = stock
+        self.images = images
 
     def draw_latents(self, count: int, seed: int) -> Tensor:
         return torch.rand(count, self.latent, generator=torch.Generator().manual_seed(seed))
 
     def answer(self, latents: Tensor) -> Tensor:
-        return self.stock[(latents[:, 0] * len(self.stock)).long()].float() / 255
+        return self.images[(latents[:, 0] * len(self.images)).long()].float() / 255
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Any:
+def evaluate(tmp_path: Path) -> Any:
+    """Evaluates a generator; its metrics."""
     config = compose(["experiment=mnist_gan", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=30"])
     splits = {}
     for number, split in enumerate(packed.SPLITS):
-        made, labels = squares(100, number)
-        splits[split] = {"images": made.numpy(), "labels": labels.numpy()}
-    known = {"kind": "images", "classes": ["top", "bottom"]}
-    meta = packed.write(packed.Packed(splits, known), config.processed, config={}, source={})
+        pixels, labels = two_classes(100, number)
+        splits[split] = {"images": pixels.numpy(), "labels": labels.numpy()}
+    meta = {"kind": "images", "classes": ["top", "bottom"]}
+    meta = packed.write(packed.Packed(splits, meta), config.processed, config={}, source={})
     test = ImageBatches(packed.read_split(config.processed, "test"), meta, config.loader, train=False)
-    (tmp_path / "made").mkdir()
-    return lambda model: generation.TASK.evaluate(model, test, config, meta, tmp_path / "made").metrics
+    (tmp_path / "evaluation").mkdir()
+    return lambda model: generation.TASK.evaluate(model, test, config, meta, tmp_path / "evaluation").metrics
 
 
-def test_a_perfect_forger_and_one_who_draws_a_single_image_are_told_apart(report: Any, tmp_path: Path) -> None:
-    honest = report(Forger(squares(1000, 9)[0]))
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {"samples.png"}
-    assert honest["frechet_real"] > 0
-    assert (honest["classes_drawn"], honest["collapsed"], honest["judge_accuracy"]) == (2, 0, 1.0)
-    assert honest["diversity"] == pytest.approx(1, abs=0.2)
-    dull = report(Forger(squares(1000, 9)[0][:1]))
-    assert (dull["classes_drawn"], dull["collapsed"], dull["diversity"]) == (1, 1, 0)
-    assert dull["frechet"] > 5 * honest["frechet"]
-    assert dull["recall"] < 0.1 < honest["recall"]
+def test_metrics_separate_real_images_from_a_single_repeated_one(evaluate: Any, tmp_path: Path) -> None:
+    diverse = evaluate(ImageSampler(two_classes(1000, 9)[0]))
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"samples.png"}
+    assert diverse["frechet_real"] > 0
+    assert (diverse["classes_drawn"], diverse["collapsed"], diverse["judge_accuracy"]) == (2, 0, 1.0)
+    assert diverse["diversity"] == pytest.approx(1, abs=0.2)
+    collapsed = evaluate(ImageSampler(two_classes(1000, 9)[0][:1]))
+    assert (collapsed["classes_drawn"], collapsed["collapsed"], collapsed["diversity"]) == (1, 1, 0)
+    assert collapsed["frechet"] > 5 * diverse["frechet"]
+    assert collapsed["recall"] < 0.1 < diverse["recall"]

@@ -15,7 +15,7 @@ from src.configuration.schema import Config
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    """A tar of `members`, in their order."""
+    """Writes a tar of `members`, in their order."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -25,13 +25,13 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def cifar_records(labels: list[int], seed: int = 0) -> bytes:
-    """Records of CIFAR-10's binary version: a label byte each, and pixels of noise."""
+    """Records of CIFAR-10's binary version: a label byte and 3,072 bytes of noise for every label."""
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), np.uint8)
     return np.concatenate([np.array(labels, np.uint8)[:, None], pixels], axis=1).tobytes()
 
 
 def cifar_members(folder: str = "cifar-10-batches-bin") -> dict[str, bytes]:
-    """Two classes; 20 + 20 training images in two files and 6 to test on."""
+    """CIFAR-10 with two classes: two files of 20 training images and one of 6 test images."""
     return {
         f"{folder}/batches.meta.txt": b"cat\nship\n\n",
         f"{folder}/data_batch_1.bin": cifar_records([0, 1] * 10, seed=1),
@@ -53,7 +53,7 @@ def plain_png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> b
 
 
 def noise_digits(folder: Path, *overrides: str) -> Config:
-    """The configuration of a network for ten digits of noise (40 to train on), whose data is packed in `folder`."""
+    """Packs a data set of noise (40 train, 21 val, 21 test digits) in `folder`; the configuration of an MLP for it."""
     from src.data import packed
 
     config = compose(
@@ -66,9 +66,9 @@ def noise_digits(folder: Path, *overrides: str) -> Config:
             *overrides,
         ]
     )
-    noise = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     splits = {
-        name: {"images": noise.integers(0, 256, (count, 1, 28, 28), np.uint8), "labels": np.arange(count) % 10}
+        name: {"images": random.integers(0, 256, (count, 1, 28, 28), np.uint8), "labels": np.arange(count) % 10}
         for name, count in (("train", 40), ("val", 21), ("test", 21))
     }
     meta = {"kind": "images", "classes": list("0123456789"), "shape": [1, 28, 28], "mean": [0.5], "std": [0.3]}
