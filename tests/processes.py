@@ -1,4 +1,4 @@
-"""Commands that go on while a test looks at them, or does something to them."""
+"""Starts commands in the background and waits for lines of their output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import commands_environment
 
 
 def start(clone: Path, module: str, *words: str) -> subprocess.Popen[str]:
-    """`python -m module words` in the clone, as a user types it; all that it prints comes through one pipe."""
+    """Starts `python -m module words` in the clone, as a user does; stdout and stderr come through one pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=clone,
@@ -23,11 +23,11 @@ def start(clone: Path, module: str, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
-    """Reads a process's lines until one matches, and returns that one."""
+    """Reads a process's output up to the first line that matches, and returns that line."""
     assert process.stdout is not None
-    seen = []
+    lines = []
     for line in process.stdout:
-        seen.append(line)
+        lines.append(line)
         if re.search(pattern, line):
             return line
-    raise AssertionError(f"{pattern} did not come:\n{''.join(seen)}")
+    raise AssertionError(f"no line matches {pattern}:\n{''.join(lines)}")

@@ -1,4 +1,4 @@
-"""ONNX graphs of the three kinds of models: they answer as the originals do at any size, and tell nothing else."""
+"""ONNX graphs: the outputs of PyTorch at any batch size and length, the same bytes, no path of this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from src.models.resnet import FastResNet
 WORDS = 40
 IMAGE, TEXT = images.KIND.inputs, text.KIND.inputs
 OUTPUTS = ("output",)
-Given = tuple[Tensor, ...]
+Values = tuple[Tensor, ...]
 
 
 def image_classifier(classes: int = 5, seed: int = 0) -> ImageClassifier:
@@ -52,7 +52,7 @@ def text_classifier(pooling: Any, layers: int = 1) -> TextClassifier:
         pairs=101,
     )
     assert model.pairs is not None
-    for votes in model.pairs.parameters():  # zero until they have learnt
+    for votes in model.pairs.parameters():  # zero before training
         nn.init.normal_(votes)
     return model
 
@@ -63,12 +63,12 @@ def generator() -> Pix2Pix:
     return Pix2Pix({"shape": [3, 32, 32]}, optimizer=adam, schedule=constant, width=4)
 
 
-def pictures(batch: int, length: int = 0) -> Given:
+def pictures(batch: int, length: int = 0) -> Values:
     return (torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch)),)
 
 
-def texts(batch: int, length: int) -> Given:
-    """Texts of any lengths up to `length`, other words in their padding."""
+def texts(batch: int, length: int) -> Values:
+    """Texts of random lengths up to `length`; the padding holds random words."""
     random = torch.Generator().manual_seed(100 * batch + length)
     lengths = torch.randint(1, length + 1, (batch,), generator=random)
     lengths[0] = length
@@ -77,11 +77,11 @@ def texts(batch: int, length: int) -> Given:
 
 @dataclass(frozen=True)
 class Case:
-    """A model with the inputs that it takes."""
+    """A model, its inputs and the lengths to test it with."""
 
     model: Model
     inputs: Inputs
-    draw: Callable[[int, int], Given]
+    draw: Callable[[int, int], Values]
     lengths: tuple[int, ...]
 
     def export(self, path: Path) -> Path:
@@ -106,24 +106,24 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return case, case.export(tmp_path_factory.mktemp("export") / "model.onnx")
 
 
-def answers(path: Path, inputs: Inputs, given: Given) -> np.ndarray:
-    feed = {name: value.numpy() for name, value in zip(inputs.names, given, strict=True)}
-    found: np.ndarray = onnx_export.session(path, threads=1).run(None, feed)[0]
-    return found
+def answers(path: Path, inputs: Inputs, values: Values) -> np.ndarray:
+    feed = {name: value.numpy() for name, value in zip(inputs.names, values, strict=True)}
+    output: np.ndarray = onnx_export.session(path, threads=1).run(None, feed)[0]
+    return output
 
 
-def test_the_graph_answers_as_the_model_at_sizes_other_than_the_exported_one(exported: tuple[Case, Path]) -> None:
+def test_the_graph_equals_the_model_at_other_batch_sizes_and_lengths(exported: tuple[Case, Path]) -> None:
     case, path = exported
     original = onnx_export.answering(case.model)
     for batch in (1, 2, 7, 33):
         for length in case.lengths:
-            given = case.draw(batch, length)
+            values = case.draw(batch, length)
             with torch.inference_mode():
-                wanted = original(*given)[0].numpy()
-            np.testing.assert_allclose(answers(path, case.inputs, given), wanted, atol=1e-5, rtol=0)
+                expected = original(*values)[0].numpy()
+            np.testing.assert_allclose(answers(path, case.inputs, values), expected, atol=1e-5, rtol=0)
 
 
-def test_batch_and_length_are_free_and_named(exported: tuple[Case, Path]) -> None:
+def test_batch_and_length_are_named_free_dimensions(exported: tuple[Case, Path]) -> None:
     case, path = exported
     session = onnx_export.session(path)
     shapes = {value.name: value.shape for value in session.get_inputs()}
@@ -136,14 +136,14 @@ def test_batch_and_length_are_free_and_named(exported: tuple[Case, Path]) -> Non
     assert output.shape[0] == "batch"
 
 
-def test_the_bytes_name_no_path_of_the_machine(exported: tuple[Case, Path]) -> None:
+def test_the_graph_holds_no_path_of_the_machine(exported: tuple[Case, Path]) -> None:
     content = exported[1].read_bytes()
-    for trace in (str(ROOT), str(Path.home()), "site-packages", "Traceback", ".py"):
-        assert trace.encode() not in content, trace
+    for part in (str(ROOT), str(Path.home()), "site-packages", "Traceback", ".py"):
+        assert part.encode() not in content, part
 
 
 @pytest.mark.parametrize("kind", ["images", "attention"])
-def test_the_same_model_exported_twice_is_the_same_bytes(kind: str, tmp_path: Path) -> None:
+def test_two_exports_of_a_model_are_the_same_bytes(kind: str, tmp_path: Path) -> None:
     first, second = (CASES[kind]().export(tmp_path / name).read_bytes() for name in ("first.onnx", "second.onnx"))
     assert first == second
 
@@ -153,7 +153,7 @@ def picture_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return CASES["images"]().export(tmp_path_factory.mktemp("export") / "model.onnx")
 
 
-def test_a_right_graph_passes_the_comparison_and_the_difference_is_told(picture_graph: Path) -> None:
+def test_the_largest_difference_of_a_correct_graph_is_returned(picture_graph: Path) -> None:
     difference = onnx_export.largest_difference(
         image_classifier(), IMAGE, [pictures(32), pictures(40)], picture_graph, 1e-5
     )
@@ -165,12 +165,12 @@ def test_a_graph_of_other_weights_is_refused(picture_graph: Path) -> None:
         onnx_export.largest_difference(image_classifier(seed=1), IMAGE, [pictures(8)], picture_graph, 1e-3)
 
 
-def test_a_graph_with_answers_of_another_shape_is_refused(picture_graph: Path) -> None:
+def test_a_graph_with_another_output_shape_is_refused(picture_graph: Path) -> None:
     with pytest.raises(Failure, match=r"output has shape \(1, 5\) where PyTorch gives \(1, 7\)"):
         onnx_export.largest_difference(image_classifier(classes=7), IMAGE, [pictures(8)], picture_graph, 1e-3)
 
 
-def test_a_graph_that_answers_nan_is_refused(tmp_path: Path) -> None:
+def test_a_graph_with_nan_outputs_is_refused(tmp_path: Path) -> None:
     broken = image_classifier()
     nn.init.constant_(broken.network.classify.weight, float("nan"))  # type: ignore[arg-type, union-attr]
     onnx_export.write(broken, IMAGE, OUTPUTS, [pictures(4)], tmp_path / "model.onnx")
@@ -178,10 +178,10 @@ def test_a_graph_that_answers_nan_is_refused(tmp_path: Path) -> None:
         onnx_export.largest_difference(image_classifier(), IMAGE, [pictures(8)], tmp_path / "model.onnx", 1e-3)
 
 
-def test_latency_is_measured_for_each_batch_size_and_the_threads_are_put_back(picture_graph: Path) -> None:
-    threads, wanted = torch.get_num_threads(), Export(latency_batches=[1, 3], latency_seconds=0.01)
+def test_latency_is_measured_per_batch_size_and_threads_are_restored(picture_graph: Path) -> None:
+    threads, config = torch.get_num_threads(), Export(latency_batches=[1, 3], latency_seconds=0.01)
     graphs = {"one": picture_graph, "other": picture_graph}
-    rows = onnx_export.latency(image_classifier(), IMAGE, [pictures(2)], graphs, wanted)
+    rows = onnx_export.latency(image_classifier(), IMAGE, [pictures(2)], graphs, config)
     assert [row["batch"] for row in rows] == [1, 3]
     for name in graphs:
         assert all(row[f"{name}_speedup"] == pytest.approx(row["pytorch_ms"] / row[f"{name}_ms"]) for row in rows)

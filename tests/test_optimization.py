@@ -1,4 +1,4 @@
-"""Rates over a run, and which parameters they act on."""
+"""Optimizers and learning-rate schedules: rates over a run, parameter groups, classes named by `_target_`."""
 
 from __future__ import annotations
 
@@ -55,34 +55,36 @@ STEP = Step(name="step", milestones=[0.5, 0.75], factor=0.1)
         (STEP, 1.0, 0.01),
     ],
 )
-def test_the_rate_at_known_points(config: Constant | Linear | Cosine | Step, progress: float, factor: float) -> None:
+def test_the_factor_of_the_rate_at_points_of_a_run(
+    config: Constant | Linear | Cosine | Step, progress: float, factor: float
+) -> None:
     assert rate_factor(config, progress) == pytest.approx(factor)
 
 
-def rates(config: Constant | Linear | Cosine | Step, steps: int, *, lr: float = 1.0) -> list[float]:
+def learning_rates(config: Constant | Linear | Cosine | Step, steps: int, *, lr: float = 1.0) -> list[float]:
     """The rate of each step of a run."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = build_schedule(optimizer, config, steps)
-    found = []
+    rates = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return rates
 
 
-def test_a_warm_up_begins_above_zero_and_rises_evenly_to_the_full_rate() -> None:
-    found = rates(Linear(name="linear", warmup=0.5), 8, lr=0.8)
-    assert found == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.7, 0.5, 0.3, 0.1])
+def test_a_warm_up_starts_above_zero_and_rises_linearly() -> None:
+    rates = learning_rates(Linear(name="linear", warmup=0.5), 8, lr=0.8)
+    assert rates == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.7, 0.5, 0.3, 0.1])
 
 
-def test_a_warm_up_shorter_than_a_step_and_a_run_of_one_step_still_learn() -> None:
-    assert rates(Linear(name="linear", warmup=0.01), 4)[0] > 0.8
-    assert rates(Cosine(name="cosine", warmup=0.9), 1)[0] > 0
+def test_short_warm_ups_and_runs_of_one_step_have_a_positive_rate() -> None:
+    assert learning_rates(Linear(name="linear", warmup=0.01), 4)[0] > 0.8
+    assert learning_rates(Cosine(name="cosine", warmup=0.9), 1)[0] > 0
 
 
-def test_steps_fall_at_their_milestones() -> None:
-    assert rates(STEP, 8) == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+def test_a_step_schedule_decays_at_its_milestones() -> None:
+    assert learning_rates(STEP, 8) == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_a_schedule_can_be_stepped_beyond_its_end() -> None:
@@ -96,13 +98,13 @@ def test_a_schedule_can_be_stepped_beyond_its_end() -> None:
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    made[1].weight.requires_grad_(False)
-    nn.init.ones_(made[1].bias)  # type: ignore[arg-type]
-    return made
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    layers[1].weight.requires_grad_(False)
+    nn.init.ones_(layers[1].bias)  # type: ignore[arg-type]
+    return layers
 
 
-def test_biases_of_norms_learn_faster_by_the_factor_and_nothing_else_does() -> None:
+def test_only_norm_biases_learn_faster_by_the_factor() -> None:
     model = network()
     config = SGD(name="sgd", lr=0.01, momentum=0.0, norm_bias_lr_factor=64)
     optimizer = build_optimizer([model], config)
@@ -115,7 +117,7 @@ def test_biases_of_norms_learn_faster_by_the_factor_and_nothing_else_does() -> N
     assert moved == pytest.approx(usual | {"1.weight": 0.0, "1.bias": 0.64}, abs=1e-6)
 
 
-def test_biases_of_norms_decay_like_all_other_weights() -> None:
+def test_norm_biases_decay_like_other_weights() -> None:
     model = network()
     config = SGD(name="sgd", lr=0.01, momentum=0.0, weight_decay=0.5, norm_bias_lr_factor=64)
     optimizer = build_optimizer([model], config)
@@ -127,7 +129,7 @@ def test_biases_of_norms_decay_like_all_other_weights() -> None:
         torch.testing.assert_close(model.get_parameter(name).data, old * (1 - 0.01 * 0.5))
 
 
-def test_a_schedule_acts_on_both_rates() -> None:
+def test_a_schedule_scales_the_rates_of_all_groups() -> None:
     optimizer = build_optimizer([network()], SGD(name="sgd", lr=0.01, norm_bias_lr_factor=64))
     build_schedule(optimizer, Linear(name="linear", warmup=0.5), 4)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01 / 4, 0.64 / 4])
@@ -139,7 +141,7 @@ def test_sgd_adam_and_adamw_are_built_as_configured() -> None:
     group = sgd.param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.1, 0.8, True, 0.2)
 
-    plain = build_optimizer([network()], SGD(name="sgd", lr=0.1, momentum=0.0))  # Nesterov's needs a momentum
+    plain = build_optimizer([network()], SGD(name="sgd", lr=0.1, momentum=0.0))  # Nesterov needs a momentum
     assert plain.param_groups[0]["nesterov"] is False
 
     for config, kind in (
@@ -158,16 +160,16 @@ MUON = Muon(name="muon", lr=0.1, momentum=0.6, rest=SGD(name="sgd", lr=0.01, nor
 @pytest.mark.parametrize(
     "config", [SGD(name="sgd", lr=0.1), MUON, Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1)]
 )
-def test_frozen_parameters_are_left_out_and_all_others_stand_in_one_group_only(
+def test_every_trainable_parameter_is_in_exactly_one_group(
     config: SGD | Muon | Adam | AdamW,
 ) -> None:
     model, more = network(), nn.Linear(2, 2)
     optimizer = build_optimizer([model, more], config)
-    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(given) == sorted(id(p) for m in (model, more) for p in m.parameters() if p.requires_grad)
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for m in (model, more) for p in m.parameters() if p.requires_grad)
 
 
-def test_biases_of_frozen_layers_learn_faster_as_those_of_norms_do() -> None:
+def test_biases_of_frozen_layers_learn_faster_like_norm_biases() -> None:
     model = network()
     model[0].weight.requires_grad_(False)
     optimizer = build_optimizer([model], SGD(name="sgd", lr=0.01, norm_bias_lr_factor=64))
@@ -176,17 +178,17 @@ def test_biases_of_frozen_layers_learn_faster_as_those_of_norms_do() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
-def test_orthogonalize_keeps_directions_and_brings_their_lengths_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalize_keeps_singular_vectors_with_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    found = orthogonalize(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
-    in_its_own_axes = u.T @ found @ v.T
-    lengths = in_its_own_axes.diag()
+    matrix = orthogonalize(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
+    in_singular_basis = u.T @ matrix @ v.T
+    lengths = in_singular_basis.diag()
     assert lengths.min() > 0.3 and lengths.max() < 1.6
-    assert (in_its_own_axes - torch.diag(lengths)).abs().max() < 0.05
+    assert (in_singular_basis - torch.diag(lengths)).abs().max() < 0.05
 
 
-def test_muon_steps_filters_by_the_rate_whatever_the_gradients_scale_and_keeps_their_norm() -> None:
+def test_muon_steps_are_independent_of_the_gradients_scale() -> None:
     moved = []
     for scale in (1e-3, 1e3):
         model = network()
@@ -202,7 +204,7 @@ def test_muon_steps_filters_by_the_rate_whatever_the_gradients_scale_and_keeps_t
     torch.testing.assert_close(*moved, atol=1e-3, rtol=0)
 
 
-def test_muon_is_plain_sgd_for_all_that_are_no_filters() -> None:
+def test_muon_is_sgd_for_parameters_other_than_filters() -> None:
     steps = []
     for config in (MUON, MUON.rest):
         model = network()
@@ -215,7 +217,7 @@ def test_muon_is_plain_sgd_for_all_that_are_no_filters() -> None:
     torch.testing.assert_close(*steps)
 
 
-def test_muon_goes_on_from_its_saved_state_to_the_same_bits() -> None:
+def test_muon_resumes_from_its_state_to_the_same_bits() -> None:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
@@ -241,7 +243,7 @@ def model_section(*overrides: str) -> Any:
     return compose(["experiment=mnist_mlp", "output=out", *overrides]).model
 
 
-def test_a_training_step_uses_the_optimizer_and_the_schedule_that_targets_name(tmp_path: Path) -> None:
+def test_training_uses_the_optimizer_and_schedule_of_the_targets(tmp_path: Path) -> None:
     config = model_section(
         "model.optimizer={_target_: torch.optim.RMSprop, lr: 0.001, alpha: 0.9, momentum: 0.5}",
         "model.schedule={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.01, total_steps: steps, "
@@ -266,7 +268,7 @@ def test_a_training_step_uses_the_optimizer_and_the_schedule_that_targets_name(t
     assert not torch.equal(model.network.layers[1].weight, before)
 
 
-def test_the_numbers_of_a_targets_keys_reach_it_as_tuples_and_lists() -> None:
+def test_sequences_reach_a_target_as_its_tuples_and_lists() -> None:
     optimizer = build_optimizer(
         [network()], model_section("model.optimizer={_target_: torch.optim.NAdam, betas: [0.8, 0.9]}").optimizer
     )
@@ -276,15 +278,15 @@ def test_the_numbers_of_a_targets_keys_reach_it_as_tuples_and_lists() -> None:
     ).schedule
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     built = build_schedule(sgd, schedule, 5)
-    found = []
+    rates = []
     for _ in range(5):
-        found.append(sgd.param_groups[0]["lr"])
+        rates.append(sgd.param_groups[0]["lr"])
         sgd.step()
         built.step()
-    assert found == [1, 1, 0.5, 0.5, 0.25]
+    assert rates == [1, 1, 0.5, 0.5, 0.25]
 
 
-def test_a_resolved_configuration_with_targets_composes_to_itself() -> None:
+def test_a_resolved_configuration_with_targets_is_stable() -> None:
     config = compose(["experiment=mnist_mlp", "output=out", "model.optimizer={_target_: torch.optim.Adagrad, lr: 0.1}"])
     assert check(config.plain()).plain() == config.plain()
 
@@ -317,7 +319,7 @@ def test_a_target_that_does_not_fit_is_refused_at_composition(override: str, mes
         model_section(f"model.{override}")
 
 
-def test_arguments_that_the_class_refuses_are_one_line() -> None:
+def test_arguments_that_the_class_refuses_are_named_in_one_line() -> None:
     config = model_section("model.optimizer={_target_: torch.optim.SGD, lr: 0.1, nesterov: true}").optimizer
     with pytest.raises(Failure, match=r"model\.optimizer: torch\.optim\.SGD refuses its arguments: Nesterov"):
         build_optimizer([network()], config)
@@ -329,5 +331,5 @@ def test_checking_a_target_does_not_import_torch() -> None:
         "compose(['experiment=mnist_mlp', 'output=out', 'model.optimizer={_target_: torch.optim.RMSprop}'])\n"
         "print('torch' in sys.modules)"
     )
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ended.stdout == "False\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

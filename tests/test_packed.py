@@ -1,4 +1,4 @@
-"""Packed splits: drawn by class, written to the same bytes, read only when they are whole."""
+"""Packed splits: stratified holdout, reproducible bytes, refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ def tiny() -> Packed:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with `tiny` in it."""
+    """A folder with the packed splits of `tiny`."""
     packed.write(tiny(), tmp_path / "packed", config=CONFIG, source=SOURCE)
     return tmp_path / "packed"
 
 
-# --- what is held out -------------------------------------------------------------------------------------------------
+# --- the held-out part ------------------------------------------------------------------------------------------------
 
 
-def test_each_class_gives_its_share_and_no_example_is_lost() -> None:
+def test_the_holdout_is_stratified_and_loses_no_example() -> None:
     labels = np.repeat([0, 1, 2], [100, 50, 10])
     np.random.default_rng(0).shuffle(labels)
-    stay, held = stratified_holdout(labels, 0.2, seed=0)
-    assert np.bincount(labels[held]).tolist() == [20, 10, 2]
-    assert np.bincount(labels[stay]).tolist() == [80, 40, 8]
-    assert sorted([*stay, *held]) == list(range(160))
+    train, val = stratified_holdout(labels, 0.2, seed=0)
+    assert np.bincount(labels[val]).tolist() == [20, 10, 2]
+    assert np.bincount(labels[train]).tolist() == [80, 40, 8]
+    assert sorted([*train, *val]) == list(range(160))
 
 
-def test_the_same_seed_holds_out_the_same_and_another_seed_others() -> None:
+def test_the_seed_determines_the_holdout() -> None:
     labels = np.arange(200) % 4
-    once, twice, other = (stratified_holdout(labels, 0.1, seed=seed)[1] for seed in (3, 3, 4))
-    assert np.array_equal(once, twice)
-    assert not np.array_equal(once, other)
-    assert np.all(np.diff(once) > 0)  # the order of the data stays
+    first, second, other = (stratified_holdout(labels, 0.1, seed=seed)[1] for seed in (3, 3, 4))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert np.all(np.diff(first) > 0)  # in the order of the data
 
 
-@pytest.mark.parametrize(("fraction", "held_of_two"), [(0.01, 1), (0.5, 1), (0.99, 1)])
-def test_a_tiny_class_gives_one_and_keeps_one(fraction: float, held_of_two: int) -> None:
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 1), (0.99, 1)])
+def test_a_class_of_two_examples_is_in_both_parts(fraction: float, held_out: int) -> None:
     labels = np.array([0] * 100 + [1] * 2)
-    stay, held = stratified_holdout(labels, fraction, seed=0)
-    assert (labels[held] == 1).sum() == held_of_two
-    assert (labels[stay] == 1).sum() == 2 - held_of_two
+    train, val = stratified_holdout(labels, fraction, seed=0)
+    assert (labels[val] == 1).sum() == held_out
+    assert (labels[train] == 1).sum() == 2 - held_out
 
 
-def test_a_class_of_one_example_keeps_it() -> None:
-    stay, held = stratified_holdout(np.array([0] * 10 + [1]), 0.5, seed=0)
-    assert 10 in stay
-    assert len(held) == 5
+def test_a_class_of_one_example_stays_in_the_training_part() -> None:
+    train, val = stratified_holdout(np.array([0] * 10 + [1]), 0.5, seed=0)
+    assert 10 in train
+    assert len(val) == 5
 
 
 def test_equal_examples_are_counted_within_and_between_splits() -> None:
@@ -78,73 +78,73 @@ def test_equal_examples_are_counted_within_and_between_splits() -> None:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def test_mean_and_deviation_are_those_of_the_training_part_alone() -> None:
+def test_mean_and_deviation_are_of_the_training_part_only() -> None:
     train, test = images(40), images(4, seed=9) // 4
     labels = np.arange(40) % 2
-    made = pack_images((train, labels), None, (test, labels[:4]), classes="ab", val_fraction=0.25, split_seed=0)
-    kept = made.splits["train"]["images"] / 255
-    assert len(kept) == 30
-    assert made.meta["mean"] == pytest.approx(kept.mean(axis=(0, 2, 3)), abs=1e-6)
-    assert made.meta["std"] == pytest.approx(kept.std(axis=(0, 2, 3)), abs=1e-6)
-    assert made.meta["shape"] == [3, 4, 4]
+    result = pack_images((train, labels), None, (test, labels[:4]), classes="ab", val_fraction=0.25, split_seed=0)
+    train_part = result.splits["train"]["images"] / 255
+    assert len(train_part) == 30
+    assert result.meta["mean"] == pytest.approx(train_part.mean(axis=(0, 2, 3)), abs=1e-6)
+    assert result.meta["std"] == pytest.approx(train_part.std(axis=(0, 2, 3)), abs=1e-6)
+    assert result.meta["shape"] == [3, 4, 4]
 
 
-def test_a_channel_without_contrast_can_still_be_divided_by() -> None:
+def test_a_constant_channel_has_a_positive_deviation() -> None:
     train = np.full((4, 1, 4, 4), 7, np.uint8)
-    made = pack_images(
+    result = pack_images(
         (train, np.arange(4) % 2), None, (train, np.zeros(4, int)), classes="ab", val_fraction=0.5, split_seed=0
     )
-    assert made.meta["std"] == [0.001]
-    assert made.meta["duplicates"]["train/test"] == 4
+    assert result.meta["std"] == [0.001]
+    assert result.meta["duplicates"]["train/test"] == 4
 
 
-def test_a_validation_part_that_is_given_is_taken_as_it_is() -> None:
+def test_an_own_validation_part_is_kept_unchanged() -> None:
     labels = np.arange(6) % 2
     parts = [(images(6, seed), labels) for seed in range(3)]
-    made = pack_images(*parts, classes=["a", "b"], val_fraction=0.5, split_seed=0)
+    result = pack_images(*parts, classes=["a", "b"], val_fraction=0.5, split_seed=0)
     for name, (pixels, _) in zip(("train", "val", "test"), parts, strict=True):
-        assert np.array_equal(made.splits[name]["images"], pixels)
+        assert np.array_equal(result.splits[name]["images"], pixels)
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_what_is_read(folder: Path) -> None:
+def test_written_splits_are_read_back(folder: Path) -> None:
     for split, arrays in tiny().splits.items():
-        read = packed.read_split(folder, split)
-        assert read.keys() == arrays.keys()
+        loaded = packed.read_split(folder, split)
+        assert loaded.keys() == arrays.keys()
         for key, value in arrays.items():
-            assert np.array_equal(read[key].numpy(), value)
-            assert read[key].numpy().dtype == value.dtype
+            assert np.array_equal(loaded[key].numpy(), value)
+            assert loaded[key].numpy().dtype == value.dtype
     meta = packed.read_meta(folder)
     assert (meta["classes"], meta["config"], meta["source"]) == (["é", "b"], CONFIG, SOURCE)
     assert {split: facts["examples"] for split, facts in meta["splits"].items()} == {"train": 6, "test": 3}
 
 
 def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
+    copy = tmp_path / "copy"
     reordered = {k: dict(reversed(v.items())) for k, v in tiny().splits.items()}
-    packed.write(Packed(reordered, tiny().meta), again, config=dict(reversed(CONFIG.items())), source=SOURCE)
+    packed.write(Packed(reordered, tiny().meta), copy, config=dict(reversed(CONFIG.items())), source=SOURCE)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["meta.json", "origin.json", "test.safetensors", "train.safetensors"]
     for name in names:
-        assert sha256_of(again / name) == sha256_of(folder / name)
+        assert sha256_of(copy / name) == sha256_of(folder / name)
 
 
-def test_an_array_that_is_a_view_is_written_as_it_looks(tmp_path: Path) -> None:
+def test_array_views_are_written_as_they_appear(tmp_path: Path) -> None:
     pairs = images(8).reshape(4, 2, 3, 4, 4)
-    made = Packed({"train": {"input": pairs[:, 1], "target": pairs[:, 0].transpose(0, 1, 3, 2)}}, {"kind": "pairs"})
-    packed.write(made, tmp_path, config={}, source={})
-    read = packed.read_split(tmp_path, "train")
-    assert np.array_equal(read["input"].numpy(), pairs[:, 1])
-    assert np.array_equal(read["target"].numpy(), pairs[:, 0].transpose(0, 1, 3, 2))
+    views = Packed({"train": {"input": pairs[:, 1], "target": pairs[:, 0].transpose(0, 1, 3, 2)}}, {"kind": "pairs"})
+    packed.write(views, tmp_path, config={}, source={})
+    loaded = packed.read_split(tmp_path, "train")
+    assert np.array_equal(loaded["input"].numpy(), pairs[:, 1])
+    assert np.array_equal(loaded["target"].numpy(), pairs[:, 0].transpose(0, 1, 3, 2))
 
 
-@pytest.mark.parametrize("place", [0, 40, -1])
-def test_a_flipped_bit_is_refused_and_the_file_named(place: int, folder: Path) -> None:
+@pytest.mark.parametrize("index", [0, 40, -1])
+def test_a_flipped_bit_is_refused_and_the_file_named(index: int, folder: Path) -> None:
     path = folder / "train.safetensors"
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[index] ^= 1
     path.write_bytes(content)
     with pytest.raises(PackedError, match=r"train\.safetensors is damaged .*run `dvc repro`"):
         packed.read_split(folder, "train")
@@ -152,7 +152,7 @@ def test_a_flipped_bit_is_refused_and_the_file_named(place: int, folder: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "message"),
     [
         ("train.safetensors", None, r"train\.safetensors is missing: run `dvc repro`"),
         ("train.safetensors", b"", r"train\.safetensors is damaged"),
@@ -160,18 +160,18 @@ def test_a_flipped_bit_is_refused_and_the_file_named(place: int, folder: Path) -
         ("meta.json", b'{"splits": ', r"meta\.json is damaged .*run `dvc repro`"),
     ],
 )
-def test_a_missing_or_cut_file_is_named_with_the_remedy(
-    name: str, damage: bytes | None, told: str, folder: Path
+def test_a_missing_or_truncated_file_is_named_with_the_remedy(
+    name: str, damage: bytes | None, message: str, folder: Path
 ) -> None:
     (folder / name).unlink()
     if damage is not None:
         (folder / name).write_bytes(damage)
-    with pytest.raises(PackedError, match=told) as error:
+    with pytest.raises(PackedError, match=message) as error:
         packed.read_split(folder, "train")
     assert "\n" not in str(error.value)
 
 
-def test_the_meta_tells_nothing_of_when_and_where(folder: Path) -> None:
+def test_the_meta_files_hold_no_date_and_no_path(folder: Path) -> None:
     assert json.loads((folder / "meta.json").read_text()).keys() == {"kind", "classes", "splits"}
     assert json.loads((folder / "origin.json").read_text()).keys() == {"config", "source"}
     for name in ("meta.json", "origin.json"):

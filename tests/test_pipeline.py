@@ -1,11 +1,10 @@
-"""The pipeline as a user meets it: `dvc repro` in a clean clone, and what it leaves."""
+"""The pipeline from a user's view: `dvc repro` in a clean clone, and its outputs."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix")
 
 @pytest.fixture(scope="module")
 def repro(clone: Path, run: Run) -> str:
-    """The output of `dvc repro` in a clean clone; it runs once for all tests here."""
+    """The output of `dvc repro` in a clean clone; it runs once for this module."""
     return run("dvc", "repro", timeout=900).stdout
 
 
@@ -34,16 +33,16 @@ def stages(output: str) -> list[str]:
 
 
 def test_every_stage_of_every_experiment_runs(repro: str) -> None:
-    ran = stages(repro)
+    executed = stages(repro)
     for name in EXPERIMENTS:
-        assert [f"{stage}@{name}" for stage in ("train", "evaluate", "export") if f"{stage}@{name}" in ran] == [
+        assert [f"{stage}@{name}" for stage in ("train", "evaluate", "export") if f"{stage}@{name}" in executed] == [
             f"train@{name}",
             f"evaluate@{name}",
             f"export@{name}",
         ]
     assert {
         f"{stage}@{data}" for stage in ("download", "preprocess") for data in ("cifar10", "imdb", "facades")
-    } <= set(ran)
+    } <= set(executed)
 
 
 def test_training_on_the_sample_beats_chance_by_a_wide_margin(repro: str, clone: Path) -> None:
@@ -54,7 +53,7 @@ def test_training_on_the_sample_beats_chance_by_a_wide_margin(repro: str, clone:
     assert facades["labels_recovered"] > 0.7
 
 
-def test_every_metric_says_that_it_is_a_sample_s(repro: str, clone: Path) -> None:
+def test_metrics_and_model_cards_name_the_sample_profile(repro: str, clone: Path) -> None:
     for name in EXPERIMENTS:
         assert metrics(clone, name)["profile"] == "sample"
         assert json.loads((clone / "experiments" / name / "train" / "metrics.json").read_text())["profile"] == "sample"
@@ -63,14 +62,14 @@ def test_every_metric_says_that_it_is_a_sample_s(repro: str, clone: Path) -> Non
 
 def test_a_second_repro_runs_nothing_and_is_quick(repro: str, run: Run) -> None:
     run("dvc", "repro")
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     done = run("dvc", "repro")
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start_time
     assert stages(done.stdout) == []
-    assert seconds < 6  # 2 s on a quiet machine; tests may share theirs
+    assert seconds < 6  # 2 s on an idle machine
 
 
-def test_metrics_and_plots_are_dvc_s(repro: str, run: Run) -> None:
+def test_dvc_shows_the_metrics_and_plots(repro: str, run: Run) -> None:
     shown = json.loads(run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert {f"experiments/{name}/metrics.json" for name in EXPERIMENTS} <= set(shown)
     drawn = run("dvc", "plots", "show", "--json").stdout
@@ -79,15 +78,15 @@ def test_metrics_and_plots_are_dvc_s(repro: str, run: Run) -> None:
         assert f"experiments/{name}/confusion.csv" in drawn
 
 
-def test_pictures_are_there_and_carry_pixels(repro: str, clone: Path) -> None:
+def test_the_pictures_of_the_evaluation_are_not_blank(repro: str, clone: Path) -> None:
     from PIL import Image
 
-    wanted = {
+    expected = {
         "cifar10_resnet": ("confusion", "calibration", "mistakes"),
         "imdb_lstm": ("confusion", "calibration"),
         "facades_pix2pix": ("grid",),
     }
-    for name, pictures in wanted.items():
+    for name, pictures in expected.items():
         for picture in (f"evaluation/{stem}.png" for stem in pictures):
             with Image.open(clone / "experiments" / name / picture) as image:
                 assert image.width >= 600
@@ -95,60 +94,60 @@ def test_pictures_are_there_and_carry_pixels(repro: str, clone: Path) -> None:
     assert ", is neg" in (clone / "experiments" / "imdb_lstm" / "evaluation" / "mistakes.md").read_text()
 
 
-def test_mlflow_has_one_finished_run_for_each_training_with_all_of_it(repro: str, clone: Path) -> None:
+def test_mlflow_has_one_complete_run_per_experiment(repro: str, clone: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{clone}/experiments/mlflow.db")
     for name in EXPERIMENTS:
         experiment = client.get_experiment_by_name(name)
         assert experiment is not None
-        (found,) = client.search_runs([experiment.experiment_id])
-        assert found.info.status == "FINISHED"
-        assert found.data.params["seed"] == "0"
-        assert "model.optimizer.lr" in found.data.params
+        (tracked,) = client.search_runs([experiment.experiment_id])
+        assert tracked.info.status == "FINISHED"
+        assert tracked.data.params["seed"] == "0"
+        assert "model.optimizer.lr" in tracked.data.params
         assert (
-            found.data.tags["git.commit"]
+            tracked.data.tags["git.commit"]
             == subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True).strip()
         )
-        assert len(found.data.tags["lock.sha256"]) == 64
+        assert len(tracked.data.tags["lock.sha256"]) == 64
         key = "test_accuracy" if name != "facades_pix2pix" else "test_labels_recovered"
-        assert found.data.metrics[key] == pytest.approx(metrics(clone, name)[key.removeprefix("test_")], abs=1e-5)
-        assert len(client.get_metric_history(found.info.run_id, "lr")) >= 4
-        kept = {item.path for item in client.list_artifacts(found.info.run_id)}
-        assert {"config.yaml", "evaluation", "export", "plots", "history.csv"} <= kept
+        assert tracked.data.metrics[key] == pytest.approx(metrics(clone, name)[key.removeprefix("test_")], abs=1e-5)
+        assert len(client.get_metric_history(tracked.info.run_id, "lr")) >= 4
+        artifacts = {item.path for item in client.list_artifacts(tracked.info.run_id)}
+        assert {"config.yaml", "evaluation", "export", "plots", "history.csv"} <= artifacts
 
 
-def test_predict_answers_without_torch(repro: str, clone: Path, run: Run) -> None:
-    code = (
-        "import runpy, sys; sys.argv[1:] = {!r}; runpy.run_module('src.predict', run_name='__main__'); "
-        "print('torch' in sys.modules)"
-    )
-    praise = ["experiments/imdb_lstm/export", "A wonderful film, the best I have seen this year. I loved it."]
-    answered = run(sys.executable, "-c", code.format(praise)).stdout.splitlines()
-    assert answered[0].endswith("pos")
-    assert answered[-1] == "False"
-    blame = run(
+def test_predict_tells_praise_from_criticism(repro: str, run: Run) -> None:
+    praise = run(
+        "python",
+        "-m",
+        "src.predict",
+        "experiments/imdb_lstm/export",
+        "A wonderful film, the best I have seen this year. I loved it.",
+    ).stdout
+    assert praise.splitlines()[0].endswith("pos")
+    criticism = run(
         "python", "-m", "src.predict", "experiments/imdb_lstm/export", "The worst film ever. Boring, awful, a waste."
     ).stdout
-    assert blame.splitlines()[0].endswith("neg")
+    assert criticism.splitlines()[0].endswith("neg")
 
 
-def test_predict_gives_what_evaluate_saw(repro: str, clone: Path, run: Run, tmp_path: Path) -> None:
-    """Test images through the command agree with the metrics: the preprocessing is inside the exported model."""
+def test_predict_agrees_with_the_metrics_of_the_evaluation(repro: str, clone: Path, run: Run, tmp_path: Path) -> None:
+    """The preprocessing is part of the exported model."""
     from PIL import Image
     from safetensors.numpy import load_file
 
     split = load_file(clone / "data" / "processed" / "sample" / "cifar10" / "test.safetensors")
     classes = json.loads((clone / "data" / "processed" / "sample" / "cifar10" / "meta.json").read_text())["classes"]
-    right = 0
+    correct = 0
     for number in range(5):
         photo = tmp_path / f"{number}.png"
         Image.fromarray(split["images"][number].transpose(1, 2, 0)).save(photo)
         answer = run(
             "python", "-m", "src.predict", "experiments/cifar10_resnet/export", str(photo), "--top", "1"
         ).stdout
-        right += answer.split()[-1] == classes[split["labels"][number]]
-    assert right >= 4
+        correct += answer.split()[-1] == classes[split["labels"][number]]
+    assert correct >= 4
     facade = load_file(clone / "data" / "processed" / "sample" / "facades" / "test.safetensors")["input"][0]
     Image.fromarray(facade.transpose(1, 2, 0)).save(tmp_path / "labels.png")
     target = tmp_path / "photo.png"
@@ -165,7 +164,7 @@ def test_predict_gives_what_evaluate_saw(repro: str, clone: Path, run: Run, tmp_
         assert drawn.size == (64, 64)
 
 
-def test_changing_the_lstm_s_rate_reruns_only_its_own_stages(repro: str, clone: Path, run: Run) -> None:
+def test_another_rate_of_the_lstm_reruns_only_its_own_stages(repro: str, clone: Path, run: Run) -> None:
     params = clone / "params.yaml"
     before = params.read_text()
     changed = yaml.safe_load(before)
@@ -174,15 +173,15 @@ def test_changing_the_lstm_s_rate_reruns_only_its_own_stages(repro: str, clone: 
         params.write_text(yaml.safe_dump(changed))
         run("dvc", "repro", "--single-item", *(f"compose@{name}" for name in EXPERIMENTS))
         run("dvc", "repro", "--single-item", *(f"compose_data@{name}" for name in ("cifar10", "imdb", "facades")))
-        touched = set(json.loads(run("dvc", "status", "--json").stdout))
-        assert touched == {"train@imdb_lstm", "evaluate@imdb_lstm", "export@imdb_lstm"}
+        outdated = set(json.loads(run("dvc", "status", "--json").stdout))
+        assert outdated == {"train@imdb_lstm", "evaluate@imdb_lstm", "export@imdb_lstm"}
     finally:
         params.write_text(before)
         run("dvc", "repro")  # from the run cache
         assert json.loads(run("dvc", "status", "--json").stdout) == {}
 
 
-def test_nothing_that_dvc_hashes_tells_time_or_machine(repro: str, clone: Path) -> None:
+def test_outputs_that_dvc_hashes_hold_no_path_of_the_machine(repro: str, clone: Path) -> None:
     for name in EXPERIMENTS:
         folder = clone / "experiments" / name
         for path in [

@@ -1,4 +1,4 @@
-"""pix2pix: the authors' architecture, losses and rates, and who learns in which half of a step."""
+"""pix2pix: the architecture, losses and rates of the authors; which network each half of a step trains."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def pairs(count: int = 4) -> tuple[Tensor, Tensor]:
     return source, target
 
 
-def trained(model: Pix2Pix, *callbacks: pl.Callback, epochs: int = 1, target: Tensor | None = None) -> pl.Trainer:
-    """A real run over four pairs in two batches an epoch."""
+def train(model: Pix2Pix, *callbacks: pl.Callback, epochs: int = 1, target: Tensor | None = None) -> pl.Trainer:
+    """Trains on four pairs, in two batches per epoch."""
     source, noise = pairs()
     split = {"input": source, "target": noise if target is None else target}
     loader = PairLoader(batch_size=2, eval_batch_size=2)
@@ -75,86 +75,77 @@ def l1(model: Pix2Pix, source: Tensor, target: Tensor) -> float:
 # --- the architecture -------------------------------------------------------------------------------------------------
 
 
-def test_the_networks_have_the_parameters_of_the_authors_own() -> None:
+def test_the_networks_have_as_many_parameters_as_the_authors() -> None:
     # junyanz/pytorch-CycleGAN-and-pix2pix prints 54.414 M for unet_256 and 2.769 M for the basic discriminator.
     with torch.device("meta"):
         assert parameters(UNet(256, width=64, norm="batch")) == 54_413_955
         assert parameters(PatchGAN(width=64, norm="batch")) == 2_768_705
 
 
-def having(layers: nn.ModuleList, *kinds: type[nn.Module]) -> list[bool]:
-    """Whether each layer has a part of one of these kinds."""
+def layers_with(layers: nn.ModuleList, *kinds: type[nn.Module]) -> list[bool]:
+    """Whether each layer holds a module of one of these kinds."""
     return [any(isinstance(part, kinds) for part in layer.children()) for layer in layers]
 
 
 def dropouts(network: UNet) -> list[int]:
-    """Which layers on the way up, counted from the innermost, have dropout."""
-    return [number for number, has in enumerate(having(network.up, nn.Dropout)) if has]
+    """The indices of the decoder's layers with dropout, from the innermost."""
+    return [number for number, has in enumerate(layers_with(network.up, nn.Dropout)) if has]
 
 
 @pytest.mark.parametrize(
-    ("size", "places"), [(32, []), (64, [1]), (128, [1, 2]), (256, [1, 2, 3]), (512, [1, 2, 3, 4])]
+    ("size", "indices"), [(32, []), (64, [1]), (128, [1, 2]), (256, [1, 2, 3]), (512, [1, 2, 3, 4])]
 )
-def test_dropout_stands_in_the_layers_from_eight_widths_to_eight_widths_but_the_innermost(
-    size: int, places: list[int]
-) -> None:
+def test_dropout_is_in_the_widest_decoder_layers_except_the_innermost(size: int, indices: list[int]) -> None:
     with torch.device("meta"):
         network = UNet(size, width=3)
-    assert dropouts(network) == places
-    assert len(places) == int(math.log2(size)) - 5
+    assert dropouts(network) == indices
+    assert len(indices) == int(math.log2(size)) - 5
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_no_norm_stands_on_the_picture_or_on_the_single_pixel_and_a_bias_stands_where_no_batch_norm_follows(
+def test_norms_and_biases_are_in_the_layers_of_the_paper(
     norm: str,
 ) -> None:
     network = UNet(64, width=4, norm=norm)
     norms = (nn.BatchNorm2d, nn.InstanceNorm2d)
-    assert having(network.down, *norms) == [False, True, True, True, True, False]
-    assert having(network.up, *norms) == [True, True, True, True, True, False]
+    assert layers_with(network.down, *norms) == [False, True, True, True, True, False]
+    assert layers_with(network.up, *norms) == [True, True, True, True, True, False]
     biased = [part.bias is not None for part in network.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
     assert biased == [norm == "instance"] * 11 + [True]
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
-def test_the_generator_draws_a_picture_of_the_same_size_in_minus_one_to_one(size: int) -> None:
+def test_the_generator_keeps_the_size_and_outputs_minus_one_to_one(size: int) -> None:
     network = UNet(size, width=2, norm="instance").eval()
     with torch.no_grad():
         for layer in network.up:
-            layer.get_parameter("1.weight").mul_(20)  # far out in the hyperbolic tangent
-        drawn = network(torch.rand(2, 3, size, size) * 2 - 1)
-    assert drawn.shape == (2, 3, size, size)
-    assert -1 <= drawn.min() < -0.9 < 0.9 < drawn.max() <= 1
+            layer.get_parameter("1.weight").mul_(20)  # saturates the tanh
+        pictures = network(torch.rand(2, 3, size, size) * 2 - 1)
+    assert pictures.shape == (2, 3, size, size)
+    assert -1 <= pictures.min() < -0.9 < 0.9 < pictures.max() <= 1
 
 
 @pytest.mark.parametrize("size", [0, 16, 96, 100, 255])
-def test_a_size_that_the_unet_cannot_halve_to_one_pixel_is_refused(size: int) -> None:
+def test_a_size_that_is_no_power_of_two_from_32_is_refused(size: int) -> None:
     with pytest.raises(Failure, match=rf"not {size}: set data\.size"):
         UNet(size, width=2)
 
 
-def test_dropout_is_noise_in_training_and_silent_in_use() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     network, x = UNet(64, width=4, norm="instance"), torch.randn(1, 3, 64, 64)
     assert not torch.equal(network(x), network(x))
     network.eval()
     assert torch.equal(network(x), network(x))
 
 
-@pytest.mark.parametrize(("size", "judged"), [(32, 2), (64, 6), (128, 14), (256, 30)])
-def test_the_discriminator_judges_a_grid_of_patches(size: int, judged: int) -> None:
+@pytest.mark.parametrize(("size", "patches"), [(32, 2), (64, 6), (128, 14), (256, 30)])
+def test_the_discriminator_has_a_logit_per_patch(size: int, patches: int) -> None:
     x = torch.zeros(2, 3, size, size)
     with torch.no_grad():
-        assert PatchGAN(width=2)(x, x).shape == (2, 1, judged, judged)
+        assert PatchGAN(width=2)(x, x).shape == (2, 1, patches, patches)
 
 
-def test_a_patch_is_70_pixels_wide_by_its_layers() -> None:
-    field = 1
-    for layer in reversed([part for part in PatchGAN(width=2).layers if isinstance(part, nn.Conv2d)]):
-        field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
-    assert field == 70
-
-
-def test_a_patch_is_70_pixels_wide_by_what_moves_its_logit() -> None:
+def test_a_logit_depends_on_a_patch_of_70_pixels() -> None:
     network = PatchGAN(width=4, norm="batch").double().eval()
     source, picture = torch.rand(2, 1, 3, 256, 256, dtype=torch.float64).requires_grad_()
     source.retain_grad()
@@ -162,12 +153,12 @@ def test_a_patch_is_70_pixels_wide_by_what_moves_its_logit() -> None:
     network(source, picture)[0, 0, 15, 15].backward()
     for gradient in (source.grad, picture.grad):
         assert gradient is not None
-        seen = gradient[0].ne(0).any(0)
-        rows, columns = seen.any(1).nonzero(), seen.any(0).nonzero()
+        field = gradient[0].ne(0).any(0)
+        rows, columns = field.any(1).nonzero(), field.any(0).nonzero()
         assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == 70
 
 
-def test_weights_begin_as_the_paper_says() -> None:
+def test_weights_are_initialized_as_in_the_paper() -> None:
     torch.manual_seed(0)
     model = Pix2Pix(
         {"shape": [3, 64, 64]}, optimizer=Adam(name="adam", lr=1.0), schedule=Linear(name="linear"), width=16
@@ -183,7 +174,7 @@ def test_weights_begin_as_the_paper_says() -> None:
 # --- losses and rates -------------------------------------------------------------------------------------------------
 
 
-def test_the_vanilla_loss_is_cross_entropy_and_ln_2_for_the_undecided() -> None:
+def test_the_vanilla_loss_is_the_binary_cross_entropy() -> None:
     model, logits = pix2pix(gan="vanilla"), torch.tensor([[-2.0, 0.5, 3.0]])
     assert float(model.judged(torch.zeros(1, 1, 3, 3), True)) == pytest.approx(math.log(2))
     assert float(model.judged(torch.zeros(1, 1, 3, 3), False)) == pytest.approx(math.log(2))
@@ -197,7 +188,7 @@ def test_the_lsgan_loss_is_the_squared_distance_to_one_or_zero() -> None:
     torch.testing.assert_close(model.judged(logits, False), logits.square().mean())
 
 
-def test_bytes_are_scaled_to_minus_one_to_one_and_pictures_come_out_in_zero_to_one() -> None:
+def test_inputs_are_scaled_to_minus_one_to_one_and_answers_to_zero_to_one() -> None:
     assert scaled(torch.tensor([0, 255], dtype=torch.uint8), torch.float32).tolist() == [-1, 1]
     model, source = pix2pix().eval(), pairs()[0]
     answer = model.answer(source)
@@ -205,25 +196,25 @@ def test_bytes_are_scaled_to_minus_one_to_one_and_pictures_come_out_in_zero_to_o
     assert 0 <= answer.min() < answer.max() <= 1
 
 
-def undecided(model: Pix2Pix) -> Pix2Pix:
-    """With a discriminator whose logits are all zero."""
+def with_zero_logits(model: Pix2Pix) -> Pix2Pix:
+    """Sets the last layer of the discriminator to zero, and thereby its logits."""
     last = model.discriminator.layers[-1]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type]
     return model
 
 
-def test_the_discriminators_loss_is_halved_and_the_generators_is_the_gans_plus_the_weighted_distance() -> None:
-    model = undecided(pix2pix(lr=1e-12, l1=10.0))  # a rate at which nothing moves
+def test_the_losses_of_generator_and_discriminator() -> None:
+    model = with_zero_logits(pix2pix(lr=1e-12, l1=10.0))  # this rate changes no weight
     source, target = pairs()
-    distance = l1(model, source, target)  # at 32 pixels there is no dropout: the same in training
-    metrics = {name: float(value) for name, value in trained(model).callback_metrics.items()}
+    distance = l1(model, source, target)  # no dropout at 32 pixels: the same in training
+    metrics = {name: float(value) for name, value in train(model).callback_metrics.items()}
     assert metrics["train_discriminator_loss"] == pytest.approx(math.log(2), rel=1e-4)  # (ln 2 + ln 2) / 2
     assert metrics["train_l1"] == pytest.approx(distance, rel=1e-4)
     assert metrics["val_l1"] == pytest.approx(distance, rel=1e-4)
     assert metrics["train_generator_loss"] == pytest.approx(math.log(2) + 10.0 * 2 * distance, rel=1e-4)
 
 
-def test_the_configured_rate_holds_for_the_first_half_and_falls_linearly_to_zero() -> None:
+def test_the_rate_is_constant_for_half_a_run_then_falls_linearly_to_zero() -> None:
     schedule = compose(["experiment=facades_pix2pix", "output=unused"]).model.schedule  # type: ignore[attr-defined]
     assert [rate_factor(schedule, p) for p in (0.0, 0.25, 0.5)] == [1, 1, 1]
     assert rate_factor(schedule, 0.75) == pytest.approx(0.5)
@@ -231,31 +222,31 @@ def test_the_configured_rate_holds_for_the_first_half_and_falls_linearly_to_zero
 
 
 class Rates(pl.Callback):
-    """The rates of both optimizers before each batch."""
+    """Records the rates of both optimizers before each batch."""
 
     def __init__(self) -> None:
-        self.seen: list[list[float]] = []
+        self.rates: list[list[float]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.seen.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
 
-def test_both_rates_fall_once_for_each_batch_over_the_whole_run() -> None:
-    rates = Rates()
-    trained(pix2pix(lr=0.4), rates, epochs=4)
-    expected = [0.4, 0.4, 0.4, 0.4, 0.35, 0.25, 0.15, 0.05]  # eight steps, each rate in its step's middle
-    assert [pair[0] for pair in rates.seen] == pytest.approx(expected)
-    assert [pair[1] for pair in rates.seen] == pytest.approx(expected)
+def test_both_rates_are_scheduled_per_batch() -> None:
+    callback = Rates()
+    train(pix2pix(lr=0.4), callback, epochs=4)
+    expected = [0.4, 0.4, 0.4, 0.4, 0.35, 0.25, 0.15, 0.05]  # eight steps; each rate is that of its middle
+    assert [rates[0] for rates in callback.rates] == pytest.approx(expected)
+    assert [rates[1] for rates in callback.rates] == pytest.approx(expected)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-class WhatMoves(pl.Callback):
-    """For each optimizer's step, in turn, the networks whose weights it changed."""
+class ChangedNetworks(pl.Callback):
+    """Records for each optimizer step the networks whose weights it changed."""
 
     def __init__(self) -> None:
-        self.moved: list[set[str]] = []
+        self.changed: list[set[str]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before: dict[str, Tensor] = {}
@@ -265,7 +256,7 @@ class WhatMoves(pl.Callback):
             return {p: nn.utils.parameters_to_vector(pl_module.get_submodule(p).parameters()).detach() for p in parts}
 
         def after(*_: Any) -> None:
-            self.moved.append({name for name, now in weights().items() if not torch.equal(now, before[name])})
+            self.changed.append({name for name, now in weights().items() if not torch.equal(now, before[name])})
 
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(lambda *_: before.update(weights()))
@@ -273,38 +264,38 @@ class WhatMoves(pl.Callback):
 
 
 @pytest.mark.parametrize("gan", ["vanilla", "lsgan"])
-def test_each_half_of_a_step_moves_its_own_network_alone(gan: Literal["vanilla", "lsgan"]) -> None:
-    moves = WhatMoves()
-    trained(pix2pix(gan=gan), moves)
-    assert moves.moved == [{"discriminator"}, {"generator"}] * 2
+def test_each_half_of_a_step_trains_its_own_network_only(gan: Literal["vanilla", "lsgan"]) -> None:
+    callback = ChangedNetworks()
+    train(pix2pix(gan=gan), callback)
+    assert callback.changed == [{"discriminator"}, {"generator"}] * 2
 
 
-def test_a_gradient_clip_bounds_both_networks_gradients() -> None:
+def test_a_gradient_clip_limits_the_gradients_of_both_networks() -> None:
     class Norms(pl.Callback):
         def __init__(self) -> None:
-            self.seen: list[float] = []
+            self.norms: list[float] = []
 
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
-                self.seen.append(float(torch.stack(gradients).norm()))
+                self.norms.append(float(torch.stack(gradients).norm()))
 
             for optimizer in trainer.optimizers:
                 optimizer.register_step_pre_hook(note)
 
     free, clipped = Norms(), Norms()
-    trained(pix2pix(), free)
-    assert min(free.seen) > 1e-3
+    train(pix2pix(), free)
+    assert min(free.norms) > 1e-3
     model = pix2pix()
     model.gradient_clip = 1e-3
-    trained(model, clipped)
-    assert clipped.seen == pytest.approx([1e-3] * 4, rel=1e-2)
+    train(model, clipped)
+    assert clipped.norms == pytest.approx([1e-3] * 4, rel=1e-2)
 
 
-def test_it_learns_to_draw_what_it_is_shown() -> None:
+def test_training_reduces_the_distance_to_the_target() -> None:
     model = pix2pix(lr=5e-3)
     source, _ = pairs()
     target = source // 4  # the same picture, darker
     before = l1(model, source, target)
-    trained(model, epochs=15, target=target)
+    train(model, epochs=15, target=target)
     assert l1(model, source, target) < 0.5 * before

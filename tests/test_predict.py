@@ -1,4 +1,4 @@
-"""Answers from exported models: tiny graphs of each kind, called as a user calls them."""
+"""`src.predict` with tiny exported models of each task and kind, called as a user calls it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOCABULARY = ["<unk>", "<pad>", "good", "bad", "film", "."]
 
 
 def constant(name: str, value: float | list[int]) -> onnx.TensorProto:
-    """Whole numbers as int64, others as fp32."""
+    """An initializer: int64 for integers, fp32 for floats."""
     array = np.array(value)
     return numpy_helper.from_array(array.astype(np.float32) if array.dtype.kind == "f" else array, name)
 
@@ -42,28 +42,28 @@ def write_model(
     onnx.checker.check_model(model)
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")
-    known = {"name": "tiny", "profile": "full", "max_tokens": None, "sha256": sha256_of(folder / "model.onnx")}
-    (folder / "signature.json").write_text(json.dumps(known | signature))
+    defaults = {"name": "tiny", "profile": "full", "max_tokens": None, "sha256": sha256_of(folder / "model.onnx")}
+    (folder / "signature.json").write_text(json.dumps(defaults | signature))
     return folder
 
 
 def image_model(folder: Path, **signature: Any) -> Path:
-    """Says which of red, green and blue is the brightest: the softmax of the channels' means."""
+    """Classifies images by the brightest of red, green and blue: the softmax of the channels' means."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
         helper.make_node("Mul", ["means", "scale"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["output"], axis=1),
     ]
-    given = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
+    inputs = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 3])
     constants = [constant("axes", [2, 3]), constant("scale", 0.02)]
-    known = {"task": "classification", "kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
-    return write_model(folder, nodes, given, output, constants, **known | signature)
+    defaults = {"task": "classification", "kind": "images", "shape": [3, 8, 8], "classes": ["red", "green", "blue"]}
+    return write_model(folder, nodes, inputs, output, constants, **defaults | signature)
 
 
 def text_model(folder: Path, **signature: Any) -> Path:
-    """The shares of "good" and "bad" in a text's length."""
+    """Classifies texts by the shares of the words "good" and "bad"."""
     nodes = []
     for word, place in (("bad", 3), ("good", 2)):
         nodes += [
@@ -78,31 +78,31 @@ def text_model(folder: Path, **signature: Any) -> Path:
         helper.make_node("Unsqueeze", ["float_lengths", "axes"], ["divisors"]),
         helper.make_node("Div", ["sums", "divisors"], ["output"]),
     ]
-    given = [
+    inputs = [
         helper.make_tensor_value_info("tokens", T.INT64, ["batch", "time"]),
         helper.make_tensor_value_info("lengths", T.INT64, ["batch"]),
     ]
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 2])
     constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
-    known: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
-    known |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
-    return write_model(folder, nodes, given, output, constants, **known | signature)
+    defaults: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
+    defaults |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
+    return write_model(folder, nodes, inputs, output, constants, **defaults | signature)
 
 
 def pairs_model(folder: Path, **signature: Any) -> Path:
-    """The negative of a picture."""
+    """Translates a picture into its negative."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
         helper.make_node("Div", ["pixels", "white"], ["light"]),
         helper.make_node("Sub", ["one", "light"], ["output"]),
     ]
-    given = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
+    inputs = [helper.make_tensor_value_info("image", T.UINT8, ["batch", 3, 8, 8])]
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 3, 8, 8])
     constants = [constant("white", 255.0), constant("one", 1.0)]
     return write_model(
         folder,
         nodes,
-        given,
+        inputs,
         output,
         constants,
         **{"task": "translation", "kind": "pairs", "shape": [3, 8, 8]} | signature,
@@ -110,19 +110,19 @@ def pairs_model(folder: Path, **signature: Any) -> Path:
 
 
 def generator(folder: Path, **signature: Any) -> Path:
-    """Pictures of 2x3 pixels: the latent numbers' sigmoids."""
+    """Generates pictures of 2x3 pixels: the sigmoids of the latent vector."""
     nodes = [
         helper.make_node("Sigmoid", ["latent"], ["light"]),
         helper.make_node("Reshape", ["light", "shape"], ["output"]),
     ]
-    given = [helper.make_tensor_value_info("latent", T.FLOAT, ["batch", 6])]
+    inputs = [helper.make_tensor_value_info("latent", T.FLOAT, ["batch", 6])]
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 1, 2, 3])
-    known = {"task": "generation", "kind": "images", "shape": [1, 2, 3], "latent": 6}
-    return write_model(folder, nodes, given, output, [constant("shape", [-1, 1, 2, 3])], **known | signature)
+    defaults = {"task": "generation", "kind": "images", "shape": [1, 2, 3], "latent": 6}
+    return write_model(folder, nodes, inputs, output, [constant("shape", [-1, 1, 2, 3])], **defaults | signature)
 
 
-def fed(folder: Path, source: object) -> dict[str, np.ndarray]:
-    """What the graph of an exported model is fed for an input."""
+def feed_of(folder: Path, source: object) -> dict[str, np.ndarray]:
+    """The feed of an exported model's graph for an input."""
     predictor = Predictor(folder)
     return predictor.task.encode(Request(str(source)), predictor.signature)
 
@@ -174,25 +174,25 @@ def test_classes_are_shown_by_probability(call: Call, tmp_path: Path) -> None:
     assert out.splitlines() == [f"{s:7.2%}  {c}" for s, c in zip(shares, ("blue", "red", "green"), strict=True)]
 
 
-def test_no_more_classes_are_shown_than_asked_for(call: Call, tmp_path: Path) -> None:
+def test_top_limits_the_classes_that_are_shown(call: Call, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(plain_png((0, 200, 0)))
     _, out, _ = call(image_model(tmp_path / "export"), photo, "--top", 1)
     assert [line.split()[1] for line in out.splitlines()] == ["green"]
 
 
-def test_a_picture_of_another_size_and_mode_is_brought_to_the_models(tmp_path: Path) -> None:
+def test_a_picture_is_converted_to_the_size_and_mode_of_the_model(tmp_path: Path) -> None:
     left_red = np.zeros((40, 60, 4), np.uint8)
     left_red[:, :30, 0] = left_red[..., 3] = 255
     Image.fromarray(left_red).save(tmp_path / "large.png")
-    made = fed(image_model(tmp_path / "export"), tmp_path / "large.png")["image"]
-    assert (made.shape, made.dtype) == ((1, 3, 8, 8), np.uint8)
-    assert (made[0, 0, :, :3] > 200).all()
-    assert (made[0, 0, :, 5:] < 50).all()
-    assert not made[0, 1:].any()
+    image = feed_of(image_model(tmp_path / "export"), tmp_path / "large.png")["image"]
+    assert (image.shape, image.dtype) == ((1, 3, 8, 8), np.uint8)
+    assert (image[0, 0, :, :3] > 200).all()
+    assert (image[0, 0, :, 5:] < 50).all()
+    assert not image[0, 1:].any()
 
 
-def test_a_model_of_the_sample_says_so(call: Call, tmp_path: Path) -> None:
+def test_a_model_of_the_sample_profile_prints_a_note(call: Call, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(plain_png((0, 200, 0)))
     code, out, err = call(image_model(tmp_path / "export", profile="sample"), photo)
@@ -204,7 +204,7 @@ def test_a_model_of_the_sample_says_so(call: Call, tmp_path: Path) -> None:
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_text_is_read_from_the_command_line_or_from_a_file(call: Call, tmp_path: Path) -> None:
+def test_a_text_comes_from_the_command_line_or_a_file(call: Call, tmp_path: Path) -> None:
     model = text_model(tmp_path / "export")
     text = 'GOOD "film",<br />good film.'
     (tmp_path / "review.txt").write_text(text)
@@ -214,7 +214,7 @@ def test_a_text_is_read_from_the_command_line_or_from_a_file(call: Call, tmp_pat
     assert typed == (0, f"{2 / 6:7.2%}  pos\n{0:7.2%}  neg\n", "")
 
 
-def test_a_long_text_is_taken_as_a_text(call: Call, tmp_path: Path) -> None:
+def test_a_long_text_is_not_taken_for_a_path(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(text_model(tmp_path / "export"), "bad " * 2000)
     assert code == 0
     assert out.splitlines()[0] == "100.00%  neg"
@@ -222,9 +222,9 @@ def test_a_long_text_is_taken_as_a_text(call: Call, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 11])
 @pytest.mark.parametrize("limit", [4, 5, None])
-def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: Path) -> None:
+def test_a_text_is_truncated_as_in_training(count: int, limit: int | None, tmp_path: Path) -> None:
     words = [VOCABULARY[2 + i % 4] for i in range(count)]
-    feed = fed(text_model(tmp_path / "export", max_tokens=limit), " ".join(words))
+    feed = feed_of(text_model(tmp_path / "export", max_tokens=limit), " ".join(words))
     import torch
 
     split = {
@@ -240,62 +240,62 @@ def test_a_text_is_cut_as_in_training(count: int, limit: int | None, tmp_path: P
 
 
 def test_a_word_that_the_vocabulary_lacks_is_unknown(tmp_path: Path) -> None:
-    assert fed(text_model(tmp_path / "export"), "Good cinema.")["tokens"].tolist() == [[2, 0, 5]]
+    assert feed_of(text_model(tmp_path / "export"), "Good cinema.")["tokens"].tolist() == [[2, 0, 5]]
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_written_where_it_is_asked_for(call: Call, tmp_path: Path) -> None:
-    given, made = tmp_path / "labels.png", tmp_path / "photo.png"
-    given.write_bytes(plain_png((255, 10, 0)))
-    assert call(pairs_model(tmp_path / "export"), given, "--output", made) == (0, f"{made}\n", "")
-    assert np.unique(np.asarray(Image.open(made)).reshape(-1, 3), axis=0).tolist() == [[0, 245, 255]]
+def test_a_picture_is_written_to_output(call: Call, tmp_path: Path) -> None:
+    source, target = tmp_path / "labels.png", tmp_path / "photo.png"
+    source.write_bytes(plain_png((255, 10, 0)))
+    assert call(pairs_model(tmp_path / "export"), source, "--output", target) == (0, f"{target}\n", "")
+    assert np.unique(np.asarray(Image.open(target)).reshape(-1, 3), axis=0).tolist() == [[0, 245, 255]]
 
 
-def test_a_picture_is_written_beside_its_input_otherwise(call: Call, tmp_path: Path) -> None:
-    given = tmp_path / "labels.png"
-    given.write_bytes(plain_png((255, 10, 0)))
-    code, out, _ = call(pairs_model(tmp_path / "export"), given)
+def test_without_output_a_picture_is_written_beside_its_input(call: Call, tmp_path: Path) -> None:
+    source = tmp_path / "labels.png"
+    source.write_bytes(plain_png((255, 10, 0)))
+    code, out, _ = call(pairs_model(tmp_path / "export"), source)
     assert (code, out) == (0, f"{tmp_path / 'labels-tiny.png'}\n")
     assert Image.open(tmp_path / "labels-tiny.png").size == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["nowhere/photo.png", "photo.unknown"])
-def test_a_picture_that_cannot_be_written_is_told(name: str, refused: Callable[..., str], tmp_path: Path) -> None:
-    given = tmp_path / "labels.png"
-    given.write_bytes(plain_png((255, 10, 0)))
-    message = refused(pairs_model(tmp_path / "export"), given, "--output", tmp_path / name)
+def test_an_output_that_cannot_be_written_is_refused(name: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    source = tmp_path / "labels.png"
+    source.write_bytes(plain_png((255, 10, 0)))
+    message = refused(pairs_model(tmp_path / "export"), source, "--output", tmp_path / name)
     assert f"{name} can't be written" in message
 
 
-# --- drawn from nothing -----------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_draws_as_many_pictures_as_asked_for_the_same_for_the_same_seed(call: Call, tmp_path: Path) -> None:
-    model, made = generator(tmp_path / "export"), tmp_path / "drawn.png"
+def test_count_and_seed_determine_the_pictures_of_a_generator(call: Call, tmp_path: Path) -> None:
+    model, target = generator(tmp_path / "export"), tmp_path / "drawn.png"
 
-    def drawn(*words: object) -> list[list[int]]:
-        assert call(model, *words, "--output", made) == (0, f"{made}\n", "")
-        return np.asarray(Image.open(made)).tolist()
+    def draw(*words: object) -> list[list[int]]:
+        assert call(model, *words, "--output", target) == (0, f"{target}\n", "")
+        return np.asarray(Image.open(target)).tolist()
 
-    five = drawn("--count", 5, "--seed", 1)
+    five = draw("--count", 5, "--seed", 1)
     assert np.shape(five) == (2 * 2, 3 * 3)  # two rows of three, the last one missing
     assert np.asarray(five)[2:, 6:].tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert drawn("--count", 5, "--seed", 1) == five
-    assert drawn("--count", 5, "--seed", 2) != five
+    assert draw("--count", 5, "--seed", 1) == five
+    assert draw("--count", 5, "--seed", 2) != five
     latents = np.random.default_rng(1).standard_normal((5, 6), np.float32)
     light = np.round(255 / (1 + np.exp(-latents[4]))).reshape(2, 3)
     np.testing.assert_allclose(np.asarray(five)[2:, 3:6], light, atol=1)
 
 
-def test_a_generator_takes_no_input_and_draws_at_least_one_picture(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_generator_refuses_an_input_and_a_count_of_zero(refused: Callable[..., str], tmp_path: Path) -> None:
     model = generator(tmp_path / "export")
     assert "tiny takes no input, it draws images: give --count and --seed" in refused(model, "photo.png")
     assert "--count 0: at least one image" in refused(model, "--count", 0)
 
 
-def test_any_other_model_wants_an_input(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_missing_input_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no input: tiny wants an image" in refused(image_model(tmp_path / "images"))
     assert "no input: tiny wants a text" in refused(text_model(tmp_path / "texts"))
 
@@ -303,12 +303,12 @@ def test_any_other_model_wants_an_input(refused: Callable[..., str], tmp_path: P
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_int8_graph_answers_where_it_is_asked_for(call: Call, tmp_path: Path) -> None:
+def test_int8_selects_the_int8_graph(call: Call, tmp_path: Path) -> None:
     model, photo = image_model(tmp_path / "export"), tmp_path / "photo.png"
     photo.write_bytes(plain_png((0, 200, 0)))
     graph = onnx.load(model / "model.onnx")
     (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == "scale")
-    scale.CopyFrom(constant("scale", -0.02))  # another graph, by which it is known: it prefers what is dark
+    scale.CopyFrom(constant("scale", -0.02))  # distinguishes the graph: it prefers the darkest channel
     onnx.save(graph, model / "model.int8.onnx")
     signature = json.loads((model / "signature.json").read_text())
     signature["int8_sha256"] = sha256_of(model / "model.int8.onnx")
@@ -317,7 +317,7 @@ def test_the_int8_graph_answers_where_it_is_asked_for(call: Call, tmp_path: Path
     assert call(model, photo, "--top", 1, "--int8")[1].split()[1] != "green"
 
 
-def test_a_model_that_was_exported_without_int8_says_how_to_get_it(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_int8_without_an_int8_graph_is_refused_with_the_remedy(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "exported without export.int8=true" in refused(image_model(tmp_path / "export"), "photo.png", "--int8")
 
 
@@ -327,7 +327,7 @@ def test_a_damaged_int8_graph_is_refused(refused: Callable[..., str], tmp_path: 
     assert "model.int8.onnx is damaged" in refused(model, "photo.png", "--int8")
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_a_damaged_folder_is_refused_and_named(
     assert "name an export/ folder" in message
 
 
-def test_a_folder_that_is_not_there_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "nowhere holds no exported model" in refused(tmp_path / "nowhere", "photo.png")
 
 
@@ -364,7 +364,7 @@ def test_a_missing_picture_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", plain_png((1, 2, 3), (64, 64))[:50]])
-def test_a_file_that_is_no_picture_is_refused(content: bytes, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_refused(content: bytes, refused: Callable[..., str], tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(content)
     assert "photo.png is no image that can be read" in refused(image_model(tmp_path / "export"), photo)
@@ -387,9 +387,9 @@ def test_torch_is_not_imported(make: Callable[[Path], Path], tmp_path: Path) -> 
     photo = tmp_path / "photo.png"
     photo.write_bytes(plain_png((0, 0, 255)))
     code = "import sys; from src.predict import main; main(); print([m for m in sys.modules if m.startswith('torch')])"
-    given = [make(tmp_path / "export"), photo if make is image_model else "bad"]
+    words = [make(tmp_path / "export"), photo if make is image_model else "bad"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, given)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     answer, *_, modules = done.stdout.splitlines()
     assert answer.split()[1] == ("blue" if make is image_model else "neg")

@@ -1,4 +1,4 @@
-"""Graphs in int8, and the convolutions that stand for transposed ones in exported graphs."""
+"""int8 graphs, and the convolutions that replace transposed ones in exported graphs."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ def operators(path: Path) -> set[str]:
 
 @pytest.fixture(scope="module", params=[image_classifier, generator], ids=["classifier", "generator"])
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model's graph in fp32 and in int8."""
+    """The paths of a model's fp32 and int8 graphs."""
     folder = tmp_path_factory.mktemp("export")
-    whole, int8 = folder / "model.onnx", folder / "model.int8.onnx"
-    onnx_export.write(request.param(), IMAGE, OUTPUTS, [pictures(4)], whole)
-    quantization.write_int8(whole, IMAGE, [pictures(40), pictures(30)], int8)
-    return whole, int8
+    fp32, int8 = folder / "model.onnx", folder / "model.int8.onnx"
+    onnx_export.write(request.param(), IMAGE, OUTPUTS, [pictures(4)], fp32)
+    quantization.write_int8(fp32, IMAGE, [pictures(40), pictures(30)], int8)
+    return fp32, int8
 
 
-def test_int8_answers_nearly_as_fp32_does_for_any_number_of_examples(graphs: tuple[Path, Path]) -> None:
+def test_int8_outputs_are_close_to_fp32_at_any_batch_size(graphs: tuple[Path, Path]) -> None:
     for count in (1, 9):
-        whole, int8 = (answers(path, IMAGE, pictures(count)) for path in graphs)
-        assert int8.shape == whole.shape
-        assert 0 < np.abs(int8 - whole).mean() < 0.03 * np.abs(whole).mean()
+        fp32, int8 = (answers(path, IMAGE, pictures(count)) for path in graphs)
+        assert int8.shape == fp32.shape
+        assert 0 < np.abs(int8 - fp32).mean() < 0.03 * np.abs(fp32).mean()
 
 
-def test_the_weights_are_bytes(graphs: tuple[Path, Path]) -> None:
+def test_the_weights_are_int8(graphs: tuple[Path, Path]) -> None:
     def weights(path: Path) -> list[np.ndarray]:
         arrays = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
         return [array for array in arrays if array.ndim > 1 and array.size > 100]
 
-    whole, int8 = (weights(path) for path in graphs)
-    assert {array.dtype.name for array in whole} == {"float32"}
+    fp32, int8 = (weights(path) for path in graphs)
+    assert {array.dtype.name for array in fp32} == {"float32"}
     assert {array.dtype.name for array in int8} == {"int8"}
-    assert sum(array.size for array in int8) == sum(array.size for array in whole)
+    assert sum(array.size for array in int8) == sum(array.size for array in fp32)
 
 
-def test_the_int8_bytes_depend_on_the_graph_and_the_examples_alone(graphs: tuple[Path, Path], tmp_path: Path) -> None:
-    whole, int8 = graphs
-    quantization.write_int8(whole, IMAGE, [pictures(40), pictures(30)], tmp_path / "again.onnx")
+def test_the_int8_bytes_depend_on_the_graph_and_examples_only(graphs: tuple[Path, Path], tmp_path: Path) -> None:
+    fp32, int8 = graphs
+    quantization.write_int8(fp32, IMAGE, [pictures(40), pictures(30)], tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == int8.read_bytes()
-    for trace in (str(ROOT), str(tmp_path.parent), "site-packages", "/tmp"):
-        assert trace.encode() not in int8.read_bytes(), trace
+    for part in (str(ROOT), str(tmp_path.parent), "site-packages", "/tmp"):
+        assert part.encode() not in int8.read_bytes(), part
 
 
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
@@ -80,48 +80,48 @@ def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("graphs", [image_classifier], indirect=True)
-def test_the_cost_of_a_classifier_is_told_in_right_answers(graphs: tuple[Path, Path]) -> None:
+def test_the_cost_of_a_classifier_is_measured_in_accuracy(graphs: tuple[Path, Path]) -> None:
     images = [pictures(count) for count in (20, 7)]
-    each = [[answers(path, IMAGE, batch) for batch in images] for path in graphs]
-    # Labels that the fp32 graph gets right, but for the first of all.
-    labels = [torch.from_numpy(answer.argmax(1)) for answer in each[0]]
+    outputs = [[answers(path, IMAGE, batch) for batch in images] for path in graphs]
+    # The classes that the fp32 graph predicts, except for the first example.
+    labels = [torch.from_numpy(output.argmax(1)) for output in outputs[0]]
     labels[0][0] = (labels[0][0] + 1) % 5
     batches = [(*batch, truth) for batch, truth in zip(images, labels, strict=True)]
-    found = quantization.cost(*graphs, IMAGE, batches, tasks.load("classification").int8_figures)
-    right = [
-        sum((answer.argmax(1) == truth.numpy()).sum() for answer, truth in zip(answered, labels, strict=True))
-        for answered in each
+    cost = quantization.cost(*graphs, IMAGE, batches, tasks.load("classification").int8_figures)
+    correct = [
+        sum((output.argmax(1) == truth.numpy()).sum() for output, truth in zip(graph_outputs, labels, strict=True))
+        for graph_outputs in outputs
     ]
-    assert right[0] == 26
-    whole, int8 = (np.concatenate(answered) for answered in each)
-    assert found == pytest.approx(
+    assert correct[0] == 26
+    fp32, int8 = (np.concatenate(graph_outputs) for graph_outputs in outputs)
+    assert cost == pytest.approx(
         {
-            "int8_difference": np.abs(whole - int8).mean(),
+            "int8_difference": np.abs(fp32 - int8).mean(),
             "val_accuracy_onnx": 26 / 27,
-            "val_accuracy_int8": right[1] / 27,
+            "val_accuracy_int8": correct[1] / 27,
         }
     )
 
 
 @pytest.mark.parametrize("graphs", [generator], indirect=True)
-def test_the_cost_of_pictures_is_told_as_their_distance_to_the_target(graphs: tuple[Path, Path]) -> None:
-    given, target = pictures(6), pictures(5)[0].repeat(2, 1, 1, 1)[:6]
-    whole, int8 = (answers(path, IMAGE, given) for path in graphs)
-    found = quantization.cost(*graphs, IMAGE, [(*given, target)], tasks.load("translation").int8_figures)
-    true = target.numpy() / 255
-    assert found == pytest.approx(
+def test_the_cost_of_pictures_is_measured_as_l1_to_the_target(graphs: tuple[Path, Path]) -> None:
+    values, target = pictures(6), pictures(5)[0].repeat(2, 1, 1, 1)[:6]
+    fp32, int8 = (answers(path, IMAGE, values) for path in graphs)
+    cost = quantization.cost(*graphs, IMAGE, [(*values, target)], tasks.load("translation").int8_figures)
+    expected = target.numpy() / 255
+    assert cost == pytest.approx(
         {
-            "int8_difference": np.abs(whole - int8).mean(),
-            "val_l1_onnx": np.abs(whole - true).mean(),
-            "val_l1_int8": np.abs(int8 - true).mean(),
+            "int8_difference": np.abs(fp32 - int8).mean(),
+            "val_l1_onnx": np.abs(fp32 - expected).mean(),
+            "val_l1_int8": np.abs(int8 - expected).mean(),
         }
     )
 
 
 @pytest.mark.parametrize("graphs", [generator], indirect=True)
-def test_where_there_is_nothing_to_compare_with_only_the_difference_is_told(graphs: tuple[Path, Path]) -> None:
-    found = quantization.cost(*graphs, IMAGE, [pictures(3)], tasks.load("generation").int8_figures)
-    assert set(found) == {"int8_difference"}
+def test_the_cost_without_targets_is_the_difference_only(graphs: tuple[Path, Path]) -> None:
+    cost = quantization.cost(*graphs, IMAGE, [pictures(3)], tasks.load("generation").int8_figures)
+    assert set(cost) == {"int8_difference"}
 
 
 # --- transposed convolutions ------------------------------------------------------------------------------------------
@@ -129,14 +129,14 @@ def test_where_there_is_nothing_to_compare_with_only_the_difference_is_told(grap
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 8)])
-def test_a_convolution_stands_for_a_transposed_one_that_doubles_the_size(size: tuple[int, int], bias: bool) -> None:
+def test_a_transposed_convolution_that_doubles_the_size_is_replaced(size: tuple[int, int], bias: bool) -> None:
     torch.manual_seed(0)
     original = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1, bias=bias))
-    made = without_transposed(original)
+    replaced = without_transposed(original)
     x = torch.randn(2, 3, *size)
-    assert not isinstance(made[0], nn.ConvTranspose2d)
+    assert not isinstance(replaced[0], nn.ConvTranspose2d)
     assert isinstance(original[0], nn.ConvTranspose2d)
-    torch.testing.assert_close(made(x), original(x))
+    torch.testing.assert_close(replaced(x), original(x))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_convolution_stands_for_a_transposed_one_that_doubles_the_size(size: t
     ],
     ids=["kernel", "padding", "output padding", "groups", "dilation", "not transposed"],
 )
-def test_other_layers_stay_as_they_are(layer: nn.Module) -> None:
+def test_other_layers_are_kept(layer: nn.Module) -> None:
     model = nn.Sequential(layer)
     assert without_transposed(model) is model
 

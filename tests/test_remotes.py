@@ -1,4 +1,4 @@
-"""DVC remotes: outputs that one clone pushed and another one pulled are not computed again."""
+"""DVC remotes: outputs that one clone pushes and another one pulls are not computed again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 PARAMS = {
     "profile": "sample",
     "trainer": "cpu",
+    "run": {"cifar10_resnet": "cifar10"},
     "data": {"cifar10": {}},
     "experiments": {
         "cifar10_resnet": {
-            "data": "cifar10",
-            "model": "resnet",
             "overrides": {
                 "trainer": {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1},
                 "model": {"network": {"width": 8}},
@@ -43,12 +42,12 @@ def run(folder: Path, *words: str, **environment: str) -> str:
 def commit(folder: Path) -> None:
     run(folder, "git", "add", "--all")
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-    run(folder, "git", *identity, "commit", "--quiet", "--allow-empty", "-m", "a pipeline that has run")
+    run(folder, "git", *identity, "commit", "--quiet", "--allow-empty", "-m", "outputs of the pipeline")
 
 
 @pytest.fixture(scope="module")
 def origin(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the pipeline ran, with its outputs committed."""
+    """A clone whose pipeline ran and whose outputs are committed."""
     folder = tmp_path_factory.mktemp("origin") / "repository"
     run(clone, "git", "clone", "--quiet", str(clone), str(folder))
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
@@ -58,7 +57,7 @@ def origin(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_a_clone_that_pulls_from_a_remote_reruns_nothing(
+def test_a_clone_that_pulls_from_a_remote_runs_no_stage(
     kind: str, origin: Path, s3: S3, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     keys: Mapping[str, str] = {}
@@ -75,13 +74,13 @@ def test_a_clone_that_pulls_from_a_remote_reruns_nothing(
         committed = (origin / ".dvc" / "config").read_text()
         assert not any(secret in committed for secret in (KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"]))
 
-    elsewhere = tmp_path / "elsewhere"
-    run(origin, "git", "clone", "--quiet", str(origin), str(elsewhere))
-    run(elsewhere, "dvc", "pull", **keys)
-    stdout = run(elsewhere, "dvc", "repro")
+    other = tmp_path / "other"
+    run(origin, "git", "clone", "--quiet", str(origin), str(other))
+    run(other, "dvc", "pull", **keys)
+    stdout = run(other, "dvc", "repro")
     assert "Running stage" not in stdout
     assert "Data and pipelines are up to date." in stdout
-    assert run(elsewhere, "git", "status", "--porcelain") == ""
+    assert run(other, "git", "status", "--porcelain") == ""
     for name in ("train/model.safetensors", "export/model.onnx"):
         path = Path("experiments", "cifar10_resnet", name)
-        assert (elsewhere / path).read_bytes() == (origin / path).read_bytes()
+        assert (other / path).read_bytes() == (origin / path).read_bytes()

@@ -1,4 +1,4 @@
-"""The reporting room: pictures, tables and the model card, checked by what they contain and by their bytes."""
+"""Pictures, tables and the model card, checked by their content and their bytes."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ PICTURES: dict[str, Callable[..., None]] = {
     "grey mistakes": partial(plots.mistakes, IMAGES[..., :1], [{"predicted": "a", "confidence": 0.5, "true": "b"}] * 6),
     "no mistakes": partial(plots.mistakes, IMAGES[:0], []),
     "grid": partial(plots.image_grid, {"input": IMAGES, "output": 255 - IMAGES}),
+    "latent plane": partial(plots.latent_plane, RANDOM.normal(size=(30, 2)), np.arange(30) % 3, CLASSES),
     "latency": partial(plots.latency, LATENCY),
     "latency in int8": partial(plots.latency, [row | {"int8_ms": row["onnxruntime_ms"] / 3} for row in LATENCY]),
 }
@@ -61,9 +62,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
-def test_a_picture_has_readme_width_the_same_bytes_twice_and_a_visible_sample_note(
-    draw: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_picture_is_reproducible_and_carries_a_visible_sample_note(draw: Callable[..., None], tmp_path: Path) -> None:
     first, again, full = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "full.png"
     draw(first, label="experiment", sample=True)
     draw(again, label="experiment", sample=True)
@@ -73,11 +72,11 @@ def test_a_picture_has_readme_width_the_same_bytes_twice_and_a_visible_sample_no
     height, width, _ = pixels(first).shape
     assert width == 960 and 60 < height < 1300
     rows, columns = np.nonzero((pixels(first) != pixels(full)).any(axis=-1))
-    assert columns.min() > width / 2 and rows.max() < 60, "the note stands in the header's right half"
-    assert columns.max() - columns.min() > 150, "the note is large enough to be read"
+    assert columns.min() > width / 2 and rows.max() < 60, "the note is in the right half of the header"
+    assert columns.max() - columns.min() > 150, "the note is large enough to read"
 
 
-def test_the_label_and_the_headline_are_drawn(tmp_path: Path) -> None:
+def test_the_label_is_drawn_in_the_header(tmp_path: Path) -> None:
     for name, label in (
         ("a", "cifar10_resnet · profile full · seed 1"),
         ("b", "cifar10_resnet · profile full · seed 2"),
@@ -87,7 +86,7 @@ def test_the_label_and_the_headline_are_drawn(tmp_path: Path) -> None:
     assert changed[0].size and changed[0].max() < 75
 
 
-def test_a_picture_ignores_the_users_matplotlibrc_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+def test_a_picture_ignores_the_users_matplotlibrc_and_keeps_it(tmp_path: Path) -> None:
     import matplotlib
 
     plots.curves(HISTORY, METRICS, tmp_path / "a.png", label="x", sample=False)
@@ -97,7 +96,7 @@ def test_a_picture_ignores_the_users_matplotlibrc_and_leaves_it_as_it_was(tmp_pa
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_missing_and_not_finite_values_are_left_out_of_the_curves(tmp_path: Path) -> None:
+def test_curves_skip_missing_and_non_finite_values(tmp_path: Path) -> None:
     holes: list[dict[str, float]] = [
         {"epoch": 0, "loss": 2.0},
         {"epoch": 1, "loss": math.nan},
@@ -105,13 +104,13 @@ def test_missing_and_not_finite_values_are_left_out_of_the_curves(tmp_path: Path
         {"epoch": 3, "loss": 1.0},
     ]
     plots.curves(holes, METRICS, tmp_path / "holes.png", label="x", sample=False)
-    # Four epochs are announced in the headline; below it, the line is the one through the two finite points.
-    whole = [{"epoch": 0, "loss": 2.0}, {"epoch": 3, "loss": 1.0}]
-    plots.curves(whole, METRICS, tmp_path / "whole.png", label="x", sample=False)
-    assert np.array_equal(pixels(tmp_path / "holes.png")[75:], pixels(tmp_path / "whole.png")[75:])
+    # The headline counts four epochs; below it, the line connects the two finite points.
+    complete = [{"epoch": 0, "loss": 2.0}, {"epoch": 3, "loss": 1.0}]
+    plots.curves(complete, METRICS, tmp_path / "complete.png", label="x", sample=False)
+    assert np.array_equal(pixels(tmp_path / "holes.png")[75:], pixels(tmp_path / "complete.png")[75:])
 
 
-def test_a_history_without_a_single_finite_value_is_still_drawn(tmp_path: Path) -> None:
+def test_a_history_without_finite_values_is_drawn(tmp_path: Path) -> None:
     plots.curves([{"epoch": 0, "train_loss": math.nan}], METRICS, tmp_path / "nan.png", label="x", sample=False)
     assert pixels(tmp_path / "nan.png").shape[1] == 960
 
@@ -123,7 +122,7 @@ def test_a_history_without_metrics_is_refused_with_the_remedy(history: list[dict
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_confusion_matrix_that_does_not_fit_its_classes_is_refused(tmp_path: Path) -> None:
+def test_a_confusion_matrix_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) for 2 classes"):
         plots.confusion_matrix(np.zeros((2, 3), int), ["a", "b"], tmp_path / "c.png", label="x", sample=False)
 
@@ -142,14 +141,14 @@ def test_a_tile_shows_the_images_own_colours(tmp_path: Path) -> None:
     assert {(200, 30, 40), (10, 60, 220)} <= colours
 
 
-def test_the_calibration_error_matches_a_hand_computed_value() -> None:
+def test_the_calibration_error_of_two_bins() -> None:
     # Two bins: (0, 0.5] holds 0.2 and 0.5, one right; (0.5, 1] holds 0.6 and 0.9, both right.
     confidence, correct = np.array([0.2, 0.5, 0.6, 0.9]), np.array([False, True, True, True])
     # 2/4 * |1/2 - 0.35| + 2/4 * |1 - 0.75|
     assert calibration_error(calibration_bins(confidence, correct, bins=2)) == pytest.approx(0.2)
 
 
-def test_calibration_bins_count_every_example_once_and_leave_empty_bins_open() -> None:
+def test_calibration_bins_count_each_example_once_and_empty_ones_are_nan() -> None:
     rows = calibration_bins(np.array([0.0, 0.1, 0.1001, 1.0, 1.0000001]), np.ones(5, bool), bins=10)
     assert [row["count"] for row in rows] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     assert math.isnan(rows[5]["accuracy"]) and rows[9]["accuracy"] == 1
@@ -157,18 +156,18 @@ def test_calibration_bins_count_every_example_once_and_leave_empty_bins_open() -
 
 
 @pytest.mark.parametrize("confidence", [[], [0.5, math.nan], [1.2], [-0.1]])
-def test_what_is_no_probability_is_refused_by_the_calibration(confidence: list[float]) -> None:
+def test_calibration_refuses_values_outside_of_zero_to_one(confidence: list[float]) -> None:
     with pytest.raises(ValueError, match=r"0\.\.1"):
         calibration_bins(np.array(confidence), np.ones(len(confidence), bool))
 
 
-def test_importing_the_room_loads_neither_matplotlib_nor_torch() -> None:
+def test_importing_plots_and_card_loads_neither_matplotlib_nor_torch() -> None:
     code = "import sys, src.reporting.plots, src.exporting.card; print({'torch', 'matplotlib'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_csv_has_every_column_short_floats_and_lf_endings(tmp_path: Path) -> None:
+def test_csv_has_all_columns_short_floats_and_lf_endings(tmp_path: Path) -> None:
     rows = [
         {"epoch": 0, "loss": 1 / 3, "note": 'a "b", c'},
         {"epoch": 1, "loss": np.float32(0.1), "lr": 1e-5},
@@ -185,7 +184,7 @@ def test_csv_of_no_rows_is_empty(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_bytes() == b""
 
 
-def test_metrics_are_sorted_rounded_and_null_where_not_finite(tmp_path: Path) -> None:
+def test_metrics_are_sorted_and_rounded_and_non_finite_ones_null(tmp_path: Path) -> None:
     metrics = {"test": {"loss": math.nan, "accuracy": np.float64(2 / 3)}, "epochs": np.int64(3), "a": [math.inf, 0.1]}
     tables.write_metrics(tmp_path / "m.json", metrics)
     text = (tmp_path / "m.json").read_text()
@@ -200,14 +199,14 @@ def test_confusion_pairs_name_the_classes_of_each_example() -> None:
     ]
 
 
-def test_a_markdown_table_aligns_numbers_right_and_keeps_pipes_and_breaks_in_their_cell() -> None:
+def test_a_markdown_table_aligns_numbers_and_escapes_pipes_and_breaks() -> None:
     rows: list[dict[str, object]] = [{"name": "a|b\nc", "value": 0.123456789, "unused": 1}, {"name": "d"}]
     assert tables.markdown(rows, ["name", "value"]) == (
         "| name | value |\n| --- | ---: |\n| a\\|b c | 0.123457 |\n| d |  |\n"
     )
 
 
-def test_text_mistakes_are_cut_at_a_word_and_escaped(tmp_path: Path) -> None:
+def test_text_mistakes_are_truncated_at_a_word_and_escaped(tmp_path: Path) -> None:
     text = "<b>1.\n*Great* & bad_movie</b> " + "word " * 200
     rows = [{"true": "neg", "predicted": "pos", "confidence": 0.987}]
     tables.text_mistakes([text], rows, tmp_path / "m.md", label="imdb_lstm", sample=True)
@@ -218,7 +217,7 @@ def test_text_mistakes_are_cut_at_a_word_and_escaped(tmp_path: Path) -> None:
     assert quote.endswith("word …”") and 590 < len(quote) < 640
 
 
-def test_no_text_mistakes_are_said_to_be_none_without_a_sample_note(tmp_path: Path) -> None:
+def test_a_page_without_text_mistakes(tmp_path: Path) -> None:
     tables.text_mistakes([], [], tmp_path / "m.md", label="x", sample=False)
     assert (tmp_path / "m.md").read_text() == "# The most confident mistakes\n\nx\n\nNone.\n"
 
@@ -244,7 +243,7 @@ CARD = Card(
 )
 
 
-def test_a_card_says_data_training_metrics_files_and_limits() -> None:
+def test_a_card_shows_data_training_metrics_files_and_limits() -> None:
     page = model_card(CARD)
     assert page == model_card(dataclasses.replace(CARD)), "the same fields give the same page"
     for part in (
@@ -264,8 +263,8 @@ def test_a_card_says_data_training_metrics_files_and_limits() -> None:
     assert plots.SAMPLE_NOTE not in model_card(dataclasses.replace(CARD, profile="full"))
 
 
-def exported(hub_tag: str, path: Path) -> None:
-    """A model with the inputs and outputs of an exported one: sums for scores, or the image itself."""
+def write_model(hub_tag: str, path: Path) -> None:
+    """Writes a model with the inputs and outputs of an exported one: sums as scores, or the image itself."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -310,7 +309,7 @@ def exported(hub_tag: str, path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-CALLED = [
+SNIPPETS = [
     ("classification", "images", {}, ["dog"]),  # green is the strongest channel
     ("classification", "text", {"classes": [f"class {n}" for n in range(5)]}, ["class 3"]),  # 345 is the largest token
     ("translation", "pairs", {}, []),
@@ -319,13 +318,15 @@ CALLED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "fields", "printed"), CALLED, ids=[f"{call[0]} {call[1]}" for call in CALLED])
-def test_the_cards_snippet_runs_as_it_stands(
+@pytest.mark.parametrize(
+    ("name", "kind", "fields", "printed"), SNIPPETS, ids=[f"{case[0]} {case[1]}" for case in SNIPPETS]
+)
+def test_the_snippet_of_the_card_runs_unchanged(
     name: str, kind: str, fields: dict[str, Any], printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, signature = tasks.load(name), {"kind": kind, "shape": [3, 4, 6], "classes": CLASSES} | fields
     (tmp_path / "model").mkdir()
-    exported(task.hub_tag(signature), tmp_path / "model" / "model.onnx")
+    write_model(task.hub_tag(signature), tmp_path / "model" / "model.onnx")
     Image.fromarray(np.full((9, 9, 3), (10, 200, 30), np.uint8)).save(tmp_path / "input.png")
     monkeypatch.chdir(tmp_path)
     page = model_card(dataclasses.replace(CARD, snippet=task.snippet(signature)))
@@ -335,9 +336,9 @@ def test_the_cards_snippet_runs_as_it_stands(
     exec(snippet[1], {"print": output.append})
     assert output == printed
     if not printed:
-        drawn = Image.open("output.png")
-        assert drawn.size == (6, 4)
-        assert name == "generation" or np.asarray(drawn)[0, 0].tolist() == [10, 200, 30]
+        picture = Image.open("output.png")
+        assert picture.size == (6, 4)
+        assert name == "generation" or np.asarray(picture)[0, 0].tolist() == [10, 200, 30]
 
 
 def test_the_snippet_reads_a_grey_image_as_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,14 +349,12 @@ def test_the_snippet_reads_a_grey_image_as_grey(tmp_path: Path, monkeypatch: pyt
     assert variables["image"].shape == (1, 1, 4, 6)
 
 
-def test_samples_stand_close_together_in_a_square(tmp_path: Path) -> None:
+def test_all_samples_are_drawn(tmp_path: Path) -> None:
     pictures = np.stack([np.full((4, 4, 1), 20 * number, np.uint8) for number in range(1, 11)])
     plots.samples(pictures, tmp_path / "s.png", label="x", sample=True)
-    shown = np.asarray(Image.open(tmp_path / "s.png").convert("L"))
-    assert {20 * number for number in range(1, 11)} <= set(np.unique(shown).tolist())
+    image = np.asarray(Image.open(tmp_path / "s.png").convert("L"))
+    assert {20 * number for number in range(1, 11)} <= set(np.unique(image).tolist())
 
-
-def test_the_latent_plane_names_the_classes(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(30, 2))
     plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "l.png", label="x", sample=False)
     plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "again.png", label="x", sample=False)

@@ -1,4 +1,4 @@
-"""The networks for small images, and what an image classifier does before and around them."""
+"""Networks for small images and the image classifier around them: normalization, whitening, loss."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def classifier(network: Any) -> ImageClassifier:
 
 
 def photos(count: int = 64) -> Tensor:
-    """Bytes whose neighbouring pixels and channels are alike, as in photos: uint8 [N, 3, 32, 32]."""
+    """Images with correlated pixels and channels, as in photos: uint8 [N, 3, 32, 32]."""
     noise = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     smooth = F.avg_pool2d(noise, 5, stride=1, padding=2)
     return (smooth + 0.5 * smooth.mean(1, keepdim=True)).mul(160).to(torch.uint8)
 
 
-def test_resnet18_with_the_cifar_stem_has_the_known_parameters_and_keeps_the_picture_large_at_first() -> None:
+def test_resnet18_has_the_parameters_and_the_stem_for_cifar() -> None:
     network = resnet18(SHAPE, CLASSES).eval()
     assert parameters(network) == 11_173_962
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, CLASSES)
@@ -45,7 +45,7 @@ def test_resnet18_with_the_cifar_stem_has_the_known_parameters_and_keeps_the_pic
     assert stem(torch.randn(1, 3, 32, 32)).shape == (1, 64, 32, 32)
 
 
-def test_resnet18_takes_other_channels_and_classes() -> None:
+def test_resnet18_accepts_other_channels_and_classes() -> None:
     assert resnet18([1, 28, 28], 7).eval()(torch.randn(2, 1, 28, 28)).shape == (2, 7)
 
 
@@ -58,13 +58,13 @@ def test_fast_resnet_has_the_parameters_of_its_parts() -> None:
     assert parameters(FastResNet(SHAPE, CLASSES, width=64)) == total == 4_335_672
 
 
-def test_fast_resnet_maps_pictures_of_nine_pixels_and_more_to_logits() -> None:
+def test_fast_resnet_accepts_images_from_nine_pixels_on() -> None:
     network = FastResNet(SHAPE, CLASSES, width=8).eval()
     for size in (9, 28, 32):
         assert network(torch.randn(2, 3, size, size)).shape == (2, CLASSES)
 
 
-def test_fast_resnet_trains_neither_the_whitening_filters_nor_the_scales_of_its_norms() -> None:
+def test_fast_resnet_freezes_whitening_filters_and_norm_scales() -> None:
     network = FastResNet(SHAPE, CLASSES, width=8)
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
@@ -73,13 +73,13 @@ def test_fast_resnet_trains_neither_the_whitening_filters_nor_the_scales_of_its_
     assert all(bool((network.get_parameter(name) == 1).all()) for name in norms)
 
 
-def test_a_convolution_passes_its_inputs_at_the_start() -> None:
+def test_a_convolution_starts_as_the_identity() -> None:
     block = FastResNet(SHAPE, CLASSES, width=8).blocks[1]
     x = torch.randn(1, 8, 6, 6)
     torch.testing.assert_close(block.enter(x)[:, :8], x)  # type: ignore[operator]
 
 
-def test_fitted_whitening_decorrelates_patches_and_comes_in_pairs_of_either_sign() -> None:
+def test_fitted_whitening_decorrelates_patches_in_both_signs() -> None:
     network = FastResNet(SHAPE, CLASSES, width=8)
     images = photos().float() / 64 - 1
     network.fit_whitening(images)
@@ -88,15 +88,15 @@ def test_fitted_whitening_decorrelates_patches_and_comes_in_pairs_of_either_sign
 
     patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
     before = torch.linalg.eigvalsh(torch.cov(patches.T)).flip(0)
-    seen = F.conv2d(images, filters[:12]).transpose(0, 1).flatten(1)
-    covariance = torch.cov(seen.double())
-    # A direction of variance v ends with v / (v + epsilon): one, unless there is next to nothing to see in it.
+    whitened = F.conv2d(images, filters[:12]).transpose(0, 1).flatten(1)
+    covariance = torch.cov(whitened.double())
+    # A direction of variance v has the variance v / (v + epsilon) afterwards: near one, unless v is tiny.
     torch.testing.assert_close(covariance, (before / (before + network.WHITENING_EPSILON)).diag(), atol=1e-3, rtol=0)
     assert covariance[0, 0] > 0.99
-    assert before[0] / before[-1] > 20, "the pictures were white already: the test would show nothing"
+    assert before[0] / before[-1] > 20, "the images were white before: the test would prove nothing"
 
 
-def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_above_it_as_ones() -> None:
+def test_images_are_normalized_by_mean_and_deviation() -> None:
     model = classifier(lambda shape, classes: nn.Flatten())
     mean = torch.tensor([51, 102, 153], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 32, 32)
     above = torch.tensor([51 + 25.5, 102 + 51, 153 + 102]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
@@ -104,12 +104,12 @@ def test_an_image_of_the_mean_reaches_the_network_as_zeros_and_one_deviation_abo
     torch.testing.assert_close(model(above), torch.ones(2, 3072))
 
 
-def test_a_classifier_fits_the_whitening_on_normalised_images_and_leaves_other_networks_alone() -> None:
+def test_a_classifier_fits_the_whitening_of_networks_that_have_one() -> None:
     model = classifier(lambda shape, classes: FastResNet(shape, classes, width=8))
     model.prepare({"images": photos()})
-    alone = FastResNet(SHAPE, CLASSES, width=8)
-    alone.fit_whitening((photos() - model.mean) / model.std)
-    assert torch.equal(model.network.get_parameter("whiten.weight"), alone.whiten.weight)
+    reference = FastResNet(SHAPE, CLASSES, width=8)
+    reference.fit_whitening((photos() - model.mean) / model.std)
+    assert torch.equal(model.network.get_parameter("whiten.weight"), reference.whiten.weight)
 
     plain = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     before = plain.network.get_parameter("1.weight").clone()
@@ -125,71 +125,69 @@ def test_answers_are_probabilities() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_is_cross_entropy_and_its_sums_count_what_was_right(smoothing: float) -> None:
+def test_the_loss_is_cross_entropy_and_the_sums_count_correct_answers(smoothing: float) -> None:
     model = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
     images, labels = photos(8), torch.arange(8)
     loss = model.loss((images, labels), "val", smoothing)
     logs = model(images).log_softmax(1)
-    by_hand = -((1 - smoothing) * logs[labels, labels] + smoothing * logs.mean(1)).mean()
-    torch.testing.assert_close(loss, by_hand)
+    expected = -((1 - smoothing) * logs[labels, labels] + smoothing * logs.mean(1)).mean()
+    torch.testing.assert_close(loss, expected)
     correct = int((model(images).argmax(1) == labels).sum())
     assert model.val_sums.flatten().tolist() == pytest.approx([8 * loss.item(), 8, correct, 8])
 
 
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(2, 16, 48), (3, 32, 32), (7, 16, 48), (8, 5, 7)])
-def test_small_maps_have_the_gradients_that_an_ordinary_convolution_has(
+def test_small_maps_have_the_gradients_of_a_plain_convolution(
     size: int, inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Convolution, "SMALL", 8)  # as on a processor with tiles
     torch.manual_seed(0)
-    ours = Convolution(inputs, outputs)
-    nn.init.normal_(ours.weight)
-    usual = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    usual.load_state_dict(ours.state_dict())
-    given = torch.randn(6, inputs, size, size)
-    found = []
-    for convolution in (ours.train(), usual):
-        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        x = given.clone().requires_grad_()
+    convolution = Convolution(inputs, outputs)
+    nn.init.normal_(convolution.weight)
+    reference = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    reference.load_state_dict(convolution.state_dict())
+    maps = torch.randn(6, inputs, size, size)
+    results = []
+    for module in (convolution.train(), reference):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        x = maps.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            y = convolution(x)
+            y = module(x)
         y.float().square().sum().backward()
-        assert x.grad is not None and convolution.weight.grad is not None
-        found.append((y.detach(), x.grad, convolution.weight.grad))
-    assert found[0][2].dtype == torch.float32
-    for one, other in zip(*found, strict=True):
+        assert x.grad is not None and module.weight.grad is not None
+        results.append((y.detach(), x.grad, module.weight.grad))
+    assert results[0][2].dtype == torch.float32
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(60, 3, 7, 10), (25, 16, 2, 2), (1, 8, 31, 31), (26, 5, 9, 9)])
-def test_pooling_gives_the_bits_of_the_library_and_keeps_two_bytes_for_each_maximum(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_pooling_equals_torch_and_saves_two_bytes_per_maximum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    given = torch.randn(shape).mul(4).round().to(dtype).contiguous(memory_format=torch.channels_last)  # with many ties
-    towards = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2).to(dtype)
-    found, kept = [], []
+    maps = torch.randn(shape).mul(4).round().to(dtype).contiguous(memory_format=torch.channels_last)  # with many ties
+    gradient = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2).to(dtype)
+    results, saved_bytes = [], []
     for pool in (max_pool_2x2, lambda x: F.max_pool2d(x, 2)):
-        x, held = given.clone().requires_grad_(), list[Tensor]()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t) or t, lambda t: t):  # type: ignore[misc]
+        x, saved = maps.clone().requires_grad_(), list[Tensor]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):  # type: ignore[misc]
             y = pool(x)
-        y.backward(towards)
+        y.backward(gradient)
         assert x.grad is not None
-        found.append((y.detach(), x.grad))
-        kept.append(sum(t.nbytes for t in held))
-    for one, other in zip(*found, strict=True):
+        results.append((y.detach(), x.grad))
+        saved_bytes.append(sum(t.nbytes for t in saved))
+    for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
         assert one.stride() == other.stride()
-    assert kept[0] == 2 * towards.numel() < kept[1] / 4
+    assert saved_bytes[0] == 2 * gradient.numel() < saved_bytes[1] / 4
 
 
-def test_pooling_leaves_to_the_library_what_has_no_gradient_another_layout_or_too_many_places() -> None:
+def test_pooling_falls_back_to_torch_for_other_layouts_and_sizes() -> None:
     for x in (
         torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last),
         torch.randn(2, 3, 8, 8).requires_grad_(),
         torch.randn(1, 2, 200, 200).contiguous(memory_format=torch.channels_last).requires_grad_(),
     ):
-        pooled, usual = max_pool_2x2(x), F.max_pool2d(x, 2)
-        assert torch.equal(pooled, usual)
-        assert type(pooled.grad_fn) is type(usual.grad_fn)
+        pooled, expected = max_pool_2x2(x), F.max_pool2d(x, 2)
+        assert torch.equal(pooled, expected)
+        assert type(pooled.grad_fn) is type(expected.grad_fn)

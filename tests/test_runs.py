@@ -1,4 +1,4 @@
-"""Direct runs, as real processes: interrupted, resumed, swept, debugged."""
+"""Direct runs as real processes: interruption and resume, multirun, debug modes, options of the trainer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SMALL = (
     "model.network.width=8",
     "trainer.threads=1",
 )
-LONG = "trainer.max_epochs=12"  # so long that a run told to stop after two epochs has not ended by then
+LONG = "trainer.max_epochs=12"  # long enough that a run stopped after two epochs is unfinished
 
 
 def output_of(text: str) -> Path:
-    """The folder that a run says it wrote."""
-    found = re.search(r"trained in [\d.]+ s: (\S+)/train", text)
-    assert found, text
-    return Path(found[1])
+    """The folder that a run wrote, relative to the clone."""
+    match = re.search(r"trained in [\d.]+ s: (\S+)/train", text)
+    assert match, text
+    return Path(match[1])
 
 
 def sha256(clone: Path, folder: Path) -> str:
@@ -47,20 +47,20 @@ def start(clone: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(clone: Path, run: Run) -> str:
-    """The sha256 of an uninterrupted run's weights;"""
+def uninterrupted(clone: Path, run: Run) -> str:
+    """The sha256 of the weights of an uninterrupted run."""
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG)
     return sha256(clone, output_of(done.stdout))
 
 
-def test_the_same_run_twice_gives_the_same_bits(whole: str, clone: Path, run: Run) -> None:
+def test_the_same_run_twice_gives_the_same_bits(uninterrupted: str, clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG)
-    assert sha256(clone, output_of(done.stdout)) == whole
+    assert sha256(clone, output_of(done.stdout)) == uninterrupted
     other = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=1")
-    assert sha256(clone, output_of(other.stdout)) != whole
+    assert sha256(clone, output_of(other.stdout)) != uninterrupted
 
 
-def test_a_second_run_into_a_folder_leaves_its_own_configuration(clone: Path, run: Run) -> None:
+def test_a_second_run_into_a_folder_replaces_its_configuration(clone: Path, run: Run) -> None:
     for seed in (3, 4):
         words = ("debug=fast", f"seed={seed}", "hydra.run.dir=experiments/runs/twice")
         run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, *words)
@@ -68,8 +68,8 @@ def test_a_second_run_into_a_folder_leaves_its_own_configuration(clone: Path, ru
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
-    stop: signal.Signals, whole: str, clone: Path, run: Run
+def test_an_interrupted_run_is_resumed_to_the_same_bits(
+    stop: signal.Signals, uninterrupted: str, clone: Path, run: Run
 ) -> None:
     words = ("+experiment=cifar10_resnet", *SMALL, LONG)
     process = start(clone, *words)
@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
     assert "goes on with the run that was interrupted" in done.stdout
     assert "epoch 1/12" not in done.stdout
     folder = output_of(done.stdout)
-    assert sha256(clone, folder) == whole
+    assert sha256(clone, folder) == uninterrupted
     history = (clone / folder / "train" / "history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in history] == ["epoch", *map(str, range(1, 13))]
 
@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_with_the_same_command_to_the_same_bits(
         ("facades_pix2pix", "model.width=4"),
     ],
 )
-def test_a_run_killed_in_mid_epoch_goes_on_with_the_next_batch_to_the_same_bits(
+def test_a_run_killed_within_an_epoch_is_resumed_to_the_same_bits(
     experiment: str, narrow: str, clone: Path, run: Run
 ) -> None:
     words = (
@@ -108,14 +108,14 @@ def test_a_run_killed_in_mid_epoch_goes_on_with_the_next_batch_to_the_same_bits(
         "trainer.checkpoint_seconds=0",
         "trainer.threads=1",
     )
-    import torch  # noqa: F401  # now: the runs below do not wait until it is there
+    import torch  # noqa: F401  # before the runs: loading it takes longer than they train
 
     before = set(clone.glob("experiments/.work/*/last.ckpt"))
     first = run("python", "-m", "src.train", *words)
     positions = []
-    for wanted in (3, 24):  # batches: in the first epoch and in the second
+    for target in (3, 24):  # batches: in the first epoch and in the second
         process = start(clone, *words)
-        while batches_done(clone, before) < wanted:
+        while batches_done(clone, before) < target:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
@@ -130,16 +130,16 @@ def test_a_run_killed_in_mid_epoch_goes_on_with_the_next_batch_to_the_same_bits(
 
 
 def batches_done(clone: Path, before: set[Path]) -> int:
-    """How far the checkpoint of the one unfinished run that was not there `before` is; 0 while there is none."""
-    found = set(clone.glob("experiments/.work/*/last.ckpt")) - before
-    if not found:
+    """The batches in the checkpoint of the unfinished run that started after `before`; 0 without one."""
+    checkpoints = set(clone.glob("experiments/.work/*/last.ckpt")) - before
+    if not checkpoints:
         return 0
-    (path,) = found
+    (path,) = checkpoints
     state = torch_load(path)["PackedData"]
     return 20 * state["epoch"] + state["consumed"]
 
 
-def test_a_signal_in_mid_epoch_saves_the_batch_in_hand(clone: Path, run: Run) -> None:
+def test_sigterm_within_an_epoch_saves_a_checkpoint(clone: Path, run: Run) -> None:
     words = (
         "+experiment=cifar10_resnet",
         *SMALL,
@@ -151,18 +151,18 @@ def test_a_signal_in_mid_epoch_saves_the_batch_in_hand(clone: Path, run: Run) ->
     process = start(clone, *words)
     wait_for(process, r"^epoch 1/100")
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "SIGTERM: saving, then ending" in said
+    assert "SIGTERM: saving, then ending" in output
     (saved,) = set(clone.glob("experiments/.work/*/last.ckpt")) - before
     assert saved.is_file()
-    again = start(clone, *words)
-    wait_for(again, r"^goes on with the run that was interrupted")
-    again.kill()
-    again.communicate()
+    resumed = start(clone, *words)
+    wait_for(resumed, r"^goes on with the run that was interrupted")
+    resumed.kill()
+    resumed.communicate()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(clone: Path, run: Run) -> None:
+def test_a_non_finite_loss_stops_the_run_and_saves_no_checkpoint_with_it(clone: Path, run: Run) -> None:
     words = ("+experiment=imdb_lstm", "model.hidden=8", "trainer.limit_train_batches=20", "trainer.max_epochs=3")
     before = set(clone.glob("experiments/.work/*/last.ckpt"))
     done = run(
@@ -193,14 +193,14 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(clone: Path, run: 
     assert "epoch 1/4" in done.stdout
 
 
-def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(clone: Path, run: Run) -> None:
+def test_an_interrupted_run_is_resumed_in_its_mlflow_run(clone: Path, run: Run) -> None:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as Recorded
+    from mlflow.entities import Run as TrackedRun
 
     words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=60", "seed=11")
     database = clone / "experiments" / "mlflow.db"
 
-    def recorded() -> list[Recorded]:
+    def tracked_runs() -> list[TrackedRun]:
         if not database.exists():
             return []
         client = MlflowClient(f"sqlite:///{database}")
@@ -209,78 +209,44 @@ def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(clone: Path, run: Run)
 
     process = start(clone, *words)
     wait_for(process, r"^epoch 2/60")
-    while process.poll() is None and not recorded():
+    while process.poll() is None and not tracked_runs():
         time.sleep(0.2)
     process.kill()
-    assert process.wait(60) == -9  # it was still training
+    assert process.wait(60) == -9  # killed during training
     done = run("python", "-m", "src.train", *words)
     assert "goes on" in done.stdout
-    (found,) = recorded()
-    assert found.info.status == "FINISHED"
-    points = MlflowClient(f"sqlite:///{database}").get_metric_history(found.info.run_id, "val_accuracy")
+    (tracked,) = tracked_runs()
+    assert tracked.info.status == "FINISHED"
+    points = MlflowClient(f"sqlite:///{database}").get_metric_history(tracked.info.run_id, "val_accuracy")
     assert sorted(point.step for point in points) == list(range(1, 61))
 
 
-def test_a_second_run_of_the_very_same_thing_is_refused_and_names_the_first(clone: Path, run: Run) -> None:
-    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=50", "seed=8")
-    process = start(clone, *words)
-    try:
-        wait_for(process, r"^epoch 1/50")
-        second = run("python", "-m", "src.train", *words, check=False)
-        assert second.returncode == 1
-        assert f"process {process.pid}" in second.stderr
-        assert len(second.stderr.strip().splitlines()) == 1
-    finally:
-        process.kill()
-        process.wait(60)
-
-
-def test_a_sweep_over_seeds_gives_each_run_a_folder(clone: Path, run: Run) -> None:
+def test_a_multirun_gives_each_run_a_folder(clone: Path, run: Run) -> None:
     done = run(
         "python", "-m", "src.train", "-m", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=0,2,3"
     )
-    folders = [Path(found) for found in re.findall(r"trained in [\d.]+ s: (\S+)/train", done.stdout)]
+    folders = [Path(folder) for folder in re.findall(r"trained in [\d.]+ s: (\S+)/train", done.stdout)]
     assert len(set(folders)) == 3
     assert len({sha256(clone, folder) for folder in folders}) == 3
 
 
-def test_debug_fast_takes_two_batches(clone: Path, run: Run) -> None:
+def test_debug_fast_trains_one_epoch(clone: Path, run: Run) -> None:
     done = run(
         "python", "-m", "src.train", "+experiment=imdb_lstm", "debug=fast", "model.hidden=8", "model.embedding=8"
     )
     assert "epoch 1/1" in done.stdout
 
 
-def test_debug_overfit_learns_its_batches_by_heart(clone: Path, run: Run) -> None:
+def test_debug_overfit_memorizes_its_batches(clone: Path, run: Run) -> None:
     words = ("data.loader.batch_size=20", "model.network.width=8", "trainer.max_epochs=40", "model.label_smoothing=0")
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "debug=overfit", *words)
-    accuracies = [float(found) for found in re.findall(r"train_accuracy ([\d.]+)", done.stdout)]
+    accuracies = [float(value) for value in re.findall(r"train_accuracy ([\d.]+)", done.stdout)]
     assert accuracies[-1] > 0.95
 
 
-def test_debug_profile_prints_where_the_time_goes(clone: Path, run: Run) -> None:
+def test_debug_profile_prints_a_profile(clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", "debug=profile", *SMALL)
     assert "run_training_batch" in done.stdout + done.stderr
-
-
-@pytest.mark.long
-def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
-    words = (
-        "+experiment=facades_pix2pix",
-        "trainer.limit_train_batches=3",
-        "trainer.limit_val_batches=1",
-        "model.width=4",
-        "trainer.max_epochs=4",
-        "trainer.threads=1",
-    )
-    first = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
-    process = start(clone, *words)
-    wait_for(process, r"^epoch 2/4")
-    process.kill()
-    process.wait(60)
-    done = run("python", "-m", "src.train", *words)
-    assert "goes on" in done.stdout
-    assert sha256(clone, output_of(done.stdout)) == first
 
 
 @pytest.mark.parametrize(
@@ -291,27 +257,17 @@ def test_pix2pix_resumes_to_the_same_bits(clone: Path, run: Run) -> None:
         pytest.param("trainer.compile=true", marks=pytest.mark.long),
     ],
 )
-def test_options_of_the_trainer_train(override: str, clone: Path, run: Run) -> None:
+def test_options_of_the_trainer_work(override: str, clone: Path, run: Run) -> None:
     done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", override)
     keys = _keys(clone / output_of(done.stdout) / "train" / "model.safetensors")
     assert not [key for key in keys if "_orig_mod" in key]
 
 
 @pytest.mark.long
-def test_attention_pooling_and_least_squares_gan_train(clone: Path, run: Run) -> None:
+def test_options_of_the_models_work(clone: Path, run: Run) -> None:
     tiny = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.max_epochs=1")
     run("python", "-m", "src.train", "+experiment=imdb_lstm", *tiny, "model.pooling=attention", "model.hidden=8")
     run("python", "-m", "src.train", "+experiment=facades_pix2pix", *tiny, "model.gan=lsgan", "model.width=4")
-
-
-@pytest.mark.long
-def test_evaluate_and_export_work_on_a_direct_run(clone: Path, run: Run) -> None:
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=31")
-    folder = output_of(done.stdout)
-    for stage in ("evaluate", "export"):
-        run("python", "-m", f"src.{stage}", "-cp", f"../{folder}", "-cn", "config")
-    assert (clone / folder / "metrics.json").is_file()
-    assert (clone / folder / "export" / "model.onnx").is_file()
 
 
 def _keys(path: Path) -> list[str]:
@@ -321,8 +277,8 @@ def _keys(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def test_on_a_terminal_there_is_a_live_bar(clone: Path) -> None:
-    """A real pseudo-terminal: the bar redraws, plain lines are for everywhere else."""
+def test_a_terminal_shows_a_progress_bar(clone: Path) -> None:
+    """In a pseudo-terminal a bar is redrawn; elsewhere plain lines are printed."""
     import pty
 
     main, other = pty.openpty()
@@ -330,7 +286,7 @@ def test_on_a_terminal_there_is_a_live_bar(clone: Path) -> None:
     environment = commands_environment() | {"TERM": "xterm-256color"}
     process = subprocess.Popen(words, cwd=clone, env=environment, stdin=other, stdout=other, stderr=other)
     os.close(other)
-    seen = b""
+    output = b""
     while True:
         try:
             chunk = os.read(main, 65536)
@@ -338,9 +294,9 @@ def test_on_a_terminal_there_is_a_live_bar(clone: Path) -> None:
             break
         if not chunk:
             break
-        seen += chunk
+        output += chunk
     assert process.wait(60) == 0
-    text = seen.decode(errors="replace")
+    text = output.decode(errors="replace")
     assert "Epoch 0/0" in text
     assert "\x1b[" in text
     assert "epoch 1/1 " not in text

@@ -1,4 +1,4 @@
-"""The drawn facades have the official format, and their photos show what their label maps say."""
+"""The drawn facades have the official format, and their photos match their label maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def facades(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return dict(read_archive(archive))
 
 
-def test_facades_are_numbered_from_one_in_three_splits(facades: dict[str, bytes]) -> None:
+def test_facades_are_numbered_from_one_in_each_split(facades: dict[str, bytes]) -> None:
     counts = {"train": 12, "val": 2, "test": 3}
     assert set(facades) == {f"facades/{s}/{n}.jpg" for s, count in counts.items() for n in range(1, count + 1)}
     for content in facades.values():
@@ -30,26 +30,26 @@ def test_facades_are_numbered_from_one_in_three_splits(facades: dict[str, bytes]
     assert len(set(facades.values())) == len(facades)
 
 
-def test_label_maps_keep_the_palette_through_jpeg_and_show_every_class(facades: dict[str, bytes]) -> None:
+def test_label_maps_keep_the_palette_in_jpeg_and_show_every_class(facades: dict[str, bytes]) -> None:
     palette = np.array(list(FACADE_PALETTE.values()), float)
-    seen: Counter[int] = Counter()
-    near = []
+    counts: Counter[int] = Counter()
+    close = []
     for content in facades.values():
         labels = np.asarray(Image.open(io.BytesIO(content)), float)[:, 256:]
         distance = np.linalg.norm(labels[:, :, None] - palette, axis=-1)
-        near.append(np.mean(distance.min(-1) < 30))
-        seen.update(distance.argmin(-1)[distance.min(-1) < 15].tolist())
-    assert np.mean(near) > 0.8  # 0.81 in the official archive
-    assert min(seen[label] for label in range(12)) > 50
+        close.append(np.mean(distance.min(-1) < 30))
+        counts.update(distance.argmin(-1)[distance.min(-1) < 15].tolist())
+    assert np.mean(close) > 0.8  # 0.81 in the official archive
+    assert min(counts[label] for label in range(12)) > 50
 
 
-def test_the_palette_lies_far_enough_apart_to_be_read_back() -> None:
+def test_the_colours_of_the_palette_are_distinguishable() -> None:
     palette = np.array(list(FACADE_PALETTE.values()), float)
     distance = np.linalg.norm(palette[:, None] - palette, axis=-1)
     assert distance[~np.eye(12, dtype=bool)].min() > 50
 
 
-def test_the_photo_shows_what_the_map_says(facades: dict[str, bytes]) -> None:
+def test_the_photo_matches_the_label_map(facades: dict[str, bytes]) -> None:
     """Within one house, panes are darker than the wall beside them, and the photo is no copy of the map."""
     palette = np.array(list(FACADE_PALETTE.values()), float)
     wall, window = (list(FACADE_PALETTE).index(label) for label in ("facade", "window"))

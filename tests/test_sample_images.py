@@ -38,7 +38,7 @@ def test_cifar10_labels_are_balanced_and_shuffled(cifar10: dict[str, bytes]) -> 
     assert (np.diff(labels.astype(int)) < 0).sum() > 50
 
 
-def test_cifar10_planes_are_images_and_no_two_are_alike(cifar10: dict[str, bytes]) -> None:
+def test_cifar10_planes_are_smooth_coloured_distinct_images(cifar10: dict[str, bytes]) -> None:
     records = np.frombuffer(cifar10["cifar-10-batches-bin/data_batch_1.bin"], np.uint8).reshape(-1, 3073)
     planes = records[:, 1:].reshape(-1, 3, 32, 32).astype(float)
     step = {axis: np.abs(np.diff(planes, axis=axis)).mean() for axis in (1, 2, 3)}
@@ -47,7 +47,7 @@ def test_cifar10_planes_are_images_and_no_two_are_alike(cifar10: dict[str, bytes
     assert len(np.unique(records[:, 1:], axis=0)) == len(records)
 
 
-def test_train_and_test_images_differ_even_in_equal_numbers(tmp_path: Path) -> None:
+def test_train_and_test_images_differ(tmp_path: Path) -> None:
     draw(tmp_path / "c", train=10, test=10)
     members = dict(read_archive(tmp_path / "c"))
     train = b"".join(members[f"cifar-10-batches-bin/data_batch_{n}.bin"] for n in range(1, 6))

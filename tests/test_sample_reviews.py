@@ -1,4 +1,4 @@
-"""The picked reviews have the official format, distinct texts, true labels, and no film on both sides."""
+"""The sampled reviews: official format, distinct texts, true labels, no film in both splits."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_reviews_are_distinct_texts_with_their_markup(reviews: dict[str, bytes])
     assert 0.4 < np.mean(["<br />" in text for text in texts]) < 0.8  # 59 % of the 25,000
 
 
-def test_the_label_of_a_review_is_that_of_its_text(reviews: dict[str, bytes]) -> None:
-    """`worst` and `waste` mark bad films: swapped or shuffled labels would hide it."""
-    told = {
+def test_the_labels_of_the_reviews_match_their_texts(reviews: dict[str, bytes]) -> None:
+    """`worst` and `waste` are more frequent in negative reviews, unless labels are swapped or shuffled."""
+    counts = {
         side: sum(b"worst" in text or b"waste" in text for name, text in reviews.items() if f"/{side}/" in name)
         for side in ("pos", "neg")
     }
-    assert told["neg"] > 2 * told["pos"]
+    assert counts["neg"] > 2 * counts["pos"]
 
 
-def test_test_reviews_come_from_behind_all_training_reviews(reviews: dict[str, bytes]) -> None:
-    """Neighbours review the same film: a film must not be on both sides."""
+def test_test_reviews_follow_all_training_reviews(reviews: dict[str, bytes]) -> None:
+    """Adjacent reviews are of the same film, which must not be in both splits."""
     for side in ("pos", "neg"):
         rows = {
             split: [

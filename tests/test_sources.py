@@ -1,4 +1,4 @@
-"""Downloads against a misbehaving host, and adopted files and folders."""
+"""Downloads from a misbehaving host, and adopted files and folders."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def host() -> Iterator[Host]:
 
 
 class Fetcher:
-    """Calls `fetch` with the patience of a test, always to the same destination."""
+    """Calls `fetch` with short timeouts, always to the same destination."""
 
     def __init__(self, folder: Path) -> None:
         self.destination = folder / "raw" / "data.tar.gz"
         self.partials = folder / "archives"
 
     def __call__(self, *urls: str, sha256: str | None = SHA, **options: Any) -> str:
-        patience: dict[str, Any] = {"backoff": 0.01, "stall_timeout": 0.3, "connect_timeout": 2, "total": 20}
-        limits = Limits(**patience | options)
+        timeouts: dict[str, Any] = {"backoff": 0.01, "stall_timeout": 0.3, "connect_timeout": 2, "total": 20}
+        limits = Limits(**timeouts | options)
         return fetch(urls, self.destination, sha256=sha256, partial_dir=self.partials, limits=limits)
 
     def refused(self, *urls: str, **options: Any) -> str:
-        """The message of a fetch that must fail and leave nothing where the file would be."""
+        """The message of a fetch that must fail and leave no file at the destination."""
         with pytest.raises(SourceError) as error:
             self(*urls, **options)
         assert not self.destination.exists()
@@ -77,18 +77,18 @@ def ranges(host: Host) -> list[str | None]:
     return [request.headers.get("Range") for request in host.requests]
 
 
-# --------------------------------------------------------------------------------------------------------- fetching
+# --- fetching ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_arrives_whole_and_nothing_else_stays(host: Host, get: Fetcher) -> None:
+def test_a_file_is_fetched_and_no_other_file_left(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA)) == SHA
     assert get.destination.read_bytes() == DATA
     assert list(get.destination.parent.iterdir()) == [get.destination]
-    assert host.requests[0].headers["Accept-Encoding"] == "identity"  # the hash is of the file, not of a coding of it
+    assert host.requests[0].headers["Accept-Encoding"] == "identity"  # the sha256 is of the file itself
     assert not list(get.partials.glob("*.partial")) and not list(get.partials.glob("*.origin"))
 
 
-def test_a_destination_that_is_right_is_not_fetched_again(host: Host, get: Fetcher) -> None:
+def test_a_correct_destination_is_not_fetched_again(host: Host, get: Fetcher) -> None:
     url = host.serve("/a", DATA)
     get(url)
     assert get(url) == SHA
@@ -102,32 +102,32 @@ def test_a_wrong_destination_is_replaced(host: Host, get: Fetcher) -> None:
     assert get.destination.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("version", [{}, {"etag": '"v1"'}, {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}])
-def test_a_dropped_connection_is_resumed_where_it_broke(host: Host, get: Fetcher, version: dict[str, str]) -> None:
+@pytest.mark.parametrize("version", [{"etag": '"v1"'}, {"last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}])
+def test_a_dropped_connection_is_resumed_with_if_range(host: Host, get: Fetcher, version: dict[str, str]) -> None:
     assert get(host.serve("/a", DATA, drop_after=100_000, **version)) == SHA  # type: ignore[arg-type]
     assert ranges(host) == [None, "bytes=100000-"]
-    assert host.requests[1].headers.get("If-Range") == next(iter(version.values()), None)
+    assert host.requests[1].headers.get("If-Range") == next(iter(version.values()))
 
 
-def test_the_next_mirror_goes_on_where_the_first_broke(host: Host, get: Fetcher) -> None:
+def test_the_next_mirror_resumes_the_partial_file(host: Host, get: Fetcher) -> None:
     first = host.serve("/first", DATA, drop_after=100_000, etag='"theirs"')
     second = host.serve("/second", DATA, etag='"ours"')
     assert get(first, second, attempts=1) == SHA
     assert host.requests[1].headers["Range"] == "bytes=100000-"
-    assert "If-Range" not in host.requests[1].headers  # the first mirror's version says nothing about the second's
+    assert "If-Range" not in host.requests[1].headers  # the ETag is the first mirror's
 
 
-def test_progress_renews_the_attempts(host: Host, get: Fetcher) -> None:
+def test_progress_resets_the_count_of_attempts(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA, drop_after=50_000, drops=5), attempts=2) == SHA
     assert len(host.requests) == 6
 
 
-def test_a_host_that_ignores_range_is_read_from_the_start(host: Host, get: Fetcher) -> None:
+def test_a_host_that_ignores_range_restarts_the_download(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA, drop_after=100_000, ranges=False)) == SHA
     assert ranges(host) == [None, "bytes=100000-"]
 
 
-def test_a_file_that_changed_meanwhile_is_read_from_the_start(host: Host, get: Fetcher) -> None:
+def test_a_file_that_has_changed_restarts_the_download(host: Host, get: Fetcher) -> None:
     url = host.serve("/a", OTHER, drop_after=100_000, etag='"old"')
     get.refused(url, sha256=None, attempts=1)
     host.serve("/a", DATA, etag='"new"')
@@ -135,29 +135,29 @@ def test_a_file_that_changed_meanwhile_is_read_from_the_start(host: Host, get: F
     assert host.requests[1].headers["If-Range"] == '"old"'
 
 
-def test_without_hash_and_version_nothing_is_resumed(host: Host, get: Fetcher) -> None:
+def test_without_sha256_and_version_no_download_is_resumed(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA, drop_after=100_000, etag='W/"weak"'), sha256=None) == SHA
     assert ranges(host) == [None, None]
 
 
-def test_a_resumed_file_of_mixed_versions_is_fetched_anew(host: Host, get: Fetcher) -> None:
+def test_a_resumed_file_of_mixed_versions_is_fetched_again(host: Host, get: Fetcher) -> None:
     get.partials.mkdir()
     get.partial.write_bytes(OTHER[:100_000])
     assert get(host.serve("/a", DATA)) == SHA
     assert ranges(host) == ["bytes=100000-", None]
 
 
-def test_a_range_from_the_wrong_place_is_not_appended(host: Host, get: Fetcher) -> None:
+def test_a_range_with_a_wrong_offset_is_not_appended(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA, drop_after=100_000, shift=7)) == SHA
     assert ranges(host) == [None, "bytes=100000-", None]
 
 
-def test_a_host_that_serves_ranges_in_portions_is_asked_on(host: Host, get: Fetcher) -> None:
+def test_short_ranges_are_continued(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/a", DATA, drop_after=100_000, portion=150_000)) == SHA
     assert ranges(host) == [None, "bytes=100000-", "bytes=250000-"]
 
 
-def test_a_partial_that_is_longer_than_the_file_is_dropped(host: Host, get: Fetcher) -> None:
+def test_a_partial_longer_than_the_file_is_discarded(host: Host, get: Fetcher) -> None:
     get.partials.mkdir()
     get.partial.write_bytes(DATA + b"more")
     assert get(host.serve("/a", DATA)) == SHA
@@ -185,30 +185,30 @@ def test_retry_after_is_honoured(host: Host, get: Fetcher) -> None:
     assert time.monotonic() - start > 1
 
 
-def test_an_excessive_retry_after_ends_at_the_time_limit(host: Host, get: Fetcher) -> None:
+def test_the_time_limit_bounds_retry_after(host: Host, get: Fetcher) -> None:
     start = time.monotonic()
     url = host.serve("/a", DATA, failures=[503] * 9, retry_after="Fri, 31 Dec 2100 23:59:59 GMT")
     assert "after 0.4 s" in get.refused(url, total=0.4)
     assert time.monotonic() - start < 5
 
 
-def test_a_mirror_with_another_file_is_passed_over(host: Host, get: Fetcher) -> None:
+def test_a_mirror_with_another_file_is_skipped(host: Host, get: Fetcher) -> None:
     assert get(host.serve("/other", OTHER), host.serve("/a", DATA)) == SHA
 
 
-def test_when_all_mirrors_fail_each_is_named_with_its_reason(host: Host, get: Fetcher) -> None:
+def test_all_failed_mirrors_are_named_with_their_reasons(host: Host, get: Fetcher) -> None:
     message = get.refused(host.url + "/missing", host.serve("/other", OTHER))
     assert f"{host.url}/missing: HTTP 404" in message and f"{host.url}/other: sha256 is" in message
 
 
-def test_a_web_page_does_not_cost_what_has_arrived(host: Host, get: Fetcher) -> None:
+def test_a_web_page_keeps_the_partial_file(host: Host, get: Fetcher) -> None:
     get.partials.mkdir()
     get.partial.write_bytes(DATA[:100_000])
     get.refused(host.serve("/a", b"<html>Sign in</html>", content_type="text/html", ranges=False))
     assert get.partial.read_bytes() == DATA[:100_000]
 
 
-def test_a_host_that_drips_is_ended_by_the_time_limit(host: Host, get: Fetcher) -> None:
+def test_a_dripping_host_is_stopped_by_the_time_limit(host: Host, get: Fetcher) -> None:
     start = time.monotonic()
     message = get.refused(host.serve("/a", DATA, drip=0.02), total=0.5)
     assert "after 0.5 s" in message and "run again" in message
@@ -217,29 +217,29 @@ def test_a_host_that_drips_is_ended_by_the_time_limit(host: Host, get: Fetcher) 
     assert f"({get.partial.stat().st_size} bytes arrived)" in message and "(0 bytes" not in message
 
 
-def test_an_unreachable_host_is_one_line_with_the_remedy(get: Fetcher) -> None:
-    with Host() as gone:
-        url = gone.url + "/a"
+def test_an_unreachable_host_is_refused_with_the_remedy(get: Fetcher) -> None:
+    with Host() as closed:
+        url = closed.url + "/a"
     message = get.refused(url, attempts=2)
     assert "Connection refused" in message and url in message and "data.archive=PATH" in message
 
 
-def test_redirects_in_a_circle_end(host: Host, get: Fetcher) -> None:
+def test_circular_redirects_are_refused(host: Host, get: Fetcher) -> None:
     assert "redirects more than" in get.refused(host.serve("/a", redirect="/a"))
 
 
-def test_plain_http_from_elsewhere_needs_a_hash(host: Host, get: Fetcher) -> None:
+def test_addresses_other_than_https_are_refused_without_sha256(host: Host, get: Fetcher) -> None:
     for url in ("http://example.org/a", host.serve("/away", redirect="http://example.org/a"), "ftp://127.0.0.1/a"):
         assert "is not an https address" in get.refused(url, sha256=None)
 
 
-def test_plain_http_will_do_where_a_hash_proves_the_content(host: Host, get: Fetcher) -> None:
-    url = host.serve("/a", DATA).replace("127.0.0.1", "0.0.0.0")  # this machine, by an address that is not loopback
+def test_plain_http_is_accepted_with_sha256(host: Host, get: Fetcher) -> None:
+    url = host.serve("/a", DATA).replace("127.0.0.1", "0.0.0.0")  # this machine, under an address other than loopback
     assert "plain http needs a sha256" in get.refused(url, sha256=None)
     assert get(url) == SHA
 
 
-def test_https_is_fetched_and_may_not_lead_to_http(
+def test_https_is_verified_and_must_not_redirect_to_http(
     host: Host, get: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = tmp_path / "certificate.pem"
@@ -252,16 +252,16 @@ def test_https_is_fetched_and_may_not_lead_to_http(
         assert get(secure.serve("/b", DATA), sha256=None) == SHA
 
 
-def test_an_address_that_cannot_be_parsed_is_refused(get: Fetcher) -> None:
+def test_an_invalid_address_is_refused(get: Fetcher) -> None:
     assert "https://[" in get.refused("https://[")
 
 
-def test_credentials_in_an_address_are_not_told(host: Host, get: Fetcher) -> None:
+def test_credentials_in_an_address_are_not_printed(host: Host, get: Fetcher) -> None:
     message = get.refused(host.url.replace("://", "://user:secret@") + "/missing?token=hidden")
     assert "secret" not in message and "hidden" not in message and "/missing" in message
 
 
-def test_two_fetches_at_once_ask_once(host: Host, get: Fetcher) -> None:
+def test_simultaneous_fetches_send_one_request(host: Host, get: Fetcher) -> None:
     url = host.serve("/a", DATA)
     threads = [threading.Thread(target=get, args=(url,)) for _ in range(3)]
     for thread in threads:
@@ -273,7 +273,7 @@ def test_two_fetches_at_once_ask_once(host: Host, get: Fetcher) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
-def test_the_partial_may_lie_on_another_file_system(host: Host, get: Fetcher) -> None:
+def test_the_partial_may_be_on_another_file_system(host: Host, get: Fetcher) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         if os.stat(folder).st_dev == os.stat(get.partials.parent).st_dev:
             pytest.skip("one file system only")
@@ -284,18 +284,18 @@ def test_the_partial_may_lie_on_another_file_system(host: Host, get: Fetcher) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_with_the_remedy(host: Host, get: Fetcher) -> None:
+def test_a_full_disk_is_refused_with_the_remedy(host: Host, get: Fetcher) -> None:
     get.partials.mkdir()
     get.partial.symlink_to("/dev/full")
     message = get.refused(host.serve("/a", DATA))
     assert "no room to write" in message and str(get.partial) in message and "data.archive=PATH" in message
 
 
-@pytest.mark.parametrize("source", ["url", "file", "folder"])
-def test_a_file_that_may_grow_no_further_leaves_nothing(host: Host, tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_adopting_on_a_full_disk_is_refused_and_leaves_no_file(tmp_path: Path, source: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "data").write_bytes(DATA)
-    archive = {"url": host.serve("/a", DATA), "file": str(tmp_path / "mine/data"), "folder": str(tmp_path / "mine")}
+    archive = {"file": str(tmp_path / "mine/data"), "folder": str(tmp_path / "mine")}
     program = (
         "import resource, sys; from pathlib import Path; from src.data.fetching.adopting import adopt\n"
         "from src.data.fetching.files import SourceError\n"
@@ -305,17 +305,17 @@ def test_a_file_that_may_grow_no_further_leaves_nothing(host: Host, tmp_path: Pa
         "except SourceError as error: print(error)\n"
     )
     command = [sys.executable, "-c", program, archive[source], str(tmp_path)]
-    ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.stdout.startswith("no room to write"), ended.stderr
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("no room to write"), done.stderr
     assert not list(tmp_path.glob("raw/*")) and not list(tmp_path.glob("raw/.*"))
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(host: Host, get: Fetcher) -> None:
+def test_a_folder_that_cannot_be_created_is_named(host: Host, get: Fetcher) -> None:
     get.partials.write_bytes(b"a file where the folder should be")
     assert str(get.partials) in get.refused(host.serve("/a", DATA))
 
 
-def test_without_a_terminal_progress_is_plain_lines(
+def test_without_a_terminal_progress_is_printed_as_lines(
     host: Host, get: Fetcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     get(host.serve("/a", DATA))
@@ -324,15 +324,15 @@ def test_without_a_terminal_progress_is_plain_lines(
     assert 1 <= len(lines) <= 10
 
 
-# --------------------------------------------------------------------------------------------------------- adopting
+# --- adopting ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def take(tmp_path: Path) -> Callable[..., str]:
-    def take(archive: str | Path, sha256: str | None = None) -> str:
+def adopt_archive(tmp_path: Path) -> Callable[..., str]:
+    def adopt_archive(archive: str | Path, sha256: str | None = None) -> str:
         return adopt(str(archive), tmp_path / "raw" / "data", sha256=sha256, partial_dir=tmp_path / "archives")
 
-    return take
+    return adopt_archive
 
 
 def write(folder: Path, **files: bytes) -> Path:
@@ -343,44 +343,27 @@ def write(folder: Path, **files: bytes) -> Path:
     return folder
 
 
-def test_a_url_is_fetched(host: Host, tmp_path: Path, take: Callable[..., str]) -> None:
-    assert take(host.serve("/a", DATA), SHA) == SHA
-    assert (tmp_path / "raw/data").read_bytes() == DATA
-
-
-def test_a_file_is_copied_and_verified(tmp_path: Path, take: Callable[..., str]) -> None:
-    write(tmp_path, mine=DATA)
-    assert take(tmp_path / "mine", SHA) == SHA
-    assert (tmp_path / "raw/data").read_bytes() == (tmp_path / "mine").read_bytes() == DATA
-
-
-def test_a_file_with_another_hash_is_refused_and_not_left(tmp_path: Path, take: Callable[..., str]) -> None:
-    write(tmp_path, mine=OTHER)
-    with pytest.raises(SourceError, match=f"mine has sha256 .*, expected {SHA}: "):
-        take(tmp_path / "mine", SHA)
-    assert not list((tmp_path / "raw").iterdir())
-
-
-def test_the_destination_itself_is_kept(tmp_path: Path, take: Callable[..., str]) -> None:
+def test_the_destination_itself_is_kept(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
     write(tmp_path, raw__data=DATA)
-    assert take(tmp_path / "raw/data", SHA) == SHA
+    assert adopt_archive(tmp_path / "raw/data", SHA) == SHA
     assert (tmp_path / "raw/data").read_bytes() == DATA
 
 
-def test_nothing_there_names_the_absolute_path_and_the_working_directory(
-    tmp_path: Path, take: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+def test_a_missing_archive_is_named_with_the_working_directory(
+    tmp_path: Path, adopt_archive: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError) as error:
-        take("nowhere/data.zip")
+        adopt_archive("nowhere/data.zip")
     assert f"{tmp_path}/nowhere/data.zip" in str(error.value) and f"working directory {tmp_path}" in str(error.value)
+    assert not (tmp_path / "raw").exists()
 
 
-def test_a_folder_becomes_a_tar_under_its_name(tmp_path: Path, take: Callable[..., str]) -> None:
+def test_a_folder_becomes_a_tar_of_its_name(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
     long = "n" * 150  # more than the 100 characters of a plain header
     folder = write(tmp_path / "photos", b__2=b"two", a__1=b"one", empty=b"", **{long: b"long"}, a__ä=b"umlaut")
     write(folder, **{".DS_Store": b"junk"})
-    assert take(folder) == sha256_of(tmp_path / "raw/data")
+    assert adopt_archive(folder) == sha256_of(tmp_path / "raw/data")
     assert list(read_archive(tmp_path / "raw/data")) == [
         ("photos/a/1", b"one"),
         ("photos/a/ä", b"umlaut"),
@@ -390,51 +373,45 @@ def test_a_folder_becomes_a_tar_under_its_name(tmp_path: Path, take: Callable[..
     ]
 
 
-def test_the_tar_depends_on_names_and_contents_alone(tmp_path: Path, take: Callable[..., str]) -> None:
+def test_the_tar_depends_on_names_and_contents_only(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
     first = write(tmp_path / "one" / "photos", a=b"1", b__c=b"2")
     second = write(tmp_path / "two" / "photos", b__c=b"2", a=b"1")
     os.utime(second / "a", (1, 1))
     (second / "a").chmod(0o700)
-    digest = take(first)
-    assert take(second, digest) == digest
+    digest = adopt_archive(first)
+    assert adopt_archive(second, digest) == digest
     write(second, a=b"!")
-    assert take(second) != digest
+    assert adopt_archive(second) != digest
 
 
 @pytest.mark.parametrize("target", ["a", "b", "nowhere"])
-def test_a_link_in_a_folder_is_refused_by_name(tmp_path: Path, take: Callable[..., str], target: str) -> None:
+def test_a_link_in_a_folder_is_refused_by_name(tmp_path: Path, adopt_archive: Callable[..., str], target: str) -> None:
     folder = write(tmp_path / "photos", a=b"1", b__c=b"2")
     (folder / "link").symlink_to(folder / target)
     with pytest.raises(SourceError, match=r"photos/link is a symbolic link"):
-        take(folder)
+        adopt_archive(folder)
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_special_file_in_a_folder_is_refused_by_name(tmp_path: Path, take: Callable[..., str]) -> None:
+def test_a_special_file_in_a_folder_is_refused_by_name(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
     folder = write(tmp_path / "photos", a=b"1")
     os.mkfifo(folder / "pipe")
     with pytest.raises(SourceError, match="photos/pipe is a special file"):
-        take(folder)
+        adopt_archive(folder)
 
 
-def test_a_folder_without_a_file_is_refused(tmp_path: Path, take: Callable[..., str]) -> None:
-    (tmp_path / "photos" / "empty").mkdir(parents=True)
-    with pytest.raises(SourceError, match="photos holds no file"):
-        take(tmp_path / "photos")
-
-
-def test_a_folder_that_holds_the_destination_is_refused(tmp_path: Path, take: Callable[..., str]) -> None:
+def test_a_folder_that_holds_the_destination_is_refused(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
     write(tmp_path, a=b"1")
     with pytest.raises(SourceError, match="name another folder"):
-        take(tmp_path)
+        adopt_archive(tmp_path)
 
 
-def test_a_device_is_no_archive(take: Callable[..., str]) -> None:
+def test_a_device_is_no_archive(adopt_archive: Callable[..., str]) -> None:
     with pytest.raises(SourceError, match="neither a file nor a folder"):
-        take("/dev/null")
+        adopt_archive("/dev/null")
 
 
-def test_files_of_another_data_set_with_the_same_archive_name_stay_out(host: Host, tmp_path: Path) -> None:
+def test_files_of_another_data_set_stay_out_of_the_archive(host: Host, tmp_path: Path) -> None:
     host.serve("/a/one", DATA)
     host.serve("/b/two", OTHER)
     unfinished = Official(urls=[host.url + "/a"], files={"one": SHA, "missing": "0" * 64})
@@ -450,5 +427,5 @@ def test_importing_the_module_is_light() -> None:
     program = (
         "import sys, src.data.fetching.download; print([m for m in ('torch', 'requests', 'rich') if m in sys.modules])"
     )
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Starting and ending a process: profilers and libraries work in it, freed memory is kept until it is released."""
+"""Profilers and optional imports in training processes; memory is kept until it is released."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINING = ("-m", "src.train", "+experiment=imdb_lstm", "debug=fast", "model.hid
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_profiled_training_leaves_its_profile(run: Run, tmp_path: Path) -> None:
+def test_cprofile_writes_the_profile_of_a_training(run: Run, tmp_path: Path) -> None:
     run("python", "-m", "cProfile", "-o", str(tmp_path / "profile"), *TRAINING)
     functions = {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}  # type: ignore[attr-defined]
     assert "train" in functions
@@ -29,7 +29,7 @@ def test_a_profiled_training_leaves_its_profile(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_training_under_coverage_leaves_its_data(run: Run, tmp_path: Path) -> None:
+def test_coverage_writes_the_data_of_a_training(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("coverage")
     run("python", "-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), *TRAINING, "seed=1")
     assert (tmp_path / "coverage").stat().st_size > 10_000
@@ -43,7 +43,7 @@ assert imports._MATPLOTLIB_AVAILABLE and imports._TORCHVISION_AVAILABLE
 """
 
 
-def test_torchmetrics_has_all_its_metrics_in_a_process_that_trains() -> None:
+def test_all_torchmetrics_are_available_in_a_training_process() -> None:
     done = subprocess.run([sys.executable, "-c", OPTIONAL], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""An MLflow server for a team: rows in PostgreSQL, artifacts in S3, no credentials in the trainings."""
+"""An MLflow server for a team: rows in PostgreSQL, artifacts in S3, no credentials in the training processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_runs import SMALL, output_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
-START_TIMEOUT_S = 120.0  # it creates its tables first
+START_TIMEOUT_S = 120.0  # includes the creation of its tables
 BUCKET = "tracking"
 
 
@@ -51,9 +51,9 @@ def server(database: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> I
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not is_healthy(address):
-            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield address
     finally:
@@ -86,7 +86,7 @@ def test_two_simultaneous_trainings_are_tracked_in_postgresql_and_s3(
         subprocess.Popen(
             [sys.executable, "-m", "src.train", *words, f"seed={seed}"],
             cwd=clone,
-            env=commands_environment() | {"MLFLOW_TRACKING_URI": server},  # without the keys of the stores
+            env=commands_environment() | {"MLFLOW_TRACKING_URI": server},  # without the credentials of the stores
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

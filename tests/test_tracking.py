@@ -1,4 +1,4 @@
-"""What is told to MLflow: real stores, a real server, real kills."""
+"""The tracker and its journal with real MLflow stores, a real server and killed processes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from src.tracking import tracker as tracking
 from src.tracking.tracker import RunInfo, Tracker, send_unsent
 
 ROOT = Path(__file__).resolve().parents[1]
-NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port refuses connections immediately
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings with which MLflow is always imported, and no server from the developer's environment."""
+    """Sets the variables with which the project imports MLflow; removes a server of the user's environment."""
     for name, value in tracking_store.QUIET_AND_BOUNDED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -40,7 +40,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One SQLite store for the module, in a folder whose name would break careless URIs."""
+    """A SQLite store for the module, in a folder whose name needs quoting in a URI."""
     path = tmp_path_factory.mktemp("a store, 100%") / "mlflow.db"
     tracking_store.connect(f"sqlite:///{path}")
     return path
@@ -61,7 +61,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def changed(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The arguments of a run that differs in some of its facts."""
+    """The arguments of a run with some fields of its info replaced."""
     return run | {"info": replace(run["info"], **changes)}
 
 
@@ -70,17 +70,17 @@ def experiment_of(run: dict[str, Any]) -> str:
     return name
 
 
-def runs(store: str, experiment: str) -> list[Any]:
+def tracked_runs(store: str, experiment: str) -> list[Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time"])) if found else []
+    entity = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([entity.experiment_id], order_by=["attributes.start_time"])) if entity else []
 
 
 def only_run(store: str, experiment: str) -> Any:
-    (found,) = runs(store, experiment)
-    return found
+    (tracked,) = tracked_runs(store, experiment)
+    return tracked
 
 
 def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -98,7 +98,7 @@ def artifact(store: str, run_id: str, name: str, folder: Path) -> str:
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
@@ -118,12 +118,12 @@ def child(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_arrives_whole_and_leaves_no_journal(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_is_sent_completely_and_its_journal_removed(store: str, run: dict[str, Any], tmp_path: Path) -> None:
     picture = tmp_path / "picture.txt"
     picture.write_text("pixels")
     before = time.time() * 1000
     with Tracker.start(**changed(run, description="why it was run"), store=store) as tracker:
-        for step in range(1500):  # more than one call may carry
+        for step in range(1500):  # more than the limit of one call
             tracker.log_metrics({"loss": 1 / (step + 1), "train/accuracy": step / 1500}, step)
         tracker.log_metrics({"odd": math.nan}, 0)
         tracker.log_metrics({"odd": math.inf}, 1)
@@ -133,31 +133,31 @@ def test_a_run_arrives_whole_and_leaves_no_journal(store: str, run: dict[str, An
         tracker.log_text("lr: 0.1\n", "config.yaml")
         tracker.finish("FINISHED", patience=60)
 
-    found = only_run(store, experiment_of(run))
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "a run"
-    assert before - 1 <= found.info.start_time <= found.info.end_time <= time.time() * 1000
-    assert found.data.params == {"seed": "7"}
-    assert found.data.tags["kind"] == "changed"
-    assert found.data.tags["mlflow.note.content"] == "why it was run"
-    assert len(found.data.tags["long"]) == journal.MAX_TAG_LENGTH
-    assert history(store, found.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1500)]
-    assert len(history(store, found.info.run_id, "train/accuracy")) == 1500
-    odd = [value for _, value in history(store, found.info.run_id, "odd")]
+    tracked = only_run(store, experiment_of(run))
+    assert tracked.info.status == "FINISHED"
+    assert tracked.info.run_name == "a run"
+    assert before - 1 <= tracked.info.start_time <= tracked.info.end_time <= time.time() * 1000
+    assert tracked.data.params == {"seed": "7"}
+    assert tracked.data.tags["kind"] == "changed"
+    assert tracked.data.tags["mlflow.note.content"] == "why it was run"
+    assert len(tracked.data.tags["long"]) == journal.MAX_TAG_LENGTH
+    assert history(store, tracked.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    assert len(history(store, tracked.info.run_id, "train/accuracy")) == 1500
+    odd = [value for _, value in history(store, tracked.info.run_id, "odd")]
     assert math.isnan(odd[0]) and odd[1] > 1e308 and odd[2] < -1e308
-    assert artifact(store, found.info.run_id, "plots/picture.txt", tmp_path) == "pixels"
-    assert artifact(store, found.info.run_id, "config.yaml", tmp_path) == "lr: 0.1\n"
+    assert artifact(store, tracked.info.run_id, "plots/picture.txt", tmp_path) == "pixels"
+    assert artifact(store, tracked.info.run_id, "config.yaml", tmp_path) == "lr: 0.1\n"
     assert list(run["journal"].parent.iterdir()) == []
 
 
-def test_artifacts_lie_beside_the_database(store: str, database: Path, run: dict[str, Any]) -> None:
+def test_artifacts_are_stored_beside_the_database(store: str, database: Path, run: dict[str, Any]) -> None:
     with Tracker.start(**run, store=store) as tracker:
-        tracker.log_text("here", "note.txt")
-    found = only_run(store, experiment_of(run))
-    assert (database.parent / "mlflow" / found.info.run_id / "artifacts" / "note.txt").read_text() == "here"
+        tracker.log_text("text", "note.txt")
+    tracked = only_run(store, experiment_of(run))
+    assert (database.parent / "mlflow" / tracked.info.run_id / "artifacts" / "note.txt").read_text() == "text"
 
 
-def test_metrics_carry_the_time_at_which_they_were_logged(store: str, run: dict[str, Any]) -> None:
+def test_metrics_carry_the_time_of_logging(store: str, run: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
     with Tracker.start(**run, store=store) as tracker:
@@ -179,17 +179,17 @@ def test_metrics_carry_the_time_at_which_they_were_logged(store: str, run: dict[
     ],
     ids=["exception", "exit-2", "sigterm", "ctrl-c", "exit-0"],
 )
-def test_how_the_block_ends_becomes_the_status(
+def test_the_exception_determines_the_status(
     store: str, run: dict[str, Any], error: BaseException, status: str, failure: str | None
 ) -> None:
     with pytest.raises(type(error)), Tracker.start(**run, store=store):
         raise error
     wait_until(lambda: only_run(store, experiment_of(run)).info.status == status)
     assert only_run(store, experiment_of(run)).data.tags.get(liveness.FAILURE_TAG) == failure
-    assert run["journal"].exists() is (status != "FINISHED"), "a run that may be resumed keeps its journal"
+    assert run["journal"].exists() is (status != "FINISHED"), "a run that can be resumed keeps its journal"
 
 
-# --- what MLflow would refuse -----------------------------------------------------------------------------------------
+# --- limits of MLflow -------------------------------------------------------------------------------------------------
 
 
 def test_the_limits_are_those_of_the_installed_mlflow() -> None:
@@ -201,7 +201,9 @@ def test_the_limits_are_those_of_the_installed_mlflow() -> None:
     assert sender.METRICS_PER_CALL == validation.MAX_METRICS_PER_BATCH
 
 
-def test_any_parameters_arrive_nested_long_many_or_oddly_named(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+def test_nested_long_many_and_oddly_named_parameters_are_logged(
+    store: str, run: dict[str, Any], tmp_path: Path
+) -> None:
     long = "0123456789" * 1000
     params: dict[str, object] = {
         "model": {"name": "resnet", "optimizer": {"lr": 0.1, "betas": [0.9, 0.999]}, "head": {}},
@@ -217,32 +219,32 @@ def test_any_parameters_arrive_nested_long_many_or_oddly_named(store: str, run: 
     }
     with Tracker.start(**changed(run, params=params), store=store):
         pass
-    found = only_run(store, experiment_of(run))
-    got = found.data.params
-    assert got["model.optimizer.lr"] == "0.1"
-    assert got["model.optimizer.betas"] == "[0.9, 0.999]"
-    assert got["model.head"] == "{}"
-    assert got["resume"] == "None"
-    assert (got["a_b"], got["a_b_"], got["_absolute"], got["_"], got["a__b"]) == ("1", "2", "3", "4", "5")
-    assert got["n" * 250] == "6"
-    assert got["vocabulary"] == long[:5999] + "…"
-    assert len(got) == 262
-    whole = json.loads(artifact(store, found.info.run_id, "params_full.json", tmp_path))
-    assert whole["vocabulary"] == long
-    assert whole["many.249"] == "249"
+    tracked = only_run(store, experiment_of(run))
+    logged = tracked.data.params
+    assert logged["model.optimizer.lr"] == "0.1"
+    assert logged["model.optimizer.betas"] == "[0.9, 0.999]"
+    assert logged["model.head"] == "{}"
+    assert logged["resume"] == "None"
+    assert [logged[name] for name in ("a_b", "a_b_", "_absolute", "_", "a__b")] == ["1", "2", "3", "4", "5"]
+    assert logged["n" * 250] == "6"
+    assert logged["vocabulary"] == long[:5999] + "…"
+    assert len(logged) == 262
+    complete = json.loads(artifact(store, tracked.info.run_id, "params_full.json", tmp_path))
+    assert complete["vocabulary"] == long
+    assert complete["many.249"] == "249"
 
 
-def test_what_mlflow_refuses_is_said_and_the_rest_arrives(
+def test_records_that_mlflow_refuses_are_named_and_the_others_sent(
     store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Tracker.start(**run, store=store) as tracker:
         tracker.log_params({"seed": 8, "other": 1})  # MLflow does not let a parameter change
         tracker.log_artifact(tmp_path / "never-written.png")
         tracker.log_metrics({"loss": 0.5}, 0)
-    found = only_run(store, experiment_of(run))
-    assert found.info.status == "FINISHED"
-    assert found.data.params == {"seed": "7", "other": "1"}
-    assert found.data.metrics == {"loss": 0.5}
+    tracked = only_run(store, experiment_of(run))
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params == {"seed": "7", "other": "1"}
+    assert tracked.data.metrics == {"loss": 0.5}
     assert "MLflow refuses params seed" in caplog.text
     assert "never-written.png vanished" in caplog.text
 
@@ -250,9 +252,7 @@ def test_what_mlflow_refuses_is_said_and_the_rest_arrives(
 # --- kills and resumes ------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
-    store: str, run: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_killed_run_is_resumed_with_each_point_once(store: str, run: dict[str, Any], tmp_path: Path) -> None:
     killed = child(
         """
         import os, sys, time
@@ -268,7 +268,7 @@ def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
             time.sleep(0.05)
         for step in range(30, 40):
             tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
-        os.write(tracker._file, b'{"metrics": {"loss": 0.0')   # the kill comes in the middle of a line
+        os.write(tracker._file, b'{"metrics": {"loss": 0.0')   # killed while writing a line
         os._exit(9)
         """,
         run["journal"],
@@ -276,7 +276,7 @@ def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
         experiment_of(run),
         cwd=tmp_path,
     )
-    assert killed.communicate(timeout=60) == ("", ""), "nothing on the terminal"
+    assert killed.communicate(timeout=60) == ("", ""), "no output"
     assert killed.returncode == 9
     before = only_run(store, experiment_of(run))
     assert before.info.status == "RUNNING"
@@ -285,24 +285,24 @@ def test_a_killed_run_goes_on_as_the_same_run_with_each_point_once(
         for step in range(20, 50):  # from the last checkpoint on
             tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
 
-    found = only_run(store, experiment_of(run))
-    assert found.info.run_id == before.info.run_id
-    assert found.info.status == "FINISHED"
-    assert found.data.params == {"seed": "7"}
-    assert found.data.tags["kind"] == "resumed"
-    assert found.data.tags[liveness.PID_TAG] == str(os.getpid())
-    assert liveness.FAILURE_TAG not in found.data.tags, "its own dead process must not close a resumed run"
-    assert history(store, found.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(50)]
+    tracked = only_run(store, experiment_of(run))
+    assert tracked.info.run_id == before.info.run_id
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params == {"seed": "7"}
+    assert tracked.data.tags["kind"] == "resumed"
+    assert tracked.data.tags[liveness.PID_TAG] == str(os.getpid())
+    assert liveness.FAILURE_TAG not in tracked.data.tags, "a resumed run is not closed because of its dead process"
+    assert history(store, tracked.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(50)]
 
 
-def test_a_crash_between_sending_and_noting_it_doubles_nothing(store: str, run: dict[str, Any]) -> None:
+def test_a_crash_before_saving_the_state_duplicates_no_point(store: str, run: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt), Tracker.start(**run, store=store) as tracker:
         for step in range(10):
             tracker.log_metrics({"loss": math.nan if step == 3 else step}, step)
         raise KeyboardInterrupt
     wait_until(lambda: only_run(store, experiment_of(run)).info.status == "KILLED")
     wait_until(lambda: not tracker._thread.is_alive())
-    journal.state_path(run["journal"]).unlink()  # as if the power had gone before it was written
+    journal.state_path(run["journal"]).unlink()  # as after a crash before it was written
 
     report = send_unsent(run["journal"].parent, store)
 
@@ -317,30 +317,30 @@ def test_resuming_without_a_journal_starts_a_run(store: str, run: dict[str, Any]
     assert only_run(store, experiment_of(run)).data.params == {"seed": "7"}
 
 
-def test_a_finished_run_is_not_resumed_but_followed_by_another(store: str, run: dict[str, Any]) -> None:
-    Tracker.start(**run, store=NOBODY, sender=False).finish("FINISHED")  # unsent, so its journal is still there
+def test_resuming_a_finished_run_starts_another(store: str, run: dict[str, Any]) -> None:
+    Tracker.start(**run, store=UNREACHABLE, sender=False).finish("FINISHED")  # unsent: the journal remains
     with Tracker.resume(**changed(run, name="again"), store=store) as tracker:
         tracker.log_metrics({"loss": 1.0}, 0)
     assert send_unsent(run["journal"].parent, store).unsent == 0
-    found = {found.info.run_name: found.data.metrics for found in runs(store, experiment_of(run))}
-    assert found == {"a run": {}, "again": {"loss": 1.0}}
+    metrics = {tracked.info.run_name: tracked.data.metrics for tracked in tracked_runs(store, experiment_of(run))}
+    assert metrics == {"a run": {}, "again": {"loss": 1.0}}
 
 
-def test_dead_runs_are_closed_and_others_left_alone(store: str, run: dict[str, Any]) -> None:
+def test_only_runs_of_dead_processes_are_closed(store: str, run: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    here = liveness.process_tags()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    own = liveness.process_tags()
     cases = {
-        "no such process": here | {liveness.PID_TAG: str(gone.pid)},
-        "pid used again": here | {liveness.STARTED_TAG: "1000000000.00"},
-        "before the last boot": here | {liveness.BOOT_TAG: "another"},
-        "alive": here,
-        "another host": here | {liveness.HOST_TAG: "elsewhere", liveness.BOOT_TAG: "another"},
-        "another machine of that name": here | {liveness.MACHINE_TAG: "another", liveness.BOOT_TAG: "another"},
-        "another container": here | {liveness.NAMESPACE_TAG: "another", liveness.PID_TAG: str(gone.pid)},
-        "not ours": {liveness.HOST_TAG: here[liveness.HOST_TAG]},
+        "no such process": own | {liveness.PID_TAG: str(ended.pid)},
+        "pid used again": own | {liveness.STARTED_TAG: "1000000000.00"},
+        "before the last boot": own | {liveness.BOOT_TAG: "another"},
+        "alive": own,
+        "another host": own | {liveness.HOST_TAG: "elsewhere", liveness.BOOT_TAG: "another"},
+        "another machine of that name": own | {liveness.MACHINE_TAG: "another", liveness.BOOT_TAG: "another"},
+        "another container": own | {liveness.NAMESPACE_TAG: "another", liveness.PID_TAG: str(ended.pid)},
+        "not ours": {liveness.HOST_TAG: own[liveness.HOST_TAG]},
     }
     client = MlflowClient(store)
     experiment = client.create_experiment("an earlier experiment")
@@ -357,7 +357,7 @@ def test_dead_runs_are_closed_and_others_left_alone(store: str, run: dict[str, A
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_joins_the_run_that_trained_the_model(store: str, run: dict[str, Any], tmp_path: Path) -> None:
+def test_an_evaluation_joins_the_run_of_its_model(store: str, run: dict[str, Any], tmp_path: Path) -> None:
     for name in ("an older run", "the run"):
         with Tracker.start(**changed(run, name=name), store=store) as tracker:
             tracker.set_tags({tracking.MODEL_TAG: "ab" * 32})
@@ -370,16 +370,16 @@ def test_an_evaluation_joins_the_run_that_trained_the_model(store: str, run: dic
     with pytest.raises(RuntimeError), Tracker.join(tmp_path / "export.jsonl", info, "ab" * 32, store=store):
         raise RuntimeError("the exported model differs")
 
-    older, newer = runs(store, experiment_of(run))
+    older, newer = tracked_runs(store, experiment_of(run))
     assert older.data.metrics == {}
     assert newer.info.run_name == "the run"
     assert newer.data.metrics == {"test/accuracy": 0.875}
     assert newer.data.tags["split"] == "test"
     assert newer.data.tags[liveness.FAILURE_TAG] == "RuntimeError: the exported model differs"
-    assert newer.info.status == "FINISHED", "the training did finish"
+    assert newer.info.status == "FINISHED", "the training had finished"
 
 
-def test_parameters_that_a_resume_or_a_join_logs_again_are_no_problem(
+def test_repeated_parameters_are_not_reported(
     store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     params: dict[str, object] = {"seed": 7, "nested": {"none": None}, "nan": math.nan, "empty": "", "long": "x" * 7000}
@@ -394,49 +394,47 @@ def test_parameters_that_a_resume_or_a_join_logs_again_are_no_problem(
     with joined as tracker:
         tracker.log_params(params | {"joined": True})
 
-    found = only_run(store, experiment_of(run))
-    assert (found.data.params["resumed"], found.data.params["joined"], len(found.data.params)) == ("True", "True", 7)
+    logged = only_run(store, experiment_of(run)).data.params
+    assert (logged["resumed"], logged["joined"], len(logged)) == ("True", "True", 7)
     assert "MLflow refuses" not in caplog.text
 
 
-def test_joining_an_unknown_model_makes_a_run_and_says_so(
+def test_joining_an_unknown_model_creates_a_run_and_logs_it(
     store: str, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     info = RunInfo(experiment_of(run), "evaluation")
     for stage in ("evaluate", "export"):
         with Tracker.join(tmp_path / f"{stage}.jsonl", info, "cd" * 32, store=store) as tracker:
             tracker.log_metrics({f"{stage}/seconds": 1.0}, 0)
-    found = only_run(store, experiment_of(run))
-    assert found.info.run_name == "evaluation" and found.info.status == "FINISHED"
-    assert found.data.metrics == {"evaluate/seconds": 1.0, "export/seconds": 1.0}
+    tracked = only_run(store, experiment_of(run))
+    assert tracked.info.run_name == "evaluation" and tracked.info.status == "FINISHED"
+    assert tracked.data.metrics == {"evaluate/seconds": 1.0, "export/seconds": 1.0}
     assert caplog.text.count("a new run evaluation takes what was measured") == 1
 
 
 # --- unsent journals --------------------------------------------------------------------------------------------------
 
 
-def test_an_unreachable_store_is_named_by_the_journal_that_waits_for_it(store: str, run: dict[str, Any]) -> None:
-    Tracker.start(**run, store=NOBODY, sender=False).finish("FINISHED")
-    report = send_unsent(run["journal"].parent, NOBODY)
+def test_an_unreachable_store_is_reported_with_the_journal(store: str, run: dict[str, Any]) -> None:
+    Tracker.start(**run, store=UNREACHABLE, sender=False).finish("FINISHED")
+    report = send_unsent(run["journal"].parent, UNREACHABLE)
     assert (report.sent, report.unsent) == (0, 2)
     (problem,) = report.problems
     assert str(run["journal"]) in problem
     assert send_unsent(run["journal"].parent, store) == tracking.Report(2, 0, ())
 
 
-def test_a_new_run_keeps_the_unsent_journal_of_the_run_before(store: str, run: dict[str, Any]) -> None:
+def test_a_new_run_keeps_the_unsent_journal_of_the_previous_one(store: str, run: dict[str, Any]) -> None:
     for name in ("first", "second"):
-        Tracker.start(**changed(run, name=name), store=NOBODY, sender=False).finish("FINISHED")
+        Tracker.start(**changed(run, name=name), store=UNREACHABLE, sender=False).finish("FINISHED")
     report = send_unsent(run["journal"].parent, store)
     assert (report.sent, report.unsent) == (4, 0)
-    # As a set: both may have begun in the same millisecond.
-    assert {found.info.run_name for found in runs(store, experiment_of(run))} == {"first", "second"}
+    # A set: both may have the same start time.
+    assert {tracked.info.run_name for tracked in tracked_runs(store, experiment_of(run))} == {"first", "second"}
     assert send_unsent(run["journal"].parent, store) == tracking.Report(0, 0, ())
 
 
-def test_the_journal_of_a_store_that_was_made_anew_is_sent_whole(
-    store: str, database: Path, run: dict[str, Any]
-) -> None:
+def test_a_journal_is_sent_completely_to_a_new_store(store: str, database: Path, run: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt), Tracker.start(**run, store=store) as tracker:
         tracker.log_metrics({"loss": 1.0}, 0)
         raise KeyboardInterrupt
@@ -445,13 +443,13 @@ def test_the_journal_of_a_store_that_was_made_anew_is_sent_whole(
     journal.state_path(run["journal"]).write_text(json.dumps(state | {"run_id": "0" * 32}))  # unknown to the store
     with Tracker.resume(**run, store=store) as tracker:
         tracker.log_metrics({"loss": 0.5}, 1)
-    found = only_run(store, experiment_of(run))
-    assert found.info.status == "FINISHED"
-    assert history(store, found.info.run_id, "loss") == [(0, 1.0), (1, 0.5)]
+    tracked = only_run(store, experiment_of(run))
+    assert tracked.info.status == "FINISHED"
+    assert history(store, tracked.info.run_id, "loss") == [(0, 1.0), (1, 0.5)]
 
 
-def test_a_full_disk_is_said_and_not_fatal(run: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    tracker = Tracker.start(**run, store=NOBODY, sender=False)
+def test_a_full_disk_is_reported_once_and_not_fatal(run: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker.start(**run, store=UNREACHABLE, sender=False)
     with open("/dev/full", "wb") as full:
         os.dup2(full.fileno(), tracker._file)
     tracker.log_metrics({"loss": 0.5}, 0)
@@ -463,7 +461,7 @@ def test_a_full_disk_is_said_and_not_fatal(run: dict[str, Any], caplog: pytest.L
 
 
 class Server:
-    """`mlflow server` on a free port, over a database that is already made; may be killed and started again."""
+    """`mlflow server` on a free port with a copy of a database; can be killed and started again."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         self.folder = folder
@@ -512,7 +510,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator
 
 
 @pytest.mark.slow
-def test_a_run_on_the_server_of_the_environment_arrives_whole(
+def test_a_run_is_sent_to_the_server_of_the_environment(
     server: Server,
     run: dict[str, Any],
     tmp_path: Path,
@@ -525,16 +523,16 @@ def test_a_run_on_the_server_of_the_environment_arrives_whole(
         tracker.log_metrics({"loss": math.nan, "other": 1.0}, 0)
         tracker.log_metrics({"loss": math.inf}, 1)
         tracker.finish("FINISHED", patience=60)
-    found = only_run(server.uri, experiment_of(run))
-    assert found.info.status == "FINISHED"
-    assert len(found.data.params["long"]) == journal.MAX_PARAM_LENGTH
-    (_, first), (_, second) = history(server.uri, found.info.run_id, "loss")
+    tracked = only_run(server.uri, experiment_of(run))
+    assert tracked.info.status == "FINISHED"
+    assert len(tracked.data.params["long"]) == journal.MAX_PARAM_LENGTH
+    (_, first), (_, second) = history(server.uri, tracked.info.run_id, "loss")
     assert math.isnan(first) and second > 1e308
-    assert "x" * 7000 in artifact(server.uri, found.info.run_id, "params_full.json", tmp_path)
-    assert capfd.readouterr().out == "", "no advert of the run's address"
+    assert "x" * 7000 in artifact(server.uri, tracked.info.run_id, "params_full.json", tmp_path)
+    assert capfd.readouterr().out == "", "MLflow prints no link to the run"
 
 
-# --- what a run depended on -------------------------------------------------------------------------------------------
+# --- the environment --------------------------------------------------------------------------------------------------
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -542,7 +540,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def test_the_environment_names_commit_lock_packages_and_machine(tmp_path: Path) -> None:
+def test_the_environment_holds_commit_lock_packages_and_machine(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("x = 1\n")
     (tmp_path / "requirements.lock").write_text("")
@@ -563,27 +561,27 @@ def test_the_environment_names_commit_lock_packages_and_machine(tmp_path: Path) 
     patch = provenance.dirty_patch(tmp_path)
     assert "# left out: large.bin\n" in patch
     assert git(tmp_path, "status", "--porcelain").split() == ["M", "code.py", "??", "large.bin", "??", "new.py"]
-    again = tmp_path / "again"
-    git(tmp_path, "worktree", "add", "-q", str(again), "HEAD")
+    worktree = tmp_path / "worktree"
+    git(tmp_path, "worktree", "add", "-q", str(worktree), "HEAD")
     (tmp_path / "dirty.patch").write_text(patch)
-    git(again, "apply", str(tmp_path / "dirty.patch"))
-    assert (again / "code.py").read_text() == "x = 2\n"
-    assert (again / "new.py").read_bytes() == b"y = '\xc3\xa4'\r\n"
+    git(worktree, "apply", str(tmp_path / "dirty.patch"))
+    assert (worktree / "code.py").read_text() == "x = 2\n"
+    assert (worktree / "new.py").read_bytes() == b"y = '\xc3\xa4'\r\n"
 
 
-def test_the_environment_is_told_without_git_and_without_importing_torch(tmp_path: Path) -> None:
-    asked = child(
+def test_the_environment_needs_neither_git_nor_torch(tmp_path: Path) -> None:
+    process = child(
         """
         import sys
         from pathlib import Path
         from src.tracking.provenance import dirty_patch, environment
 
-        found = environment(root=Path.cwd())
-        assert (found["git.commit"], found["git.dirty"], found["lock.sha256"]) == ("unknown",) * 3, found
+        values = environment(root=Path.cwd())
+        assert (values["git.commit"], values["git.dirty"], values["lock.sha256"]) == ("unknown",) * 3, values
         assert dirty_patch(Path.cwd()) == ""
-        assert found["torch"][0].isdigit() and "torch" not in sys.modules
+        assert values["torch"][0].isdigit() and "torch" not in sys.modules
         """,
         cwd=tmp_path,
     )
-    assert asked.communicate(timeout=60) == ("", "")
-    assert asked.returncode == 0
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""A model's weights as a file: what was saved comes back to the bit, and nothing else is taken for it."""
+"""The file of a model's weights: exact, reproducible, refused when damaged or of another model."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def image_model(override: str = "model.network.width=4") -> Build:
     return compose(["experiment=cifar10_resnet", "output=unused", override]).model
 
 
-def test_what_is_saved_comes_back_to_the_bit_ready_for_use(tmp_path: Path) -> None:
+def test_saved_weights_are_loaded_to_the_bit_in_eval_mode(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = image_model()(IMAGES)
-    model.network.blocks[0].enter_norm.running_mean.normal_()  # buffers are part of a model, too
+    model.network.blocks[0].enter_norm.running_mean.normal_()  # buffers are saved as well
     model.to(memory_format=torch.channels_last)
     sha256 = weights.save(model, tmp_path / "new" / "folder", epochs=3)
     torch.manual_seed(2)
     loaded = weights.load(image_model(), IMAGES, tmp_path / "new" / "folder")
     assert not loaded.training
-    wanted, found = model.state_dict(), loaded.state_dict()
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[key], wanted[key]) and found[key].dtype == wanted[key].dtype for key in wanted)
+    expected, actual = model.state_dict(), loaded.state_dict()
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[key], expected[key]) and actual[key].dtype == expected[key].dtype for key in expected)
     note = weights.read_note(tmp_path / "new" / "folder")
     assert note == {"sha256": sha256, "epochs": 3, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     model = image_model()(IMAGES)
     first, second = tmp_path / "first", tmp_path / "second"
     assert weights.save(model, first, epochs=3) == weights.save(model, second, epochs=3)
@@ -45,19 +45,19 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in (first / weights.NOTE).read_bytes()
 
 
-@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_a_flipped_bit_is_refused_and_the_file_named(tmp_path: Path, place: float) -> None:
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
+def test_weights_with_a_flipped_bit_are_refused(tmp_path: Path, position: float) -> None:
     weights.save(image_model()(IMAGES), tmp_path)
     path = tmp_path / weights.NAME
     content = bytearray(path.read_bytes())
-    content[round(place * (len(content) - 1))] ^= 1
+    content[round(position * (len(content) - 1))] ^= 1
     path.write_bytes(content)
     with pytest.raises(Failure, match=rf"{path} is damaged .*train again"):
         weights.load(image_model(), IMAGES, tmp_path)
 
 
 @pytest.mark.parametrize("other", ["model.network.width=8", "model=resnet18"])
-def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path, other: str) -> None:
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, other: str) -> None:
     weights.save(image_model()(IMAGES), tmp_path)
     with pytest.raises(Failure, match="is of another model than the configuration's") as caught:
         weights.load(image_model(other), IMAGES, tmp_path)
@@ -65,7 +65,7 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path: Path,
     assert len(str(caught.value)) < 600
 
 
-def test_missing_weights_and_a_missing_or_broken_note_say_what_to_do(tmp_path: Path) -> None:
+def test_missing_weights_and_unreadable_notes_are_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"model\.json can't be read .*dvc repro"):
         weights.load(image_model(), IMAGES, tmp_path)
     weights.save(image_model()(IMAGES), tmp_path)

@@ -1,4 +1,4 @@
-"""What the tests of faults share: commands as a user types them, short of room, killed; damage."""
+"""Helpers of the fault tests: commands as a user types them, a limit on file sizes, kills, damaged files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Damage = Callable[[Path], None]
 def run(
     folder: Path, *words: str, check: bool = True, room: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a repository, to its end. No file that it writes gets more than `room` bytes, as on a full disk."""
+    """Runs a command in a repository. No file that it writes gets larger than `room` bytes, as on a full disk."""
     done = subprocess.run(
         words, text=True, capture_output=True, timeout=TIMEOUT_S, check=False, **_as_user(folder, room, environment)
     )
@@ -32,7 +32,7 @@ def run(
 
 @contextlib.contextmanager
 def started(folder: Path, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A command under way, in a process group of its own; killed at the block's end."""
+    """Starts a command in a process group of its own; it is killed at the end of the block."""
     process = subprocess.Popen(
         words,
         text=True,
@@ -57,14 +57,14 @@ def _as_user(folder: Path, room: int | None, environment: dict[str, str]) -> dic
 
 
 def holder(checkpoint: Path) -> int:
-    """The id of the process that works on a checkpoint."""
-    found = re.match(r"process (\d+) on ", checkpoint.with_name("holder").read_text())
-    assert found
-    return int(found[1])
+    """The id of the process that trains into a checkpoint's folder."""
+    match = re.match(r"process (\d+) on ", checkpoint.with_name("holder").read_text())
+    assert match
+    return int(match[1])
 
 
-def lives(process: int) -> bool:
-    """Whether a process is there; one that has ended and that nobody asked for its exit code is not."""
+def is_running(process: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     try:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -72,26 +72,26 @@ def lives(process: int) -> bool:
 
 
 def clone_of(repository: Path, folder: Path) -> Path:
-    """What is committed in a repository, and nothing else of it."""
+    """Clones a repository: only what is committed."""
     run(repository, "git", "clone", "--quiet", ".", str(folder))
     return folder
 
 
 def copy(repository: Path, folder: Path) -> Path:
-    """A copy to do damage to, without the MLflow store, whose paths are the original's."""
+    """Copies a repository, without its MLflow store, which holds paths of the original."""
     shutil.copytree(repository, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "mlflow.db*"))
     return folder
 
 
-def output_of(said: str) -> str:
-    """The folder that a training says it wrote, relative to the repository."""
-    found = re.search(r"^trained in [\d.]+ s: (\S+)/train$", said, re.MULTILINE)
-    assert found, said
-    return found[1]
+def output_of(stdout: str) -> str:
+    """The folder that a training wrote, relative to the repository."""
+    match = re.search(r"^trained in [\d.]+ s: (\S+)/train$", stdout, re.MULTILINE)
+    assert match, stdout
+    return match[1]
 
 
 def refusal(done: subprocess.CompletedProcess[str], command: str) -> str:
-    """The one line with which a command failed, with exit code 1 and without a traceback."""
+    """The error line of a command that failed with exit code 1 and without a traceback."""
     assert done.returncode == 1, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{command} failed: ")]
@@ -99,18 +99,18 @@ def refusal(done: subprocess.CompletedProcess[str], command: str) -> str:
 
 
 def truncate(path: Path) -> None:
-    """Leaves the first half, as a copy does that was broken off."""
+    """Keeps the first half of a file, as an interrupted copy does."""
     content = path.read_bytes()
     _replace(path, content[: len(content) // 2])
 
 
 def flip_a_bit(path: Path) -> None:
-    """Changes one bit in the middle, as a bad disk does."""
+    """Flips one bit in the middle of a file, as a bad disk does."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     _replace(path, bytes(content))
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.unlink()  # DVC may have it write-protected
+    path.unlink()  # DVC write-protects its files
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A user's own data with something wrong in it: refused with the file's name, or trained on where that is right."""
+"""Defects in a user's own data: refused with the file's name, or trained on where the data is merely unusual."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from tests.faults.commands import output_of
 from tests.test_datasets import RED, colours, pairs, reviews
 from tests.tiny_data import cifar_members, cifar_records, plain_png
 
@@ -25,7 +26,7 @@ name: birds
 size: 16
 loader: {batch_size: 50}
 """
-Files = dict[str, bytes | None]  # what is put into a sound folder; None takes a file out of it
+Files = dict[str, bytes | None]  # files added to a sound folder; None removes one
 
 SOUND: dict[str, dict[str, bytes]] = {
     "cifar10": cifar_members("mine"),
@@ -43,14 +44,14 @@ EXPERIMENTS = {
 
 @pytest.fixture(autouse=True)
 def clean(clone: Path) -> Iterator[None]:
-    """Nothing of the full profile stays."""
+    """Removes the data of the full profile after each test."""
     yield
     for kind in ("raw", "processed"):
         shutil.rmtree(clone / "data" / kind / "full", ignore_errors=True)
 
 
 def words_for(data: str, changes: Files, folder: Path) -> list[str]:
-    """Writes the data into `folder`; what a user adds to a command for it."""
+    """Writes the data into `folder`; returns the overrides that name it."""
     files: Files = {**SOUND[data], **changes}
     for name, content in files.items():
         path = folder / name
@@ -67,8 +68,8 @@ def words_for(data: str, changes: Files, folder: Path) -> list[str]:
     return words
 
 
-def png_that_says(width: int, height: int) -> bytes:
-    """A PNG file that claims to be so large."""
+def png_with_header(width: int, height: int) -> bytes:
+    """A PNG file without pixels whose header declares this size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -80,17 +81,17 @@ def png_that_says(width: int, height: int) -> bytes:
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
 REFUSED: dict[str, tuple[str, Files, str]] = {
-    "image-cut": (
+    "image-truncated": (
         "birds",
         {"mine/train/red/a.png": plain_png(RED, (64, 64))[:60]},
         "a.png can't be read as an image",
     ),
     "image-empty": ("birds", {"mine/train/red/a.png": b""}, "mine/train/red/a.png can't be read as an image"),
     "image-text": ("birds", {"mine/test/red/a.jpg": b"hello"}, "mine/test/red/a.jpg can't be read as an image"),
-    "image-program": ("birds", {"mine/test/red/a.png": POSTSCRIPT}, "mine/test/red/a.png can't be read as an image"),
+    "image-postscript": ("birds", {"mine/test/red/a.png": POSTSCRIPT}, "mine/test/red/a.png can't be read as an image"),
     "image-gigapixels": (
         "birds",
-        {"mine/train/red/a.png": png_that_says(60_000, 60_000)},
+        {"mine/train/red/a.png": png_with_header(60_000, 60_000)},
         "mine/train/red/a.png can't be read as an image (Image size (3600000000 pixels) exceeds limit",
     ),
     "image-name-of-two-lines": (
@@ -141,7 +142,7 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
         {name: None for name in SOUND["imdb"] if "train/neg" in name},
         "no train/neg/*.txt in it: reviews go into {train,test}/{pos,neg}/",
     ),
-    "tests-of-one-class": (
+    "test-reviews-of-one-class": (
         "imdb",
         {name: None for name in SOUND["imdb"] if "test/pos" in name},
         "no test/pos/*.txt in it",
@@ -152,18 +153,18 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
         "mine/test/1.png is 30x16: a pair is two squares side by side, twice as wide as high",
     ),
     "pair-empty": ("facades", {"mine/train/2.png": b""}, "mine/train/2.png can't be read as an image"),
-    "pair-alone": (
+    "one-pair": (
         "facades",
         {"mine/train/2.png": None, "mine/train/3.png": None, "mine/val/1.png": None},
         "train/ has one pair and there is no val/",
     ),
-    "records-cut": (
+    "records-truncated": (
         "cifar10",
         {"mine/data_batch_2.bin": cifar_records([0, 1])[:-1]},
         "data_batch_2.bin has 6145 bytes, not a multiple of the 3073 bytes of a record",
     ),
     "records-empty": ("cifar10", {"mine/test_batch.bin": b""}, "test_batch.bin has 0 bytes"),
-    "records-with-a-strange-label": (
+    "records-with-an-unknown-label": (
         "cifar10",
         {"mine/test_batch.bin": cifar_records([0, 2])},
         "test_batch.bin holds the label 2, but there are 2 classes",
@@ -178,38 +179,36 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_data_that_cannot_be_right_is_refused_by_the_file_at_fault(
-    name: str, clone: Path, run: Run, tmp_path: Path
-) -> None:
-    data, changes, told = REFUSED[name]
+def test_defective_data_is_refused_and_the_file_is_named(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
+    data, changes, message = REFUSED[name]
     words = words_for(data, changes, tmp_path)
     done = run("python", "-m", "src.download", *words, check=False)
-    if not done.returncode:  # a folder is read there, files are looked into by preprocess
+    if not done.returncode:  # download checks the folder, preprocess the files
         done = run("python", "-m", "src.preprocess", *words, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.match(r"(download|preprocess) failed: ", line)
-    assert told in line
+    assert message in line
     assert not list(clone.glob("data/processed/full/*/*"))
 
 
-def test_a_training_on_bad_data_is_refused_by_the_file_at_fault(run: Run, tmp_path: Path) -> None:
-    data, changes, told = REFUSED["review-latin1"]
+def test_training_on_defective_data_is_refused_and_the_file_is_named(run: Run, tmp_path: Path) -> None:
+    data, changes, message = REFUSED["review-latin1"]
     done = run("python", "-m", "src.train", *words_for(data, changes, tmp_path), check=False)
     assert done.returncode == 1
     preprocess, train = done.stderr.splitlines()
-    assert preprocess.startswith("preprocess failed: ") and told in preprocess
+    assert preprocess.startswith("preprocess failed: ") and message in preprocess
     assert train == "train failed: the data of imdb could not be prepared: preprocess failed, see above"
 
 
 TRAINED: dict[str, tuple[str, Files, tuple[str, ...]]] = {
-    # 10 images for a batch of 50; 2 held out, and 2 to test on, both of one class, for batches of 500
+    # 10 training images for a batch of 50; 2 for validation and 2 for testing, both of one class
     "images-fewer-than-a-batch": (
         "birds",
         {name: None for name in SOUND["birds"] if "/test/blue" in name},
         ("model.network.width=8",),
     ),
-    # 19 reviews for a batch of 64; one of them has no word in it
+    # 19 reviews for a batch of 64; one of them holds no word
     "reviews-without-a-word": (
         "imdb",
         {"mine/train/pos/odd.txt": b"<br /><br />", "mine/test/neg/odd.txt": b"<br>"},
@@ -226,14 +225,13 @@ TRAINED: dict[str, tuple[str, Files, tuple[str, ...]]] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TRAINED)
-def test_odd_data_that_is_right_is_trained_and_evaluated_on(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
+def test_unusual_but_valid_data_is_trained_and_evaluated(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
     data, changes, small = TRAINED[name]
     words = words_for(data, changes, tmp_path)
     done = run("python", "-m", "src.train", *words, *small, "trainer.max_epochs=2", "trainer.threads=1")
-    found = re.search(r"trained in [\d.]+ s: (\S+)/train", done.stdout)
-    assert found, done.stdout
-    folder = clone / found[1]
-    run("python", "-m", "src.evaluate", "-cp", f"../{found[1]}", "-cn", "config")
+    output = output_of(done.stdout)
+    folder = clone / output
+    run("python", "-m", "src.evaluate", "-cp", f"../{output}", "-cn", "config")
     losses = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(losses) == 2 and not re.search(r"\b(nan|inf)\b", " ".join(losses))
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""Downloads by the real commands from a host that misbehaves: exit code, the one line, what is left, what goes on."""
+"""Downloads from a misbehaving host through the real commands: exit code, error line, remaining files, resume."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 
 from src.common.files import sha256_of
 from tests.conftest import Run, commands_environment
+from tests.faults.commands import output_of
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar
 
@@ -34,7 +35,7 @@ TINY = ("model.network.width=8", "trainer.max_epochs=1", "trainer.threads=1")
 
 @pytest.fixture(autouse=True)
 def clean(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing of the full profile was there before, nor stays."""
+    """Removes the downloads of the full profile before and after each test."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     folders = [clone / "data" / "raw" / "full", clone / "data" / ".partial"]
     for folder in folders:
@@ -55,7 +56,7 @@ def raw_files(clone: Path) -> list[str]:
 
 
 def partials(clone: Path) -> list[Path]:
-    """What has arrived of unfinished downloads."""
+    """The partial files of unfinished downloads."""
     return sorted((clone / "data" / ".partial").glob("*.partial"))
 
 
@@ -63,8 +64,8 @@ def ranges(host: Host) -> list[str | None]:
     return [request.headers.get("Range") for request in host.requests]
 
 
-def only_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line with which the download failed; beside it, stderr shows progress alone."""
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error line of a failed download; the other lines of stderr are progress."""
     assert done.returncode == 1, done
     (line,) = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
     assert line.startswith("download failed: ")
@@ -79,7 +80,7 @@ def start(clone: Path, url: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # as in a terminal: what a script starts in the background ignores Ctrl-C
+        # as in a terminal: background processes of a script ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -87,18 +88,16 @@ def start(clone: Path, url: str) -> subprocess.Popen[str]:
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize("version", ["etag", "sha256"])
-def test_a_download_that_drops_again_and_again_goes_on_where_it_broke(
-    version: str, host: Host, clone: Path, run: Run
-) -> None:
+def test_a_download_resumes_after_each_dropped_connection(version: str, host: Host, clone: Path, run: Run) -> None:
     etag = '"v1"' if version == "etag" else None
-    known = [f"data.sha256={SHA}"] if version == "sha256" else []
+    digest = [f"data.sha256={SHA}"] if version == "sha256" else []
     url = host.serve("/c.tar.gz", DATA, drop_after=100_000, drops=2, etag=etag)
-    done = run("python", "-m", "src.download", *WORDS, f"data.archive={url}", *known)
+    done = run("python", "-m", "src.download", *WORDS, f"data.archive={url}", *digest)
     assert ranges(host) == [None, "bytes=100000-", "bytes=200000-"]
     assert done.stdout.count("trying again in 1 s") == 2
     assert f"from c.tar.gz, sha256 {SHA}" in done.stdout
@@ -107,7 +106,7 @@ def test_a_download_that_drops_again_and_again_goes_on_where_it_broke(
 
 
 @pytest.mark.parametrize(
-    ("resource", "words", "told"),
+    ("resource", "words", "message"),
     [
         ({"data": OTHER}, [f"data.sha256={SHA}"], f"sha256 is {OTHER_SHA}, expected {SHA}: the host serves another"),
         ({"failures": [500] * 9}, [], "HTTP 500 Internal Server Error (attempt 4 of 4)"),
@@ -118,43 +117,43 @@ def test_a_download_that_drops_again_and_again_goes_on_where_it_broke(
         ({"data": DATA, "drop_after": 0, "drops": 9}, [], "(attempt 4 of 4)"),
         ({"redirect": "http://example.org/c.tar.gz"}, [], "http://example.org/c.tar.gz is not an https address"),
     ],
-    ids=["wrong-hash", "500s", "404", "html", "html-as-gzip", "empty", "drops-at-once", "leads-away"],
+    ids=["wrong-hash", "500s", "404", "html", "html-as-gzip", "empty", "drops-immediately", "redirect-to-http"],
 )
-def test_a_download_that_cannot_succeed_ends_with_one_line_and_leaves_nothing(
-    resource: dict[str, Any], words: list[str], told: str, host: Host, clone: Path, run: Run
+def test_a_failed_download_prints_one_line_and_leaves_no_file(
+    resource: dict[str, Any], words: list[str], message: str, host: Host, clone: Path, run: Run
 ) -> None:
     url = host.serve("/c.tar.gz", **resource)
-    line = only_line(run("python", "-m", "src.download", *WORDS, f"data.archive={url}", *words, check=False))
+    line = error_line(run("python", "-m", "src.download", *WORDS, f"data.archive={url}", *words, check=False))
     assert f"cannot fetch cifar-10-binary.tar.gz: {url}: " in line
-    assert told in line
+    assert message in line
     assert line.endswith("Try again, or fetch the file by hand and give data.archive=PATH")
     assert raw_files(clone) == []
     assert [path for path in partials(clone) if path.stat().st_size] == []
 
 
-def test_the_next_mirror_serves_when_the_first_serves_a_web_page(host: Host, clone: Path, run: Run) -> None:
+def test_a_mirror_that_serves_a_web_page_is_skipped(host: Host, clone: Path, run: Run) -> None:
     mirrors = [host.serve("/a", WEB_PAGE, content_type="text/html"), host.serve("/b", DATA)]
     run("python", "-m", "src.download", *WORDS, f"data.official={{urls: [{','.join(mirrors)}], sha256: {SHA}}}")
     assert sha256_of(clone / "data/raw/full/cifar10/cifar-10-binary.tar.gz") == SHA
 
 
 @pytest.mark.long
-def test_a_host_that_hangs_is_left_after_half_a_minute_and_asked_again(host: Host, clone: Path) -> None:
+def test_a_stalled_download_is_resumed_after_the_timeout(host: Host, clone: Path) -> None:
     url = host.serve("/c.tar.gz", DATA, etag='"v1"', hang_after=100_000)
     process = start(clone, url)
     wait_until(lambda: [path.stat().st_size for path in partials(clone)] == [100_000])
     host.serve("/c.tar.gz", DATA, etag='"v1"')
-    said, complained = process.communicate(timeout=120)
-    assert process.returncode == 0, complained
-    assert "trying again in 1 s" in said
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "trying again in 1 s" in stdout
     assert ranges(host) == [None, "bytes=100000-"]
 
 
 @pytest.mark.long
-def test_a_host_that_hangs_for_good_is_given_up_and_what_came_is_kept(host: Host, clone: Path, run: Run) -> None:
+def test_a_host_that_always_stalls_is_given_up_and_the_partial_file_kept(host: Host, clone: Path, run: Run) -> None:
     url = host.serve("/c.tar.gz", DATA, etag='"v1"', hang_after=100_000, ranges=False)
     words = ("python", "-m", "src.download", *WORDS, f"data.archive={url}")
-    line = only_line(run(*words, check=False))
+    line = error_line(run(*words, check=False))
     assert "timed out" in line and "(attempt 4 of 4)" in line
     assert raw_files(clone) == []
     host.serve("/c.tar.gz", DATA, etag='"v1"')
@@ -164,16 +163,16 @@ def test_a_host_that_hangs_for_good_is_given_up_and_what_came_is_kept(host: Host
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
-def test_a_download_that_was_ended_goes_on_with_the_same_command(
+def test_an_interrupted_download_is_resumed_by_the_same_command(
     stop: signal.Signals, code: int, host: Host, clone: Path, run: Run
 ) -> None:
     url = host.serve("/c.tar.gz", DATA, etag='"v1"', hang_after=100_000)
     process = start(clone, url)
     wait_until(lambda: [path.stat().st_size for path in partials(clone)] == [100_000])
     process.send_signal(stop)
-    _, complained = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "Traceback" not in complained
+    assert "Traceback" not in stderr
     assert raw_files(clone) == []
     host.serve("/c.tar.gz", DATA, etag='"v1"')
     run("python", "-m", "src.download", *WORDS, f"data.archive={url}")
@@ -185,7 +184,7 @@ def test_a_download_that_was_ended_goes_on_with_the_same_command(
 
 
 @pytest.mark.long
-def test_an_archive_that_arrives_after_drops_is_trained_and_evaluated_on(
+def test_training_and_evaluation_work_after_a_resumed_download(
     host: Host, clone: Path, run: Run, tmp_path: Path
 ) -> None:
     archive = write_tar(tmp_path / "c.tar", cifar_members())
@@ -194,28 +193,27 @@ def test_an_archive_that_arrives_after_drops_is_trained_and_evaluated_on(
     done = run("python", "-m", "src.train", *words)
     assert ranges(host) == [None, "bytes=40000-", "bytes=80000-"]
     assert "cifar10: train 38, val 2, test 6" in done.stdout
-    found = re.search(r"trained in [\d.]+ s: (\S+)/train", done.stdout)
-    assert found, done.stdout
-    run("python", "-m", "src.evaluate", "-cp", f"../{found[1]}", "-cn", "config")
-    assert json.loads((clone / found[1] / "metrics.json").read_text())["profile"] == "full"
-    (source,) = [note for note in direct_sources(clone) if note["origin"] == "c.tar"]
+    output = output_of(done.stdout)
+    run("python", "-m", "src.evaluate", "-cp", f"../{output}", "-cn", "config")
+    assert json.loads((clone / output / "metrics.json").read_text())["profile"] == "full"
+    (source,) = [source for source in direct_sources(clone) if source["origin"] == "c.tar"]
     assert source["sha256"] == sha256_of(archive)
 
     run("python", "-m", "src.train", *words, "seed=1")
-    assert len(host.requests) == 3  # the data was there
+    assert len(host.requests) == 3  # the archive is not fetched again
 
 
-def test_a_training_whose_data_cannot_be_had_says_why_and_leaves_no_data(host: Host, clone: Path, run: Run) -> None:
+def test_training_without_its_archive_is_refused_and_leaves_no_data(host: Host, clone: Path, run: Run) -> None:
     url = host.serve("/never.tar", OTHER)
     done = run("python", "-m", "src.train", *WORDS, *TINY, f"data.archive={url}", f"data.sha256={SHA}", check=False)
     assert done.returncode == 1
     download, train = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
     assert download.startswith("download failed: cannot fetch cifar-10-binary.tar.gz: ") and OTHER_SHA in download
     assert train == "train failed: the data of cifar10 could not be prepared: download failed, see above"
-    assert [note for note in direct_sources(clone) if note["origin"] == "never.tar"] == []
+    assert [source for source in direct_sources(clone) if source["origin"] == "never.tar"] == []
     assert not [path for path in clone.glob("data/direct/*/raw/full/*/*") if sha256_of(path) == OTHER_SHA]
 
 
 def direct_sources(clone: Path) -> list[dict[str, Any]]:
-    """Where the archives of direct runs came from."""
+    """The source notes of the archives of direct runs."""
     return [json.loads(path.read_text()) for path in clone.glob("data/direct/*/raw/full/cifar10/source.json")]

@@ -1,4 +1,4 @@
-"""Files that are not written to their end, or are no longer what was written: what a user is told, and what helps."""
+"""Incomplete and damaged files: kills during a save, full disks, truncation, flipped bits; messages and remedies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from verification.interruption import digests, wait_for_checkpoint, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
-# A narrow network with a wide vocabulary: quick to train, with checkpoints of 20 MB, which take a while to be written.
+# Quick to train, with checkpoints of 20 MB (a wide embedding), whose writing takes long enough to be interrupted.
 SMALL = (
     "model.hidden=8",
     "model.embedding=64",
@@ -41,7 +41,7 @@ SMALL = (
     "export.latency_seconds=0.05",
 )
 TRAIN = ("python", "-m", "src.train", "+experiment=imdb_lstm", *SMALL)
-DATA = Path("data/processed/sample/imdb")  # where it is prepared here, and where DVC has it
+DATA = Path("data/processed/sample/imdb")  # prepared by commands here, DVC's output in the pipeline
 RAW = Path("data/raw/sample/imdb")
 REVIEW = "A film that I would see again."
 
@@ -52,7 +52,7 @@ damages = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def original(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with prepared data and one whole run, trained and exported."""
+    """A repository with prepared data and one complete run, trained and exported."""
     folder = clone_of(clone, tmp_path_factory.mktemp("saving") / "original")
     for stage in ("download", "preprocess"):
         run(folder, "python", "-m", f"src.{stage}", "+experiment=imdb_lstm")
@@ -63,7 +63,7 @@ def original(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(original: Path) -> str:
-    """The whole run's folder."""
+    """The folder of the complete run."""
     (note,) = original.glob("experiments/runs/imdb_lstm/*/train/model.json")
     return note.parents[1].relative_to(original).as_posix()
 
@@ -75,12 +75,12 @@ def repository(original: Path, tmp_path: Path) -> Path:
 
 
 def on(stage: str, output: str) -> tuple[str, ...]:
-    """A stage on a run's folder."""
+    """The command of a stage for a run's folder."""
     return "python", "-m", f"src.{stage}", "-cp", f"../{output}", "-cn", "config"
 
 
 def interrupted(repository: Path, *words: str) -> Path:
-    """Ends a training with SIGTERM after its first checkpoint; where that is."""
+    """Stops a training with SIGTERM after its first checkpoint; returns the checkpoint's path."""
     with started(repository, *TRAIN, *words) as process:
         checkpoint = wait_for_checkpoint(repository, process)
         process.send_signal(signal.SIGTERM)
@@ -88,28 +88,26 @@ def interrupted(repository: Path, *words: str) -> Path:
     return checkpoint
 
 
-def assert_same_run(repository: Path, said: str, output: str) -> None:
-    """The run that a training tells of has the same files, to the bit, as the original one."""
-    assert digests(repository / output_of(said) / "train") == digests(repository / output / "train")
+def assert_same_run(repository: Path, stdout: str, output: str) -> None:
+    """Asserts that a training wrote the same bytes as the original one."""
+    assert digests(repository / output_of(stdout) / "train") == digests(repository / output / "train")
 
 
-# --- killed while it saves --------------------------------------------------------------------------------------------
+# --- killed during a save ---------------------------------------------------------------------------------------------
 
 
-def test_a_kill_in_the_middle_of_a_save_costs_no_checkpoint_though_tmpdir_is_on_another_file_system(
-    repository: Path, output: str
-) -> None:
-    elsewhere = Path("/dev/shm")
-    if not elsewhere.is_dir() or elsewhere.stat().st_dev == repository.stat().st_dev:
-        pytest.skip("there is one file system only")
-    with tempfile.TemporaryDirectory(dir=elsewhere) as tmpdir:
+def test_a_kill_during_a_save_keeps_the_previous_checkpoint(repository: Path, output: str) -> None:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == repository.stat().st_dev:
+        pytest.skip("needs a second file system")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as tmpdir:
         for _ in range(3):
             with started(repository, *TRAIN, TMPDIR=tmpdir) as process:
                 checkpoint = wait_for_checkpoint(repository, process)
-                half = checkpoint.with_name(f".{checkpoint.name}.{process.pid}")
-                wait_until(half.exists, process)
+                temporary = checkpoint.with_name(f".{checkpoint.name}.{process.pid}")
+                wait_until(temporary.exists, process)
                 process.kill()
-            assert half.exists()  # the kill came in time
+            assert temporary.exists()  # killed during the save
             assert sha256_of(checkpoint) in checkpoint.with_name("last.ckpt.sha256").read_text().split()
         done = run(repository, *TRAIN, TMPDIR=tmpdir)
         assert "goes on with the run that was interrupted" in done.stdout
@@ -121,14 +119,12 @@ def test_a_kill_in_the_middle_of_a_save_costs_no_checkpoint_though_tmpdir_is_on_
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_ends_a_training_and_leaves_the_last_checkpoint_to_go_on_from(
-    repository: Path, output: str
-) -> None:
+def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(repository: Path, output: str) -> None:
     checkpoint = interrupted(repository)
     before = sha256_of(checkpoint)
-    told = refusal(run(repository, *TRAIN, check=False, room=8_000_000), "train")
-    assert f"no room to write {checkpoint} " in told
-    assert "free some space and run the same command again" in told
+    message = refusal(run(repository, *TRAIN, check=False, room=8_000_000), "train")
+    assert f"no room to write {checkpoint} " in message
+    assert "free some space and run the same command again" in message
     assert sha256_of(checkpoint) == before
     assert not list(checkpoint.parent.glob(".last*"))
     done = run(repository, *TRAIN)
@@ -136,15 +132,15 @@ def test_a_full_disk_ends_a_training_and_leaves_the_last_checkpoint_to_go_on_fro
     assert_same_run(repository, done.stdout, output)
 
 
-def test_a_full_disk_ends_a_download_which_goes_on_from_what_has_arrived(repository: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_a_download_which_is_then_resumed(repository: Path, tmp_path: Path) -> None:
     archive, room = write_tar(tmp_path / "c.tar", cifar_members()), 50_000
     with Host() as host:
         url = host.serve("/c.tar", archive.read_bytes())
-        given = ("profile=full", f"data.archive={url}", f"data.sha256={sha256_of(archive)}")
-        words = ("python", "-m", "src.download", "+experiment=cifar10_resnet", *given)
-        told = refusal(run(repository, *words, check=False, room=room, NO_PROXY="127.0.0.1"), "download")
-        assert "no room to write " in told
-        assert "free some space and run again" in told
+        source = ("profile=full", f"data.archive={url}", f"data.sha256={sha256_of(archive)}")
+        words = ("python", "-m", "src.download", "+experiment=cifar10_resnet", *source)
+        message = refusal(run(repository, *words, check=False, room=room, NO_PROXY="127.0.0.1"), "download")
+        assert "no room to write " in message
+        assert "free some space and run again" in message
         raw = repository / "data" / "raw" / "full" / "cifar10"
         assert not list(raw.iterdir())
         (part,) = (repository / "data" / ".partial").glob("*.partial")
@@ -155,26 +151,24 @@ def test_a_full_disk_ends_a_download_which_goes_on_from_what_has_arrived(reposit
 
 
 @pytest.mark.long
-def test_a_full_disk_ends_packing_and_no_half_split_takes_a_whole_ones_name(repository: Path) -> None:
+def test_a_full_disk_stops_packing_and_leaves_no_incomplete_split(repository: Path) -> None:
     words = ("python", "-m", "src.preprocess", "+experiment=imdb_lstm")
-    wanted = digests(repository / DATA)
+    expected = digests(repository / DATA)
     shutil.rmtree(repository / DATA)
-    told = refusal(run(repository, *words, check=False, room=1_000_000), "preprocess")
-    assert f"no room to write {repository / DATA / 'train.safetensors'} " in told
-    assert "free some space and run the same command again" in told
+    message = refusal(run(repository, *words, check=False, room=1_000_000), "preprocess")
+    assert f"no room to write {repository / DATA / 'train.safetensors'} " in message
+    assert "free some space and run the same command again" in message
     assert digests(repository / DATA) == {}
     run(repository, *words)
-    assert digests(repository / DATA) == wanted
+    assert digests(repository / DATA) == expected
 
 
-# --- files that are no longer what was written ------------------------------------------------------------------------
+# --- damaged files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
 @damages
-def test_a_damaged_checkpoint_is_not_resumed_and_training_starts_anew(
-    damage: Damage, repository: Path, output: str
-) -> None:
+def test_a_damaged_checkpoint_is_discarded_and_training_restarts(damage: Damage, repository: Path, output: str) -> None:
     checkpoint = interrupted(repository)
     damage(checkpoint)
     done = run(repository, *TRAIN)
@@ -184,8 +178,8 @@ def test_a_damaged_checkpoint_is_not_resumed_and_training_starts_anew(
 
 
 @pytest.mark.long
-def test_the_damaged_checkpoint_of_the_best_epoch_is_refused_where_it_is_the_one_to_keep(repository: Path) -> None:
-    # At this rate nothing is learnt: no epoch is better than the first.
+def test_a_damaged_best_checkpoint_is_refused_with_keep_best(repository: Path) -> None:
+    # This rate changes no weight: the first epoch stays the best.
     words = ("trainer.keep=best", "model.optimizer.lr=1e-30", "trainer.max_epochs=4")
     with started(repository, *TRAIN, *words) as process:
         last = wait_for_checkpoint(repository, process)
@@ -195,8 +189,8 @@ def test_the_damaged_checkpoint_of_the_best_epoch_is_refused_where_it_is_the_one
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     flip_a_bit(best)
-    told = refusal(run(repository, *TRAIN, *words, check=False), "train")
-    assert f"{best} is damaged (its sha256 differs): delete {best.parent} and train again" in told
+    message = refusal(run(repository, *TRAIN, *words, check=False), "train")
+    assert f"{best} is damaged (its sha256 differs): delete {best.parent} and train again" in message
     shutil.rmtree(best.parent)
     assert "goes on" not in run(repository, *TRAIN, *words).stdout
 
@@ -210,37 +204,33 @@ def test_the_damaged_checkpoint_of_the_best_epoch_is_refused_where_it_is_the_one
     ],
     ids=["truncated, evaluate", "with a flipped bit, evaluate", "with a flipped bit, export"],
 )
-def test_damaged_weights_are_refused_until_they_are_trained_again(
-    damage: Damage, stage: str, repository: Path, output: str
-) -> None:
+def test_damaged_weights_are_refused_until_retrained(damage: Damage, stage: str, repository: Path, output: str) -> None:
     weights = repository / output / "train" / "model.safetensors"
     sound = sha256_of(weights)
     exported = digests(repository / output / "export")
     damage(weights)
-    told = refusal(run(repository, *on(stage, output), check=False), stage)
-    assert f"{weights} is damaged (sha256 {sha256_of(weights)[:12]}…, {sound[:12]}… was written)" in told
-    assert "delete it and train again" in told
+    message = refusal(run(repository, *on(stage, output), check=False), stage)
+    assert f"{weights} is damaged (sha256 {sha256_of(weights)[:12]}…, {sound[:12]}… was written)" in message
+    assert "delete it and train again" in message
     assert not (repository / output / "metrics.json").exists()
     assert digests(repository / output / "export") == exported
-    again = output_of(run(repository, *TRAIN).stdout)
-    assert sha256_of(repository / again / "train" / "model.safetensors") == sound
-    run(repository, *on(stage, again))
+    retrained = output_of(run(repository, *TRAIN).stdout)
+    assert sha256_of(repository / retrained / "train" / "model.safetensors") == sound
+    run(repository, *on(stage, retrained))
 
 
 @pytest.mark.long
 @damages
-def test_a_damaged_onnx_model_is_refused_until_it_is_exported_again(
-    damage: Damage, repository: Path, output: str
-) -> None:
+def test_a_damaged_onnx_model_is_refused_until_exported_again(damage: Damage, repository: Path, output: str) -> None:
     words = ("python", "-m", "src.predict", f"{output}/export", REVIEW)
     answer = run(repository, *words).stdout
     graph = repository / output / "export" / "model.onnx"
     sound = sha256_of(graph)
     damage(graph)
-    told = refusal(run(repository, *words, check=False), "predict")
-    assert f"{output}/export holds no exported model that is whole" in told
-    assert "model.onnx is damaged" in told
-    assert "export again" in told
+    message = refusal(run(repository, *words, check=False), "predict")
+    assert f"{output}/export holds no exported model that is whole" in message
+    assert "model.onnx is damaged" in message
+    assert "export again" in message
     run(repository, *on("export", output))
     assert sha256_of(graph) == sound
     assert run(repository, *words).stdout == answer
@@ -248,39 +238,35 @@ def test_a_damaged_onnx_model_is_refused_until_it_is_exported_again(
 
 @pytest.mark.long
 @damages
-def test_a_damaged_packed_split_is_refused_until_it_is_packed_again(
-    damage: Damage, repository: Path, output: str
-) -> None:
+def test_a_damaged_packed_split_is_refused_until_packed_again(damage: Damage, repository: Path, output: str) -> None:
     split = repository / DATA / "train.safetensors"
     damage(split)
-    told = refusal(run(repository, *TRAIN, check=False), "train")
-    assert f"{split} is damaged (sha256 {sha256_of(split)[:12]}…, " in told
-    assert f"delete {repository / DATA} and run `dvc repro`, or the `python -m src.train` again" in told
+    message = refusal(run(repository, *TRAIN, check=False), "train")
+    assert f"{split} is damaged (sha256 {sha256_of(split)[:12]}…, " in message
+    assert f"delete {repository / DATA} and run `dvc repro`, or the `python -m src.train` again" in message
     shutil.rmtree(repository / DATA)
     assert_same_run(repository, run(repository, *TRAIN).stdout, output)
 
 
 @damages
-def test_an_archive_that_was_damaged_after_its_download_is_refused_until_it_is_fetched_again(
-    damage: Damage, repository: Path
-) -> None:
+def test_a_damaged_raw_archive_is_refused_until_downloaded_again(damage: Damage, repository: Path) -> None:
     archive = repository / RAW / "aclImdb_v1.tar.gz"
-    wanted = digests(repository / DATA)
+    expected = digests(repository / DATA)
     damage(archive)
     words = ("python", "-m", "src.preprocess", "+experiment=imdb_lstm")
-    told = refusal(run(repository, *words, check=False), "preprocess")
-    assert f"{archive} is missing or damaged: delete {repository / RAW} and run `dvc repro`" in told
-    assert digests(repository / DATA) == wanted  # as it was
+    message = refusal(run(repository, *words, check=False), "preprocess")
+    assert f"{archive} is missing or damaged: delete {repository / RAW} and run `dvc repro`" in message
+    assert digests(repository / DATA) == expected
     shutil.rmtree(repository / RAW)
     shutil.rmtree(repository / DATA)
     run(repository, "python", "-m", "src.download", "+experiment=imdb_lstm")
     run(repository, *words)
-    assert digests(repository / DATA) == wanted
+    assert digests(repository / DATA) == expected
 
 
 @pytest.mark.long
 @damages
-def test_an_archive_of_the_users_that_is_damaged_is_refused_until_a_sound_one_is_named(
+def test_a_damaged_user_archive_is_refused_until_a_sound_one_is_named(
     damage: Damage, repository: Path, tmp_path: Path
 ) -> None:
     archive = tmp_path / "mine.tar.gz"
