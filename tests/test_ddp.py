@@ -41,15 +41,9 @@ def arguments(*overrides: str) -> tuple[str, ...]:
     return ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=2", "seed=21", *overrides)
 
 
-<<<<<<< HEAD
-def family_of(pid: int) -> list[psutil.Process]:
-    """The processes that a run started to train with."""
-    return [each for each in psutil.Process(pid).children() if "src.training.follower_main" in each.cmdline()]
-=======
 def followers_of(pid: int) -> list[psutil.Process]:
     """The processes that a run started for its other ranks."""
     return [child for child in psutil.Process(pid).children() if FOLLOWER in child.cmdline()]
->>>>>>> tests1
 
 
 def runs_of(clone: Path) -> set[Path]:
@@ -279,13 +273,8 @@ def followers(sweep: subprocess.Popen[str]) -> Iterator[psutil.Process]:
     while sweep.poll() is None:
         for child in psutil.Process(sweep.pid).children(recursive=True):
             try:
-<<<<<<< HEAD
-                if "src.training.follower_main" in each.cmdline():
-                    yield each
-=======
                 if FOLLOWER in child.cmdline():
                     yield child
->>>>>>> tests1
             except psutil.Error:
                 continue
     raise AssertionError(f"no trial started a second process:\n{sweep.communicate()[0]}")
