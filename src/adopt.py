@@ -32,8 +32,8 @@ def adopt(experiment: str, best: Path) -> None:
     from dvc.utils.serialize import modify_yaml
 
     original = PARAMS.read_text()
-    if experiment not in (experiments := yaml.safe_load(original)["experiments"]):
-        raise ConfigError(f"experiments.{experiment}: not in params.yaml, which has {', '.join(experiments)}")
+    if experiment not in (experiments := yaml.safe_load(original)["run"]):
+        raise ConfigError(f"run.{experiment}: not in params.yaml, which runs {', '.join(experiments)}; add it there")
     try:
         overrides = yaml.safe_load(best.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -42,7 +42,7 @@ def adopt(experiment: str, best: Path) -> None:
         raise ConfigError(f"{best}: holds no keys and values; a sweep writes such a file")
     try:
         with modify_yaml(PARAMS) as params:
-            section = params["experiments"][experiment]
+            section = params.setdefault("experiments", {}).setdefault(experiment, {})
             section["overrides"] = merge(section.get("overrides") or {}, overrides)
         compose_experiment(yaml.safe_load(PARAMS.read_text()), experiment)
     except BaseException:
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m src.adopt", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("experiment", help="a key of params.yaml's `experiments`")
+    parser.add_argument("experiment", help="a key of `run` in params.yaml")
     parser.add_argument("best", type=Path, help="a file that a sweep wrote: best.yaml, or one of front/")
     arguments = parser.parse_args()
     try:

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from src.common.errors import ConfigError, Failure
 from src.common.identity import described, differences
 from src.common.paths import ROOT
+from src.configuration.fingerprints import stage_code
 from src.sweeping import space, storage
 from src.sweeping.optuna_internals import running_trial, trial_id
 from src.sweeping.samplers import pruner, sampler
@@ -250,7 +251,9 @@ class Study:
         config["trainer"].pop("threads")  # the number of workers decides
         for key in ("output", "evaluation", "export", "description"):
             config.pop(key)
+        code = stage_code("train", self.config)
         identity = described({**config, "sweep": self.config.search, "objectives": self.config.objectives})
+        identity |= {**code.modules, **{f"package {name}": version for name, version in code.packages.items()}}
         stored = self.optuna.user_attrs.get(IDENTITY)
         if stored is None:
             self.optuna.set_user_attr(IDENTITY, identity)
