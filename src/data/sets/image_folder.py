@@ -55,7 +55,7 @@ class ImageFolders:
             if not examples[split]:
                 raise SourceError(
                     f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); "
-                    "see README, 'Your own data'"
+                    "see docs/your-data.md"
                 )
         classes = sorted({label for label, _ in examples["train"]})
         if unprintable := [label for label in classes if not label.isprintable()]:
