@@ -18,6 +18,7 @@ import os
 import re
 import sys
 
+from src.common.credentials import masked
 from src.common.errors import ConfigError, Failure
 from src.configuration.composing import check, compose_unchecked
 from src.configuration.refusing import refusal
@@ -63,15 +64,10 @@ def main() -> None:
     try:
         sweep(parser.parse_args().overrides)
     except ConfigError as error:
-        sys.exit(refusal(_mask(str(error))))
+        sys.exit(refusal(masked(str(error))))
     except Failure as error:
-        print(f"sweep failed: {_mask(str(error))}", file=sys.stderr)
+        print(f"sweep failed: {masked(str(error))}", file=sys.stderr)
         sys.exit(1)
-
-
-def _mask(text: str) -> str:
-    """The text with the passwords of addresses replaced."""
-    return re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@|(?<=password=)()[^&\s'\"]+", r"\1:***@", text)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.common.signals import Interruption
 from src.data.preparing import prepared
 from src.sweeping import report
 from src.sweeping.messages import Ended, Failed, Job, Message, Validated
@@ -43,7 +41,11 @@ def run(config: SweepConfig, overrides: Sequence[str]) -> None:
     folder, work = FOLDER / config.study, WORK / config.study
     folder.mkdir(parents=True, exist_ok=True)
     is_shared = config.sweep.storage is not None
-    with storage_errors_in_one_line(), _process_name(folder, is_shared) as name, _stop_signals() as signals:
+    with (
+        storage_errors_in_one_line(),
+        _process_name(folder, is_shared) as name,
+        Interruption().handling() as interruption,
+    ):
         study = Study(config, overrides, folder)
         prepared(config)
         info = RunInfo(
@@ -57,26 +59,26 @@ def run(config: SweepConfig, overrides: Sequence[str]) -> None:
         sender = FolderSender(resolve_store(None, DEFAULT_STORE), study.storage.lock)
         sender.add(tracker.journal.parent if is_shared else work)  # of a shared study each process sends its own trials
         try:
-            with tracker, contextlib.closing(_Loop(study, tracker, sender, signals)) as loop:
+            with tracker, contextlib.closing(_Loop(study, tracker, sender, interruption)) as loop:
                 loop.run()
                 study.release()
                 with FileLock(folder / "report.lock"):  # the processes of a shared study end at about the same time
                     report.write(study, tracker)
-                if signals:
+                if interruption.signal:
                     ended = f"{len(study.trials)} trials have ended; the same command goes on"
-                    print(f"{signals[0].name}: {ended}", flush=True)
-                    raise SystemExit(128 + signals[0])
+                    print(f"{interruption.signal.name}: {ended}", flush=True)
+                    raise SystemExit(interruption.exit_code)
                 report.refuse_total_failure(study)
         finally:
             sender.close()
 
 
 class _Loop:
-    def __init__(self, study: Study, tracker: Tracker, sender: FolderSender, signals: Sequence[signal.Signals]) -> None:
+    def __init__(self, study: Study, tracker: Tracker, sender: FolderSender, interruption: Interruption) -> None:
         self.study = study
         self.tracker = tracker
         self.sender = sender
-        self.signals = signals
+        self.interruption = interruption
         self.table = report.Table(study)
         self.workers: list[Worker] = []
         self.next_ask = 0.0
@@ -89,9 +91,9 @@ class _Loop:
             while True:
                 self._assign_trials()
                 busy = [worker for worker in self.workers if worker.job]
-                if not busy and (self.signals or self._is_complete()):
+                if not busy and (self.interruption or self._is_complete()):
                     return
-                if self.signals and not has_terminated:
+                if self.interruption and not has_terminated:
                     has_terminated = True
                     for worker in busy:
                         worker.terminate()
@@ -117,7 +119,7 @@ class _Loop:
     def _assign_trials(self) -> None:
         """Gives each idle worker a trial, and starts workers, up to `sweep.workers`, while there are more trials."""
         config = self.study.config
-        while not self.signals and time.monotonic() >= self.next_ask:
+        while not self.interruption and time.monotonic() >= self.next_ask:
             worker = next((worker for worker in self.workers if not worker.job), None)
             if worker is None and len(self.workers) == config.sweep.workers:
                 return
@@ -167,7 +169,7 @@ class _Loop:
     def _requeue_trial_of(self, worker: Worker) -> None:
         """Requeues a dead worker's trial, unless the sweep is stopping."""
         self.workers.remove(worker)
-        if worker.job is None or self.signals:
+        if worker.job is None or self.interruption:
             return
         number, cause = worker.job.number, worker.cause_of_death()
         print(f"trial {number}: its process died ({cause})", flush=True)
@@ -208,22 +210,3 @@ def _process_name(folder: Path, is_shared: bool) -> Iterator[str]:
             lock.release()
         return
     raise Failure(f"this study is in use by another process ({folder} is locked): wait for it, or stop it")
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Sequence[signal.Signals]]:
-    """Appends the first SIGTERM or SIGINT to the list that it yields; a second one ends the process at once."""
-    signals: list[signal.Signals] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if signals:
-            os._exit(128 + number)
-        signals.append(signal.Signals(number))
-        os.write(2, f"\n{signals[0].name}: saving, then ending (a second one ends at once)\n".encode())
-
-    handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

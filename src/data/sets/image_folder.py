@@ -54,8 +54,7 @@ class ImageFolders:
         for split in ("train", "test"):
             if not examples[split]:
                 raise SourceError(
-                    f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); "
-                    "see docs/your-data.md"
+                    f"{archive}: no {split}/<class>/*.png in it (or {', '.join(SUFFIXES[1:])}); see docs/your-data.md"
                 )
         classes = sorted({label for label, _ in examples["train"]})
         if unprintable := [label for label in classes if not label.isprintable()]:
