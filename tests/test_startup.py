@@ -30,7 +30,6 @@ def test_cprofile_writes_the_profile_of_a_training(run: Run, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_coverage_writes_the_data_of_a_training(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("coverage")
     run("python", "-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), *TRAINING, "seed=1")
     assert (tmp_path / "coverage").stat().st_size > 10_000
 
