@@ -1,0 +1,91 @@
+"""The base of all models: means over an epoch by name, and figures that are no means, through interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from src.configuration.schema import Adam, Constant
+from src.data.kinds.images import ImageBatches, ImageLoader
+from src.models.base import Model
+
+
+class Tiny(Model):
+    """Gathers the labels of an epoch, as a metric over entities or boxes would gather them."""
+
+    def __init__(self) -> None:
+        adam, constant = Adam(name="adam", lr=0.01), Constant(name="constant")
+        super().__init__(optimizer=adam, schedule=constant, train=("loss", "first", "second"), val=("loss",))
+        self.layer = nn.Linear(4, 1)
+        self.labels = CatMetric()
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        images, labels = batch
+        self.labels.update(labels.float())
+        loss = self.layer(images.flatten(1).float()).square().mean()
+        self.add("train", len(labels), loss=loss * len(labels))
+        return loss
+
+
+class Interrupted(pl.Callback):
+    """Saves a checkpoint after two batches and ends the run; or notes the state that a resumed run starts from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: tuple[list[float], Tensor] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.path.exists():
+            self.state = (sorted(pl_module.labels.compute().tolist()), pl_module.train_sums.clone())
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *arguments: Any) -> None:
+        if arguments[-1] == 1 and not self.path.exists():
+            self.state = (sorted(pl_module.labels.compute().tolist()), pl_module.train_sums.clone())
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+def run(callback: Interrupted, checkpoint: Path | None = None) -> None:
+    torch.manual_seed(0)
+    split = {"images": torch.zeros(8, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(8)}
+    batches = ImageBatches(split, {"kind": "images"}, ImageLoader(batch_size=2), train=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Tiny(), batches, ckpt_path=checkpoint, weights_only=False)
+
+
+def test_what_an_epoch_gathered_is_part_of_a_checkpoint_be_it_a_mean_or_a_metric(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    interrupted, resumed = Interrupted(path), Interrupted(path)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run(interrupted)
+    run(resumed, path)
+    assert interrupted.state is not None
+    assert resumed.state is not None
+    assert len(interrupted.state[0]) == 4
+    assert resumed.state[0] == interrupted.state[0]
+    assert float(interrupted.state[1][0, 1]) == 4
+    assert torch.equal(resumed.state[1], interrupted.state[1])
+
+
+def test_means_are_added_by_name_alone_or_with_their_neighbours() -> None:
+    model = Tiny()
+    model.add("train", 3, first=torch.tensor(6.0), second=torch.tensor(9.0))
+    model.add("train", 1, first=torch.tensor(2.0))
+    assert model.train_sums.tolist() == [[0, 0], [8, 4], [9, 3]]
+    with pytest.raises(ValueError, match="loss, second are no neighbours in loss, first, second"):
+        model.add("train", 1, loss=torch.tensor(1.0), second=torch.tensor(1.0))
