@@ -30,22 +30,22 @@ def compare(names: list[str], metrics: list[str], csv: Path | None, page: Path |
     from src.reporting import comparison, comparison_page, tables
 
     folders = [path for name in names if (path := Path(name)).is_dir()]
-    wanted = {name for name in names if not Path(name).is_dir()}
+    experiments = {name for name in names if not Path(name).is_dir()}
     if not folders:
         kept = [path.parent for path in EXPERIMENTS.glob("*/config.yaml")]
         folders = [*kept, EXPERIMENTS / "runs"]
-    runs = [run for run in comparison.read_runs(folders) if not wanted or run.experiment in wanted]
+    runs = [run for run in comparison.read_runs(folders) if not experiments or run.experiment in experiments]
     if not runs:
         where = ", ".join(names) or "experiments/"
         raise Failure(f"{where}: no whole run; python -m src.train +experiment=NAME makes one")
     groups = comparison.grouped([*{run.folder.resolve(): run for run in runs}.values()], EXPERIMENTS)
-    known = sorted({metric for group in groups for metric in group.metrics})
-    if unknown := [metric for metric in metrics if metric not in known]:
-        raise Failure(f"{unknown[0]}: no run has this metric; there are {', '.join(known)}")
-    shown = [
+    measured = sorted({metric for group in groups for metric in group.metrics})
+    if unknown := [metric for metric in metrics if metric not in measured]:
+        raise Failure(f"{unknown[0]}: no run has this metric; there are {', '.join(measured)}")
+    texts = [
         comparison_page.text(group, [m for m in metrics or group.headline if m in group.metrics]) for group in groups
     ]
-    print("\n\n".join(shown))
+    print("\n\n".join(texts))
     if csv:
         tables.write_csv(csv, list(comparison_page.rows(groups)))
     if page:

@@ -85,7 +85,7 @@ def jitter_pair(
     size = source.shape[-1]
     resize = round(size * enlarge)
     both = torch.cat([source, target], dim=1)
-    made = []
+    pairs = []
     for pair in both:
         if resize > size:
             top, left = torch.randint(0, resize - size + 1, (2,), generator=random).tolist()
@@ -93,6 +93,6 @@ def jitter_pair(
             pair = large[:, top : top + size, left : left + size].round().to(torch.uint8)
         if flip and torch.rand((), generator=random) < 0.5:
             pair = pair.flip(-1)
-        made.append(pair)
-    jittered = torch.stack(made)
+        pairs.append(pair)
+    jittered = torch.stack(pairs)
     return jittered[:, :3], jittered[:, 3:]

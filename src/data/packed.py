@@ -129,10 +129,10 @@ def _read(path: Path, expected: str, *facts: int) -> dict[str, Tensor]:
     """Checks and maps a file; `facts` change with it."""
     from safetensors import SafetensorError, safe_open
 
-    found = sha256_of(path)
+    digest = sha256_of(path)
     try:
-        if found != expected:
-            raise SafetensorError(f"sha256 {found[:12]}…, {expected[:12]}… was packed")
+        if digest != expected:
+            raise SafetensorError(f"sha256 {digest[:12]}…, {expected[:12]}… was packed")
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:

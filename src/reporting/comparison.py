@@ -147,7 +147,7 @@ class Group:
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[Run]:
-    """The whole runs in the folders and below them."""
+    """The complete runs in the folders and below them."""
     for folder in folders:
         for path in sorted(folder.rglob("config.yaml")):
             if run := read_run(path.parent):
@@ -192,15 +192,18 @@ def grouped(runs: Sequence[Run], dvc: Path) -> list[Group]:
         part = parts.setdefault((run.experiment, run.profile), {})
         part.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
     groups = []
-    for (experiment, profile), found in sorted(parts.items()):
+    for (experiment, profile), part in sorted(parts.items()):
         variants = []
-        for same in found.values():
-            newest = {run.seed: run for run in sorted(same, key=lambda run: run.time)}
-            kept = any(run.folder == dvc / run.experiment for run in same)
-            variants.append((not kept, -len(newest), min(run.time for run in same), tuple(newest.values())))
+        for repetitions in part.values():
+            newest = {run.seed: run for run in sorted(repetitions, key=lambda run: run.time)}
+            kept = any(run.folder == dvc / run.experiment for run in repetitions)
+            variants.append((not kept, -len(newest), min(run.time for run in repetitions), tuple(newest.values())))
         ordered = sorted(variants, key=lambda variant: variant[:3])
-        made = [Variant(n, tuple(sorted(v[3], key=lambda run: run.seed)), not v[0]) for n, v in enumerate(ordered, 1)]
-        groups.append(Group(experiment, profile, tuple(made)))
+        numbered = tuple(
+            Variant(number, tuple(sorted(variant[3], key=lambda run: run.seed)), not variant[0])
+            for number, variant in enumerate(ordered, 1)
+        )
+        groups.append(Group(experiment, profile, numbered))
     return groups
 
 

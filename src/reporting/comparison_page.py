@@ -110,12 +110,12 @@ def _section(group: Group) -> Iterator[str]:
         ],
     )
     if len(group.variants) > 1:
-        found = [
+        differences = [
             [f"{number} against {group.variants[0].number}", metric, _tested(test)]
             for metric in headline
             for number, test in group.tests(metric).items()
         ]
-        yield _html_table(["variants", "metric", "difference"], found)
+        yield _html_table(["variants", "metric", "difference"], differences)
     label = f"{group.experiment} · {group.profile}"
     yield _image(lambda file: curves(group, file, label=label, sample=sample))
     for metric in headline:
