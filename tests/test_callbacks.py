@@ -12,8 +12,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from src.common.errors import ConfigError, Failure
 from src.configuration.composing import compose
+from src.configuration.metrics import Metric
 from src.configuration.schema import Config
 from src.data import packed
+from src.tasks import classification
 from src.training import determinism, run
 from tests.tiny_data import noise_digits
 
@@ -90,10 +92,14 @@ def test_a_monitor_of_learning_rates_logs_each_step_once_and_changes_no_bit(tiny
     assert monitored.optimizer_sha256 == plain.optimizer_sha256
 
 
-def test_a_monitor_that_is_never_logged_ends_the_first_epoch_with_those_that_are(tiny: Config, tmp_path: Path) -> None:
+def test_a_monitor_that_is_never_logged_ends_the_first_epoch_with_those_that_are(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric that the task declares and this model does not log; any other is refused at composition."""
+    monkeypatch.setitem(classification.METRICS, "f1", Metric("max", "F1", is_validated=True))
     for keep in ("last", "best"):
-        config = with_trainer(tiny, monitor="val_acuracy", mode="max", keep=keep)
-        with pytest.raises(Failure, match=r"'val_acuracy' was not logged .*; these were: .*val_accuracy.*val_loss"):
+        config = with_trainer(tiny, monitor="val_f1", keep=keep)
+        with pytest.raises(Failure, match=r"'val_f1' was not logged .*; these were: .*val_accuracy.*val_loss"):
             train(config, tmp_path / keep)
 
 

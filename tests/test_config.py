@@ -61,7 +61,6 @@ def test_every_experiment_composes_in_every_profile(name: str, profile: str) -> 
         ("debug=profile", "trainer.profiler", "simple"),
         ("model=resnet18", "model.network._target_", "src.models.resnet.resnet18"),
         ("model=fast_resnet", "model.network._target_", "src.models.resnet.FastResNet"),
-        ("model=autoencoder_dense", "model.network._target_", "src.models.autoencoder.DenseCoder"),
         ("data=fashion_mnist", "data.name", "fashion_mnist"),
     ],
 )
@@ -70,6 +69,11 @@ def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> 
     for part in key.split("."):
         content = content[part]
     assert content == value
+
+
+def test_the_dense_autoencoder_takes_the_place_of_the_convolutional_one() -> None:
+    config = compose(["experiment=mnist_autoencoder", "model=autoencoder_dense", "output=out"])
+    assert config.plain()["model"]["network"]["_target_"] == "src.models.autoencoder.DenseCoder"
 
 
 def test_every_option_of_every_group_is_tested() -> None:

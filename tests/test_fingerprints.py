@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src.common.files import sha256_of
 from src.common.paths import ROOT
 from src.configuration.composing import compose
 from src.configuration.fingerprints import NEUTRAL, Code, archive_fingerprint, closure, stage_code
@@ -134,6 +135,24 @@ def test_a_training_depends_on_its_own_model_and_no_other() -> None:
     for modules in (lstm, resnet):
         assert "src/common/hardware.py" in modules  # decides bf16
         assert not [name for name in modules if name.startswith(("src/tracking", "src/reporting/plots", "src/tasks"))]
+
+
+def test_an_archive_of_the_user_s_is_another_only_if_its_content_is(tmp_path: Path) -> None:
+    def key(path: Path, *overrides: str) -> str:
+        words = ["experiment=cifar10_resnet", "profile=full", "output=.", f"data.archive={path}", *overrides]
+        return archive_fingerprint(compose(words))
+
+    (tmp_path / "here").mkdir()
+    first, moved = tmp_path / "a.tar", tmp_path / "here" / "b.tar"
+    first.write_bytes(b"archive")
+    moved.write_bytes(b"archive")
+    before = key(first)
+    assert key(moved) == before == key(first, f"data.sha256={sha256_of(first)}")
+    first.write_bytes(b"Archive")
+    assert key(first) != before
+    folder = key(tmp_path / "here")
+    moved.write_bytes(b"another archive")
+    assert key(tmp_path / "here") != folder
 
 
 SHA, OTHER = "a" * 64, "b" * 64

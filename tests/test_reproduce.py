@@ -30,11 +30,12 @@ from src.configuration.schema import Optimizer, PositiveInt, Schedule
 from src.models.lstm import TextClassifier
 
 
-def narrow(meta: Any, *, optimizer: Optimizer, schedule: Schedule, hidden: PositiveInt = 8) -> TextClassifier:
-    return TextClassifier(meta, optimizer=optimizer, schedule=schedule, hidden=hidden, embedding=12, pooling="mean")
+class Narrow(TextClassifier):
+    def __init__(self, meta: Any, *, optimizer: Optimizer, schedule: Schedule, hidden: PositiveInt = 8) -> None:
+        super().__init__(meta, optimizer=optimizer, schedule=schedule, hidden=hidden, embedding=12, pooling="mean")
 '''
 CONFIGURATION = {
-    "_target_": "src.models.narrow.narrow",
+    "_target_": "src.models.narrow.Narrow",
     "optimizer": {"name": "adamw", "lr": 0.003},
     "schedule": {"name": "constant"},
 }
@@ -87,7 +88,7 @@ def test_a_run_with_uncommitted_changes_is_reproduced_to_the_bit(
     done = reproduce(folder, run_id)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert (
-        "note: today's code refuses the run's configuration (model._target_: 'src.models.narrow.narrow'" in done.stdout
+        "note: today's code refuses the run's configuration (model._target_: 'src.models.narrow.Narrow'" in done.stdout
     )
     for result in (
         "weights (sha256)",

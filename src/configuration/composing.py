@@ -153,6 +153,8 @@ def as_assignments(overrides: list[str]) -> list[str]:
     assignments: list[str] = []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for override in overrides:
+        if re.match(r"[+~]*=", override):
+            raise ConfigError(f"{override}: has no key before the =; write key=value")
         match = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
         if match and match[1] in groups:
             assignments.append(f"~{match[1]}" if match[2] == "null" else override)

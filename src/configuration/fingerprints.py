@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from src.common.files import sha256_of
 from src.common.identity import fingerprint
 from src.common.paths import ROOT
 from src.configuration.declarations import monitor_direction
@@ -100,18 +101,30 @@ def stage_code(stage: str, config: DataConfig, root: Path = ROOT) -> Code:
 def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
     """What the raw archive depends on: its sha256; else where it comes from; of a sample the code that draws it.
 
-    So an archive is fetched again only if another one is wanted, whatever else changes.
+    So an archive is fetched again only if another one is wanted, whatever else changes. A file of the user's counts by
+    its content, which is read here unless `data.sha256` is given.
     """
     data = config.data
     if config.profile.name == "sample":
         drawn_by = attribute_of(data.target, "sample")
         return closure([drawn_by], frozenset(NEUTRAL), root).fingerprint if drawn_by else "none"
     if data.archive:
-        return fingerprint([data.sha256] if data.sha256 else ["archive", data.archive])
+        return fingerprint([data.sha256] if data.sha256 else _contents(data.archive))
     if data.official is None:
         return "none"
     official = data.official
     return fingerprint([official.sha256] if official.sha256 else [official.files or official.urls])
+
+
+def _contents(archive: str) -> list[Any]:
+    """What identifies the user's archive: a file's sha256; a folder's names, sizes and times; an address itself."""
+    path = Path(archive).expanduser()
+    if path.is_file():
+        return [sha256_of(path)]
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return [[file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return ["archive", archive]
 
 
 def closure(entries: Iterable[str], neutral: frozenset[str], root: Path = ROOT) -> Code:
