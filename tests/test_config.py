@@ -211,6 +211,8 @@ def test_an_integer_is_a_valid_learning_rate() -> None:
         ("trainer=gpuu", ["trainer=gpuu: unknown; allowed: cpu, ddp, gpu. Did you mean 'gpu'?"]),
         ("model=resnt18", ["model=resnt18: unknown; allowed: ", "Did you mean 'resnet18'?"]),
         ("data=null", ["data: not given"]),
+        ("+profile=null", ["+profile=null: null is no option of a group; write profile=NAME"]),
+        ("=1", ["=1: has no key before the =; write key=value"]),
         ("seed=[1", ["[1"]),
         ("seed=${sede}", ["seed: ", "'sede' not found"]),
         (

@@ -38,7 +38,10 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
     def command() -> None:
         register_resolvers()
         if not {"-sc", "--shell-completion"} & set(sys.argv):  # whose `query=bash` is no key
-            sys.argv[1:] = as_assignments(sys.argv[1:])
+            try:
+                sys.argv[1:] = as_assignments(sys.argv[1:])
+            except ConfigError as error:
+                sys.exit(refusal(str(error)))
         if {"-h", "--help"} & set(sys.argv) and not re.search(r"experiment=| -cn| --config-name", " ".join(sys.argv)):
             sys.argv.append(f"experiment={experiments()[0]}")  # help shows a whole configuration
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors: `explain_hydra` words them

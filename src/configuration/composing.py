@@ -155,6 +155,8 @@ def as_assignments(overrides: list[str]) -> list[str]:
     for override in overrides:
         if re.match(r"[+~]*=", override):
             raise ConfigError(f"{override}: has no key before the =; write key=value")
+        if re.fullmatch(r"\++(\w+)=null", override) and override.lstrip("+").partition("=")[0] in groups:
+            raise ConfigError(f"{override}: null is no option of a group; write {override.lstrip('+')[:-4]}NAME")
         match = re.fullmatch(r"(?!hydra\b)(\w+(?:\.\w+)*)=(.*)", override, re.DOTALL)
         if match and match[1] in groups:
             assignments.append(f"~{match[1]}" if match[2] == "null" else override)
@@ -187,7 +189,8 @@ def compose_unchecked(overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose("config", as_assignments(overrides))
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:  # OSError: a key too long
+    # OSError: a key that is too long; ValueError: Hydra's, of a group without an option
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(explain_hydra(error)) from None
 
 
