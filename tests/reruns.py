@@ -11,12 +11,12 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 Edit = tuple[str, str, str]
+COMPOSED = ("data/*.yaml", "experiments/*/config.yaml", "experiments/*/code.yaml")
 
 
 def after(edit: Edit) -> dict[str, Any]:
@@ -71,10 +71,12 @@ def main() -> None:
 
     with Repo() as repo:
         repo.status()
+    composed = {path: path.read_bytes() for pattern in COMPOSED for path in Path().glob(pattern)}
     answers = []
     for edit in edits:
         answers.append(after(edit))
-        subprocess.run(["git", "checkout", "--quiet", "--", "experiments", "data"], check=True)
+        for path, content in composed.items():
+            path.write_bytes(content)
     print(json.dumps(answers))
 
 

@@ -118,4 +118,7 @@ def test_an_interrupted_training_is_resumed_unless_its_result_could_differ(
 ) -> None:
     before, after = answers[""]["training"], answers[name]["training"]
     changed = {experiment for experiment in before if before[experiment] != after[experiment]}
-    assert changed == {stage.partition("@")[2] for stage in TABLE[name][1] if stage.startswith("train@")}
+    expected = {stage.partition("@")[2] for stage in TABLE[name][1] if stage.startswith("train@")}
+    if TABLE[name][0][0] == "requirements.lock":  # for a run in progress the installed versions count
+        expected = set()
+    assert changed == expected
