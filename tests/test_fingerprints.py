@@ -1,4 +1,4 @@
-"""Code fingerprints: what a stage's result depends on. (The real `dvc status` is asked in test_what_reruns.py.)"""
+"""Code fingerprints: what a stage's result depends on. (The real `dvc status` is asked in test_reruns.py.)"""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ NEUTRAL |= dict.fromkeys(
 NEUTRAL_IN = {
     "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
     "train": {
-        "src.tasks": "evaluation; the monitored metric and its direction are in the resolved configuration",
+        "src.tasks": "evaluation; `stage_code` adds the direction of the monitored metric",
         "src.reporting.plots": "train writes no picture that DVC hashes",
         "onnxscript": "a model's operators for ONNX are export's",
     },
