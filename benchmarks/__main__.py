@@ -4,6 +4,7 @@ python -m benchmarks                                     everything that is quic
 python -m benchmarks training -e imdb_lstm --rounds 9    one benchmark, one experiment, more rounds
 python -m benchmarks training trainer=gpu                Hydra's overrides, for all experiments
 python -m benchmarks pipeline --slow                     the whole sample pipeline in a clean clone
+python -m benchmarks gpu --archives FOLDER --record airbench94_muon.py    on a machine with a GPU, under nine minutes
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import argparse
 import importlib
 import shlex
 import sys
+from pathlib import Path
 
 from src.common.errors import Failure
 
-NAMES = ("machine", "training", "memory", "inference", "pipeline", "sweep")
+QUICK = ("machine", "training", "memory", "inference", "pipeline", "sweep")
+NAMES = (*QUICK, "gpu")
 
 
 def main() -> int:
     """Exit codes: 0 measured (also where a target is missed), 1 a benchmark failed, 2 wrong arguments."""
     arguments = _parser().parse_intermixed_args()
     overrides = [word for word in arguments.names if "=" in word]
-    names = [word for word in arguments.names if "=" not in word] or list(NAMES)
+    names = [word for word in arguments.names if "=" not in word] or list(QUICK)
     if unknown := set(names) - set(NAMES):
         print(f"benchmarks: {', '.join(sorted(unknown))} unknown; allowed: {', '.join(NAMES)}", file=sys.stderr)
         return 2
@@ -37,6 +40,8 @@ def main() -> int:
         rounds=arguments.rounds,
         seconds=arguments.seconds,
         slow=arguments.slow,
+        archives=arguments.archives,
+        record=tuple(arguments.record or ()),
     ) as setting:
         for name in names:
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
@@ -59,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each candidate (default 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="approximate length of a training turn (default 2)")
     parser.add_argument("--slow", action="store_true", help="also the figures that take many minutes")
+    parser.add_argument("--archives", type=Path, metavar="FOLDER", help="gpu: a folder with the official archives")
+    parser.add_argument("--record", type=Path, action="append", metavar="FILE", help="gpu: public record code to run")
     return parser
 
 

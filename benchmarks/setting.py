@@ -15,6 +15,8 @@ from src.configuration.schema import Config
 from src.data import packed
 
 EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")
+# The files of the official archives.
+ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "imdb": "aclImdb*.tar.gz", "facades": "facades.tar.gz"}
 # The sizes of the official sets: memory and the cost of an epoch's order depend on them.
 EXAMPLES = {
     "cifar10": {"train": 45_000, "val": 5_000},
@@ -34,6 +36,8 @@ class Setting:
         rounds: turns of each candidate.
         seconds: approximate length of a turn in a training benchmark.
         slow: also the figures that take many minutes.
+        archives: a folder with the official archives, for what is measured on real data; None: the sample data.
+        record: files of public record code, to be run beside this project's on the same GPU.
     """
 
     folder: Path
@@ -42,6 +46,8 @@ class Setting:
     rounds: int = 5
     seconds: float = 2.0
     slow: bool = False
+    archives: Path | None = None
+    record: tuple[Path, ...] = ()
 
     def arguments(self, experiment: str) -> list[str]:
         """The overrides with which a stage runs this experiment on the generated data and writes into the folder."""
@@ -52,6 +58,14 @@ class Setting:
     def compose(self, experiment: str) -> Config:
         """The experiment's configuration; its data may be missing."""
         return compose(self.arguments(experiment))
+
+    def real(self, experiment: str, *overrides: str) -> Config:
+        """The experiment's configuration on real data: the official archive, or the sample."""
+        name = compose([f"experiment={experiment}", "output=out"]).data.name
+        archive = next(iter(sorted(self.archives.glob(ARCHIVES[name]))), None) if self.archives else None
+        data = ["profile=full", f'data.archive="{archive}"'] if archive else []
+        output = f'output="{self.folder / experiment}"'
+        return compose([f"experiment={experiment}", output, *data, *self.overrides, *overrides])
 
     def prepare(self, experiment: str) -> Config:
         """The experiment's configuration, with generated packed data in place."""

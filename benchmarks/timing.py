@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -29,15 +29,16 @@ class Rounds:
 
     def spread(self, name: str, unit: Callable[[float], float] = lambda seconds: seconds) -> Spread:
         """One candidate's rounds, converted by `unit`."""
-        return _spread([unit(value) for value in self.seconds[name]])
+        return spread([unit(value) for value in self.seconds[name]])
 
     def ratio(self, above: str, below: str, factor: float = 1.0) -> Spread:
         """`factor` times the time of `above` over that of `below`, round by round."""
         pairs = zip(self.seconds[above], self.seconds[below], strict=True)
-        return _spread([factor * a / b for a, b in pairs])
+        return spread([factor * a / b for a, b in pairs])
 
 
-def _spread(values: list[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """The median and the range of some values."""
     return Spread(median(values), min(values), max(values))
 
 

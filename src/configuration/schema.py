@@ -246,10 +246,16 @@ class Trainer(Section):
         default="auto", description="of matrix products; auto: bf16 where the hardware multiplies it, else 32 bit"
     )
     compile: bool = Field(default=False, description="compile the model with torch.compile")
+    cuda_graphs: bool = Field(
+        default=False, description="launch each training step as one CUDA graph; not for texts, nor with DDP"
+    )
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads per process; null: all cores; another number gives other bits"
     )
     deterministic: bool = Field(default=True, description="use deterministic algorithms only")
+    benchmark: bool = Field(
+        default=False, description="let cuDNN measure its algorithms and take the fastest; on a GPU, not deterministic"
+    )
     max_epochs: PositiveInt = Field(description="epochs of training")
     gradient_clip: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
     validate_every: PositiveInt = Field(default=1, description="epochs from one validation to the next")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,28 @@ class Adversarial(Model):
         yield
         self.untoggle_optimizer(optimizer)
 
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+        """Trains both networks on a batch, and adds to the epoch's means; the losses to log, by name."""
+        raise NotImplementedError
+
+    def variant(self, batch_idx: int) -> int:
+        """Which of several steps this batch's is; batches with the same number have the same one."""
+        return 0
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        if self.step_graphs is None:
+            losses = self.step(batch, self.optimizers(), batch_idx)  # type: ignore[arg-type]  # a list of two
+        else:
+            optimizers: Any = self.optimizers(use_pl_optimizer=False)
+            step = partial(self.step, optimizers=optimizers, batch_idx=batch_idx)
+            losses = self.step_graphs.take(step, batch, optimizers, self.variant(batch_idx))
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.zero_grad()
+                optimizer.step()  # without a gradient it changes nothing; Lightning counts it
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+            schedule.step()
+        self.log_losses(batch_idx, **losses)
+
     def descend(self, optimizer: Any, loss: Tensor) -> None:
         """One step down the loss."""
         optimizer.zero_grad()
@@ -51,11 +74,6 @@ class Adversarial(Model):
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         optimizer.step()
-
-    def step_schedules(self) -> None:
-        """Steps both schedules; call it once a batch."""
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()
 
     def configure_optimizers(self) -> Any:
         optimizers = [build_optimizer([part], self.optimizer_config) for part in (self.generator, self.discriminator)]

@@ -125,10 +125,8 @@ class Autoencoder(Model):
             self.add(split, len(images), loss=errors.sum(), psnr=psnr(errors).sum())
         return errors.mean()
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self.loss(batch, "train")
-        self.log_losses(batch_idx, loss=loss)
-        return loss
+    def step_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return self.loss(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self.loss(batch, "val")

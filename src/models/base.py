@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from src.configuration.schema import Optimizer, Schedule
 from src.models.optimization import build_optimizer, build_schedule
+from src.models.step_graphs import StepGraphs
 
 Split = Literal["train", "val"]
 
@@ -34,7 +35,11 @@ class Model(LightningModule):
     task: ClassVar[str]
     takes: ClassVar[tuple[str, ...]]
 
-    gradient_clip: float | None = None  # a norm; for models that optimize manually: Lightning does not clip theirs
+    # Whether batches differ in shape: each shape would be compiled, and captured as a graph, anew.
+    varies_in_shape: ClassVar[bool] = False
+
+    gradient_clip: float | None = None  # a norm, where a step is not taken by Lightning
+    step_graphs: StepGraphs | None = None  # takes the training steps, on a GPU
 
     def __init__(self, *, optimizer: Optimizer, schedule: Schedule, train: Sequence[str], val: Sequence[str]) -> None:
         super().__init__()
@@ -56,10 +61,47 @@ class Model(LightningModule):
     def prepare(self, split: Mapping[str, Tensor]) -> None:
         """Sees the packed training split before the first step of a run; does nothing unless a model needs it."""
 
+    def compiled_parts(self) -> Iterable[nn.Module]:
+        """The modules that `trainer.compile` compiles: its networks, or, of one that is not called itself, their parts."""
+        for network in self.children():
+            if isinstance(network, Metric):
+                continue
+            if type(network).forward is nn.Module.forward:
+                yield from network.children()
+            else:
+                yield network
+
     @staticmethod
     def onnx_operators() -> dict[Any, Callable[..., Any]]:
         """The model's custom operators in ONNX, as torch.onnx.export's `custom_translation_table`."""
         return {}
+
+    # --- a training step ---
+
+    def step_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """The loss of a training batch, a scalar; adds to the epoch's means."""
+        raise NotImplementedError
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor | None:
+        """The loss, or None where a graph has taken the whole step."""
+        if self.step_graphs is not None:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            self.log_losses(batch_idx, **self.step_graphs.take(self._whole_step, batch, [optimizer]))
+            return None
+        loss = self.step_loss(batch)
+        self.log_losses(batch_idx, loss=loss)
+        return loss
+
+    def _whole_step(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        loss = self.step_loss(batch)
+        with torch.autocast(self.device.type, enabled=False):  # as in Lightning, where it covers the loss alone
+            loss.backward()
+            if self.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
+            optimizer.step()
+        return {"loss": loss}
 
     # --- means over an epoch ---
 

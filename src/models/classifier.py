@@ -38,10 +38,8 @@ class Classifier(Model):
             )
         return loss
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self.loss(batch, "train", self.label_smoothing)
-        self.log_losses(batch_idx, loss=loss)
-        return loss
+    def step_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return self.loss(batch, "train", self.label_smoothing)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self.loss(batch, "val")

@@ -160,9 +160,12 @@ class GAN(Adversarial):
         drawn = torch.randn(count, self.latent, generator=torch.Generator().manual_seed(seed))
         return drawn.to(self.device)
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+    def variant(self, batch_idx: int) -> int:
+        return int(batch_idx % self.critic_steps == 0)  # whether the generator learns
+
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         real = scaled(batch[0], torch.float32)
-        for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
+        for_generator, for_discriminator = optimizers
         drawn = self.generator(torch.randn(len(real), self.latent, device=real.device))
 
         with self.learning(for_discriminator):
@@ -183,23 +186,21 @@ class GAN(Adversarial):
             drawn_judgement=seen_drawn.mean() * len(real),
         )
 
-        if batch_idx % self.critic_steps == 0:
+        if self.variant(batch_idx):
             with self.learning(for_generator):
                 seen = self.discriminator(drawn).float()
                 loss = -seen.mean() if self.gan == "wgan_gp" else self.judged(seen, True)
                 self.descend(for_generator, loss)
             losses["loss_generator"] = loss
             self.add("train", len(real), generator_loss=loss * len(real))
-
-        self.step_schedules()
-        self.log_losses(batch_idx, **losses)
+        return losses
 
     def steepness(self, real: Tensor, drawn: Tensor) -> Tensor:
         """How far the critic's slope is from 1 on the way from drawn to real images: the mean of (|grad| - 1)^2."""
         share = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
         between = (share * real + (1 - share) * drawn).requires_grad_()
         with torch.autocast(real.device.type, enabled=False):  # a gradient's gradient wants all its digits
-            judged = self.discriminator(between)
+            judged = self.discriminator.forward(between)  # not the compiled call: it can't be differentiated twice
         (slope,) = torch.autograd.grad(judged.sum(), between, create_graph=True)
         return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 

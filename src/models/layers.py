@@ -22,18 +22,29 @@ def activation_layer(name: str) -> nn.Module:
     return nn.LeakyReLU(0.2) if name == "leaky_relu" else ACTIVATIONS[name]()
 
 
+def run_cells(cells: nn.RNNBase, x: Tensor) -> Tensor:
+    """The outputs of recurrent layers for all steps: [B, T, in] -> [B, T, hidden], on a GPU in fp32.
+
+    There autocast computes them in fp16 whatever its type is (torch 2.12.1), and without scaling of the loss a tenth to
+    a quarter of the gradient is lost. Their steps wait for each other, so fp32 costs next to nothing.
+    """
+    if x.device.type != "cuda":
+        return cells(x)[0]
+    with torch.autocast("cuda", enabled=False):
+        return cells(x.float())[0]
+
+
 def max_pool_2x2(x: Tensor) -> Tensor:
     """`F.max_pool2d(x, 2)` with the same bits, forward and backward: [B, C, H, W] -> [B, C, H/2, W/2], rounded down.
 
     For the gradient PyTorch keeps x and eight bytes per maximum, which on a CPU was half of the memory of a residual
     network's training step. Two bytes per maximum are enough, at the same speed.
     """
-    is_cpu_training = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not (x.requires_grad and torch.is_grad_enabled()):
+        return F.max_pool2d(x, 2)
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
     is_indexable = x.shape[2] * x.shape[3] <= _Pooling.MAX_PIXELS
-    if is_cpu_training and is_channels_last and is_indexable and not torch.compiler.is_compiling():
-        return _Pooling.apply(x)
-    return F.max_pool2d(x, 2)
+    return _Pooling.apply(x) if is_channels_last and is_indexable else F.max_pool2d(x, 2)
 
 
 class _Pooling(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from src.configuration.schema import Optimizer, Positive, PositiveInt, Probability, Schedule
 from src.models.classifier import Classifier
+from src.models.layers import run_cells
 
 
 def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
@@ -45,10 +46,10 @@ class BidirectionalLSTM(nn.Module):
             if torch.compiler.is_exporting():
                 x = torch.ops.pipeline.bilstm(x, lengths, [*ahead.parameters(), *back.parameters()])
                 continue
-            backwards = back(reverse_by_length(x, lengths))[0]
+            backwards = run_cells(back, reverse_by_length(x, lengths))
             if self.in_order or number + 1 < len(self.forwards):
                 backwards = reverse_by_length(backwards, lengths)
-            x = torch.cat([ahead(x)[0], backwards], dim=-1)
+            x = torch.cat([run_cells(ahead, x), backwards], dim=-1)
         return x
 
 
@@ -152,6 +153,7 @@ class TextClassifier(Classifier):
     """
 
     takes = ("text",)
+    varies_in_shape = True
 
     def __init__(
         self,

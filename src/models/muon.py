@@ -36,49 +36,86 @@ class Muon(torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["muon_momentum"] is None:
-                continue
-            for filters in group["params"]:
-                if filters.grad is not None:
-                    self._step_filters(filters, group["lr"], group["muon_momentum"])
+            if group["muon_momentum"] is not None:
+                filters = [parameter for parameter in group["params"] if parameter.grad is not None]
+                self._step_filters(filters, group["lr"], group["muon_momentum"])
         super().step()
         return loss
 
-    def _step_filters(self, filters: Tensor, lr: float, momentum: float) -> None:
-        """Updates one convolution's filters and clears their gradient, so that SGD's step leaves them alone."""
-        state, gradient = self.state[filters], filters.grad
-        assert gradient is not None
-        if "muon_mean" not in state:
-            state["muon_mean"] = torch.zeros_like(filters)
-        mean = state["muon_mean"]
-        mean.mul_(momentum).add_(gradient)
-        filters.mul_(len(filters) ** 0.5 / filters.norm())
-        update = gradient.add(mean, alpha=momentum)
-        rows = update.permute(0, 2, 3, 1)  # [out, height, width, in], the memory order of channels_last filters
-        rows.copy_(orthogonalize(rows.flatten(1)).view_as(rows))
-        filters.add_(update, alpha=-lr)
-        filters.grad = None
+    def _step_filters(self, filters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
+        """Updates convolutions' filters and clears their gradients, so that SGD's step leaves them alone."""
+        if not filters:
+            return
+        gradients = [part.grad for part in filters if part.grad is not None]
+        for part in filters:
+            self.state[part].setdefault("muon_mean", torch.zeros_like(part))
+        means = [self.state[part]["muon_mean"] for part in filters]
+        torch._foreach_mul_(means, momentum)
+        torch._foreach_add_(means, gradients)
+        for part in filters:
+            part.mul_(len(part) ** 0.5 / part.norm())
+        updates = torch._foreach_add(gradients, means, alpha=momentum)
+        # [out, height, width, in], the memory order of channels_last filters
+        rows = [update.permute(0, 2, 3, 1) for update in updates]
+        for into, value in zip(rows, orthogonalize([row.flatten(1) for row in rows]), strict=True):
+            into.copy_(value.view_as(into))
+        if isinstance(lr, Tensor):
+            torch._foreach_mul_(updates, lr)
+            torch._foreach_sub_(filters, updates)
+        else:
+            torch._foreach_add_(filters, updates, alpha=-lr)
+        for part in filters:
+            part.grad = None
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Approximately the nearest matrix with orthonormal rows (or columns): [M, N] -> [M, N], in bf16 where it is fast.
+def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """For each matrix [M, N] approximately the nearest one with orthonormal rows (or columns), in bf16 where it is fast.
 
     Three steps of a quintic Newton-Schulz iteration, x <- (a + b g + c g^2) x with g = x x^T. Jordan chose the
     coefficients for speed: the singular values end between about 0.5 and 1.5, which serves training as well as 1 does.
-    The polynomials commute with g, so the steps run on the small matrix g, and x is multiplied once at the end.
+    The polynomials commute with g, so the steps run on the small matrix g, and x is multiplied once at the end. On a
+    GPU those of one size run together, since a launch takes longer than their product.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if fast_bf16(matrix.device) else matrix
-    x = x / (x.norm() + 1e-7)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    gram = x @ x.T
-    scale = a * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    product = scale + b * gram + c * gram @ gram
-    step = product
+    dtype = torch.bfloat16 if fast_bf16(matrices[0].device) else matrices[0].dtype
+    wide = []
+    for matrix in matrices:
+        x = matrix.to(dtype)
+        x = x / (x.norm() + 1e-7)
+        wide.append(x.T if x.shape[0] > x.shape[1] else x)
+    products = _iterate([x @ x.T for x in wide])
+    results = []
+    for matrix, x, product in zip(matrices, wide, products, strict=True):
+        result = product @ x
+        results.append(result.T if matrix.shape[0] > matrix.shape[1] else result)
+    return results
+
+
+def _iterate(grams: list[Tensor]) -> list[Tensor]:
+    """The product of the iteration's three polynomials, for each of the matrices g."""
+    if grams[0].device.type != "cuda":
+        return [_product(gram) for gram in grams]
+    products: dict[int, Tensor] = {}
+    for size in {len(gram): None for gram in grams}:
+        numbers = [number for number, gram in enumerate(grams) if len(gram) == size]
+        stacked = _product(torch.stack([grams[number] for number in numbers]))
+        products |= dict(zip(numbers, stacked, strict=True))
+    return [products[number] for number in range(len(grams))]
+
+
+def _product(gram: Tensor) -> Tensor:
+    """[..., M, M] -> [..., M, M]."""
+    product = step = _polynomial(gram)
     for _ in range(2):
         gram = step @ gram @ step
-        step = scale + b * gram + c * gram @ gram
+        step = _polynomial(gram)
         product = step @ product
-    x = product @ x
-    return x.T if is_tall else x
+    return product
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = 3.4445, -4.7750, 2.0315
+    if gram.device.type == "cuda":  # two launches
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        return step
+    return a * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + b * gram + c * gram @ gram

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -136,9 +136,9 @@ class Pix2Pix(Adversarial):
         """The picture, fp32 [B, 3, S, S] in 0..1."""
         return self(source).float()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         source, target = (scaled(side, cast(torch.dtype, self.dtype)) for side in batch)
-        for_generator, for_discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
+        for_generator, for_discriminator = optimizers
         drawn = self.generator(source)
 
         with self.learning(for_discriminator):
@@ -152,7 +152,6 @@ class Pix2Pix(Adversarial):
             loss = self.judged(self.discriminator(source, drawn), True) + self.l1 * distance
             self.descend(for_generator, loss)
 
-        self.step_schedules()
         # L1 in 0..1, as val_l1 is: the networks work on -1..1.
         count = len(source)
         self.add(
@@ -162,7 +161,7 @@ class Pix2Pix(Adversarial):
             discriminator_loss=against * count,
             l1=distance / 2 * count,
         )
-        self.log_losses(batch_idx, loss_generator=loss, loss_discriminator=against)
+        return {"loss_generator": loss, "loss_discriminator": against}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         source, target = batch

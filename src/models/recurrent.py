@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from src.configuration.schema import PositiveInt, Probability
+from src.models.layers import run_cells
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -39,5 +40,5 @@ class RowReader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.transpose(1, 2).flatten(2)  # [B, H, C * W]
-        states, _ = self.cells(rows)
+        states = run_cells(self.cells, rows)
         return self.classify(self.dropout(states[:, -1]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from src.common.errors import Failure
 from src.configuration.metrics import Metric
 from src.configuration.schema import Config, Evaluation, PositiveInt
 from src.data import kinds
@@ -27,6 +28,9 @@ class ClassificationOptions(Evaluation):
 
     calibration_bins: PositiveInt = 15
     mistakes: PositiveInt = 16  # the most confident ones, shown
+    # Test-time augmentation of pictures: the prediction is the mean over the picture and its mirror image (mirror), or
+    # over these moved by a pixel as well (six_views).
+    tta: Literal["none", "mirror", "six_views"] = "none"
 
 
 METRICS: Mapping[str, Metric] = {
@@ -58,9 +62,11 @@ class Classification(Task):
     ) -> Evaluated:
         """Also (actual, predicted) of each example. Files: see `report`."""
         assert isinstance(config.evaluation, ClassificationOptions)
-        title = plots.Title(label=config.label, sample=config.sample)
+        tta = config.evaluation.tta
+        label = config.label if tta == "none" else f"{config.label}, {tta}"
+        title = plots.Title(label=label, sample=config.sample)
         return report(
-            *probabilities(model, test, config.trainer.limit_test_batches),
+            *probabilities(model, test, config.trainer.limit_test_batches, tta),
             test.split,
             meta,
             config.evaluation,
@@ -86,15 +92,24 @@ print({list(signature["classes"])}[scores[0].argmax()])
 
 
 def probabilities(
-    model: nn.Module, batches: Batches, limit: int | float | None = None
+    model: nn.Module, batches: Batches, limit: int | float | None = None, tta: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probabilities [N, C] fp32, labels int64 [N] and indices in the split int64 [N], on the CPU."""
+    """Class probabilities [N, C] fp32, labels int64 [N] and indices in the split int64 [N], on the CPU.
+
+    Raises:
+        Failure: `tta` with another input than pictures.
+    """
     import torch
 
+    from src.scoring.views import averaged_logits
+
+    if tta != "none" and batches.meta["kind"] != "images":
+        raise Failure(f"evaluation.tta: {tta!r} takes pictures, not {batches.meta['kind']}; use evaluation.tta=none")
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for (*inputs, labels), indices in limited(batches, limit):
-            parts.append((model(*inputs).float().softmax(1).cpu(), labels.cpu(), indices))
+            logits = model(*inputs) if tta == "none" else averaged_logits(model, *inputs, tta)
+            parts.append((logits.float().softmax(1).cpu(), labels.cpu(), indices))
     probability, labels, indices = (torch.cat(part) for part in zip(*parts, strict=True))
     return probability, labels, indices
 

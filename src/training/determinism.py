@@ -43,7 +43,18 @@ class RandomStatePerBatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         key = (self.seed, "batch", trainer.global_rank, trainer.current_epoch, batch_idx)
-        torch.manual_seed(generator(*key).initial_seed())
+        seed_device(pl_module.device, generator(*key).initial_seed())
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the CPU's generator and that of `device`.
+
+    torch.manual_seed takes a tenth of a millisecond, in which it notes the call for each kind of device that has not
+    been initialized.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def sha256_of_state(state: Any) -> str:

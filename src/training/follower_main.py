@@ -44,6 +44,7 @@ def follow() -> None:
     except (Failure, RuntimeError) as error:
         line = " ".join(str(error).split())
         console.error(f"process {distributed.get_rank()}, on {socket.gethostname()}: {line}")
+        ranks.abort_group()
         sys.exit(1)
 
 
@@ -52,15 +53,11 @@ def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:])
     threading.Thread(target=_exit_with_first, name="exit-with-first", daemon=True).start()
     with collector_paused():
-        from torch import distributed
-
         from src.training import ranks
 
     ranks.init_group(rank, world_size, store=ranks.tcp_store(port, world_size))
-    try:
+    with ranks.leaving_group():
         follow()
-    finally:
-        distributed.destroy_process_group()
 
 
 def _exit_with_first() -> None:

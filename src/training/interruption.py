@@ -13,16 +13,18 @@ from pytorch_lightning.callbacks import Checkpoint
 from src.common.errors import Failure
 from src.common.signals import Interruption
 
-MAX_SAVING_SHARE = 0.02  # of the time, for saving within an epoch
+MAX_SAVING_SHARE = 0.02  # of the time
+EPOCH_SECONDS = 5.0  # since the last save, after which an epoch's end is saved
 AGREE_EVERY = 10  # batches, where several processes must agree whether to save
 CONTINUE, SAVE, STOP = range(3)  # the largest one that any process chooses is done by all
 
 
 class WorkingCheckpoint(Checkpoint):
-    """Saves `path` every `seconds` and at each epoch's end, and ends the run on a signal, after a save.
+    """Saves `path` every `seconds` and at epochs' ends, and ends the run on a signal, after a save.
 
-    `seconds` are stretched where saving takes long, so that it costs no more than `MAX_SAVING_SHARE` of the time; 0
-    saves after every batch. Losses and weights that are NaN or infinite are never saved.
+    An epoch's end is saved if `EPOCH_SECONDS` have passed: a GPU may need less for an epoch than a save takes. Both are
+    stretched where saving takes long, so that it costs no more than `MAX_SAVING_SHARE` of the time; with `seconds` 0
+    every batch and every epoch is saved. Losses and weights that are NaN or infinite are never saved.
 
     Raises:
         Failure: the training loss or a weight is NaN or infinite.
@@ -33,46 +35,50 @@ class WorkingCheckpoint(Checkpoint):
         self.path = path
         self.seconds = seconds
         self.interruption = interruption
-        self._next_save = 0.0
+        self._last_save = 0.0
+        self._saving_seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interruption.install()  # again: Lightning has just put its own handlers in
-        self._next_save = time.monotonic() + self.seconds
+        self._last_save = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set at run time
             check_losses(trainer, pl_module)
-        if trainer.is_last_batch:  # the save follows at the epoch's end, after the validation
+        if trainer.is_last_batch:  # the epoch's end follows, after the validation
             return
-        action = self._action(trainer, batch_idx)
+        if trainer.world_size > 1 and self.seconds and batch_idx % AGREE_EVERY:
+            return
+        action = max_over_ranks(trainer, self._action(self.seconds))
         if action >= SAVE:
-            self._save(trainer, pl_module)
-        if action == STOP:
-            raise SystemExit(self.interruption.exit_code)
+            check(trainer, pl_module)
+        self._carry_out(action, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A sweep's pruner, for one, stops the first process alone.
         trainer.should_stop = bool(max_over_ranks(trainer, int(trainer.should_stop)))
-        self._save(trainer, pl_module)
+        check(trainer, pl_module)
+        action = max_over_ranks(trainer, self._action(min(self.seconds, EPOCH_SECONDS)))
         is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if not is_last and max_over_ranks(trainer, STOP if self.interruption else CONTINUE) == STOP:
+        self._carry_out(min(action, SAVE) if is_last else action, trainer)
+
+    def _action(self, seconds: float) -> int:
+        """What this process would do, `seconds` being those between two saves."""
+        if self.interruption:
+            return STOP
+        wait = max(seconds, self._saving_seconds / MAX_SAVING_SHARE) if seconds else 0.0
+        return SAVE if time.monotonic() >= self._last_save + wait else CONTINUE
+
+    def _carry_out(self, action: int, trainer: Trainer) -> None:
+        if action >= SAVE:
+            started = time.monotonic()
+            trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizers' state
+            self._last_save = time.monotonic()
+            self._saving_seconds = self._last_save - started
+        if action == STOP:
             raise SystemExit(self.interruption.exit_code)
-
-    def _action(self, trainer: Trainer, batch_idx: int) -> int:
-        if trainer.world_size > 1 and self.seconds and batch_idx % AGREE_EVERY:
-            return CONTINUE
-        own = STOP if self.interruption else SAVE if time.monotonic() >= self._next_save else CONTINUE
-        return max_over_ranks(trainer, own)
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_losses(trainer, pl_module)
-        check_weights(trainer, pl_module)  # the last step's: its loss was computed before it
-        started = time.monotonic()
-        trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizers' state
-        now = time.monotonic()
-        self._next_save = now + (max(self.seconds, (now - started) / MAX_SAVING_SHARE) if self.seconds else 0.0)
 
 
 def max_over_ranks(trainer: Trainer, value: int) -> int:
@@ -82,6 +88,16 @@ def max_over_ranks(trainer: Trainer, value: int) -> int:
     largest = torch.tensor(value, device=trainer.strategy.root_device)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return int(largest)
+
+
+def check(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Checks the epoch's losses, and the weights: the last step's loss was computed before it.
+
+    Raises:
+        Failure: one of them is NaN or infinite.
+    """
+    check_losses(trainer, pl_module)
+    check_weights(trainer, pl_module)
 
 
 def check_losses(trainer: Trainer, pl_module: LightningModule) -> None:

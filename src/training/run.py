@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.datamodule import PackedData
+from src.models.step_graphs import StepGraphs
 from src.tracking.logger import LogMetrics, TrackerLogger
 from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, is_terminal
-from src.training.trainer import BEST, adapt, build_trainer
+from src.training.trainer import BEST, adapt, build_trainer, device_of, takes_graphs, warm_up
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def _fit(
     if not checkpoint:
         model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)
+    if device_of(config.trainer).type == "cuda" and not config.trainer.distributed:
+        started = time.perf_counter()
+        warm_up(config, model, PackedData(config.processed, config.loader, config.seed))
+        console.print(f"warmed up in {time.perf_counter() - started:.1f} s, which do not count as training")
+    if takes_graphs(config.trainer, model):
+        model.step_graphs = StepGraphs()
     with interruption.handling():
         try:
             trainer.fit(model, data, ckpt_path=checkpoint)
@@ -108,7 +116,7 @@ def _load_best(model: LightningModule, work: WorkFolder) -> None:
         return
     if not checkpoints.is_intact(best):
         raise Failure(f"{best} is damaged (its sha256 differs): delete {work.path} and train again")
-    model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+    model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def kept_row(config: Config, rows: Sequence[dict[str, float]]) -> dict[str, float]:

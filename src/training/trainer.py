@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import shutil
+import sysconfig
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +17,15 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from torchmetrics import Metric
 
 from src.common.errors import ConfigError
 from src.common.hardware import fast_bf16
 from src.common.signals import Interruption
 from src.configuration import schema
 from src.configuration.declarations import monitor_direction
+from src.models.base import Model
+from src.models.step_graphs import StepGraphs
 from src.training.checkpoints import LAST, AtomicCheckpointIO
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History, RequireMonitor, is_terminal, progress_bar
@@ -27,6 +33,7 @@ from src.training.interruption import WorkingCheckpoint
 from src.training.ranks import ExistingGroup, ExistingGroupDDP
 
 BEST = "best"
+WARM_UP_EPOCHS = 10  # so that what changes on a run's way, such as the size of pictures, occurs
 
 
 def device_of(config: schema.Trainer) -> torch.device:
@@ -41,16 +48,23 @@ def uses_bf16(config: schema.Trainer) -> bool:
 
 
 def require_gpus(config: schema.Trainer) -> None:
-    """Checks that the GPUs are there, before anything is prepared or written.
+    """Checks that the GPUs are there, and what compiles for them, before anything is prepared or written.
 
     Raises:
-        ConfigError: there are fewer GPUs than asked for.
+        ConfigError: there are fewer GPUs than asked for, or no C compiler.
     """
-    if device_of(config).type == "cuda" and (count := torch.cuda.device_count()) < config.devices:
+    if device_of(config).type != "cuda":
+        return
+    if (count := torch.cuda.device_count()) < config.devices:
         raise ConfigError(
             f"trainer.devices: {config.devices} on {config.accelerator!r}, but torch sees {count} CUDA devices here; "
             "use trainer=cpu" + (f" or trainer.devices={count}" if count else "")
         )
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if config.compile and not (compiler and header.exists()):  # Triton builds a launcher for its kernels
+        missing = f"{header} (python3-dev)" if compiler else "a C compiler (gcc)"
+        raise ConfigError(f"trainer.compile: true, but {missing} is missing: install it, or use trainer.compile=false")
 
 
 def build_trainer(
@@ -101,32 +115,82 @@ def build_trainer(
     limits: dict[str, Any] = {key: getattr(settings, key) for key in ("limit_train_batches", "limit_val_batches")}
     if settings.overfit_batches:
         limits["limit_train_batches"] = settings.overfit_batches
-    is_manual = not model.automatic_optimization
-    if is_manual:
-        model.gradient_clip = settings.gradient_clip  # type: ignore[assignment]
-    return pl.Trainer(
-        accelerator="gpu" if device_of(settings).type == "cuda" else "cpu",
+    trainer = pl.Trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=ExistingGroupDDP(find_unused_parameters=is_manual) if settings.distributed else "auto",
-        precision="bf16-mixed" if uses_bf16(settings) else "32-true",
+        # Otherwise DDP orders its buckets anew after a process's first step, and of three or more processes the sums
+        # of a resumed run would differ in their last bits.
+        strategy=ExistingGroupDDP(find_unused_parameters=True) if settings.distributed else "auto",
         max_epochs=settings.max_epochs,
-        gradient_clip_val=None if is_manual else settings.gradient_clip,
         check_val_every_n_epoch=settings.validate_every,
         log_every_n_steps=settings.log_every,
-        deterministic=settings.deterministic,
-        benchmark=False,
-        num_sanity_val_steps=0,  # the first epoch's validation comes soon enough
-        use_distributed_sampler=False,  # src.data.batching distributes the batches
         logger=logger or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), ExistingGroup()],
         profiler=settings.profiler,
         enable_progress_bar=is_terminal(),
-        enable_model_summary=False,
         default_root_dir=work,
+        **_settings_of_steps(settings, model),
         **limits,
     )
+    # At each step Lightning (2.6.6) asks over the network, and waits for a GPU, whether the first process got a signal;
+    # WorkingCheckpoint does so every few steps.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dict[str, Any]:
+    """How a step is computed, as arguments of Lightning's trainer."""
+    is_manual = not model.automatic_optimization
+    model.gradient_clip = config.gradient_clip  # type: ignore[assignment]
+    return {
+        "accelerator": "gpu" if device_of(config).type == "cuda" else "cpu",
+        "precision": "bf16-mixed" if uses_bf16(config) else "32-true",
+        "gradient_clip_val": None if is_manual else config.gradient_clip,
+        "deterministic": config.deterministic,
+        "benchmark": config.benchmark,
+        "num_sanity_val_steps": 0,  # the first epoch's validation comes soon enough
+        "use_distributed_sampler": False,  # src.data.batching distributes the batches
+        "enable_model_summary": False,
+    }
+
+
+def takes_graphs(config: schema.Trainer, model: Model) -> bool:
+    """Whether the model's steps are taken as CUDA graphs."""
+    on_gpu = device_of(config).type == "cuda"
+    return config.cuda_graphs and on_gpu and not config.distributed and not model.varies_in_shape
+
+
+def warm_up(config: schema.Config, model: Model, data: pl.LightningDataModule) -> None:
+    """Takes a step of each of ten short epochs and validates once, then puts the model's state back; on a GPU.
+
+    There the first steps take seconds, which are no part of the training: compilation for each size of batch, the
+    libraries' start, the choice of their algorithms. What a graph captures must have run without one before.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    state = [tensor.detach().clone() for tensor in tensors]
+    for graphs in (None, StepGraphs()) if takes_graphs(config.trainer, model) else (None,):
+        model.step_graphs = graphs
+        trainer = pl.Trainer(
+            devices=1,
+            max_epochs=WARM_UP_EPOCHS,
+            limit_train_batches=1,
+            check_val_every_n_epoch=WARM_UP_EPOCHS,
+            limit_val_batches=config.trainer.limit_val_batches,
+            logger=False,
+            callbacks=[RandomStatePerBatch(config.seed)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            **_settings_of_steps(config.trainer, model),
+        )
+        trainer.fit(model, data)
+    model.step_graphs = None
+    with torch.no_grad():
+        for tensor, value in zip(tensors, state, strict=True):
+            tensor.copy_(value)
+    for part in model.modules():
+        if isinstance(part, Metric):
+            part.reset()
 
 
 def _configured_callback(name: str, config: schema.CallbackConfig) -> Callback:
@@ -140,15 +204,17 @@ def _configured_callback(name: str, config: schema.CallbackConfig) -> Callback:
     return callback
 
 
-def adapt(model: pl.LightningModule, config: schema.Trainer) -> None:
+def adapt(model: Model, config: schema.Trainer) -> None:
     """Lays convolutions' weights out as channels_last, and compiles if configured; the state dict's keys stay the same.
 
-    In that layout convolutions on a CPU are 1.5 times as fast in fp32, 3 times with bf16.
+    In that layout convolutions on a CPU are 1.5 times as fast in fp32, 3 times with bf16. Each size of picture gets a
+    graph of its own: torch would replace the second by one for all sizes, so that a run that is resumed at the second
+    size would compute in other kernels, with other bits.
     """
     model.to(memory_format=torch.channels_last)
-    if config.compile:
-        for part in model.children():
-            part.compile()
+    if config.compile and not model.varies_in_shape:
+        for part in model.compiled_parts():
+            part.compile(dynamic=False)
 
 
 def _silence() -> None:
@@ -164,6 +230,7 @@ def _silence() -> None:
         r".*AccumulateGrad node.s stream.*",
         r".*sync_dist=True.*",  # an epoch's metrics are reduced before they are logged
         r".*functional\.all_gather is deprecated.*",  # Lightning's own call
+        r".*`training_step` returned `None`.*",  # a graph has taken the whole step
         r".*dataloader is not resumable.*",  # PackedData saves the epoch and the batches consumed
     ):
         warnings.filterwarnings("ignore", message=pattern)

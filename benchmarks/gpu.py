@@ -1,0 +1,285 @@
+"""One GPU, in under nine minutes: accuracy and seconds beside the public record code, speed, and the same bits twice.
+
+Each part runs in a process of its own and ends at its limit, most valuable first. With `--archives FOLDER` it takes the
+official archives from there; without, the sample data, whose accuracies say nothing. On a machine without a GPU the
+same code runs on the CPU: with `profile=sample` and small networks, to see that it works.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.setting import Setting
+from benchmarks.table import Figure, Target, at_least, at_most
+from benchmarks.timing import spread
+from src.common.errors import Failure
+
+LAST_COLUMNS = re.compile(r"eval\s*\|.*\|\s*(?P<accuracy>[\d.]+)\s*\|\s*(?P<seconds>[\d.]+)\s*\|")
+FIRST_STEPS, STEPS = 5, 20  # not looked at, looked at
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: what it measures, and the seconds after which it is ended."""
+
+    measure: Callable[[Setting], list[Figure]]
+    limit_s: float
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """All parts, each in a process of its own; a line on stderr for one that failed or was ended."""
+    figures = []
+    for name, part in PARTS.items():
+        started = time.perf_counter()
+        try:
+            figures += in_process(part.measure, setting, limit_s=part.limit_s)
+        except Failure as error:
+            print(f"gpu, {name}: {error}", file=sys.stderr, flush=True)
+        print(f"gpu, {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return figures
+
+
+def in_process(function: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
+    """What the function returns in a new process.
+
+    Raises:
+        Failure: it raised, died, or was ended after `limit_s` seconds.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(limit_s):
+            raise Failure(f"ended after {limit_s:.0f} s")
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise Failure(f"died with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(result, Exception):
+        raise Failure(f"{type(result).__name__}: {result}") from result
+    return result
+
+
+def _send_result(sender: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    try:
+        sender.send(function(*arguments))
+    except (Exception, SystemExit) as error:
+        sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+# --- trainings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """A training: its seconds without the warm-up, the test split's accuracy by its views, digests."""
+
+    seconds: float
+    epochs: int
+    accuracy: Mapping[str, float]
+    digests: tuple[str, str]  # of the weights, of the optimizers' state
+
+
+def train(
+    setting: Setting, experiment: str, *overrides: str, callbacks: Sequence[Any] = (), views: Sequence[str] = ("none",)
+) -> Result:
+    """A training as `src.train` does it, without MLflow and files, and with an evaluation for each of `views`."""
+    from src.data import packed
+    from src.data.batching import batches
+    from src.data.preparing import prepared
+    from src.tasks.classification import probabilities
+    from src.training import determinism, run
+    from src.training.trainer import device_of
+
+    config = prepared(setting.real(experiment, *overrides))
+    determinism.fix(config.seed, config.trainer.threads)
+    meta = packed.read_meta(config.processed)
+    work = run.work_folder(config, meta, setting.folder / "work")
+    trained = run.fit(config, meta, work, lambda metrics, step: None, callbacks)
+    model = trained.model
+    digests = (determinism.sha256_of_state(model.state_dict()), trained.optimizer_sha256)
+    accuracy = {}
+    if views:
+        device = device_of(config.trainer)
+        test = batches(config.processed, "test", config.loader, train=False).to(device)
+        model.to(device).eval()
+        for view in views:
+            probability, labels, _ = probabilities(model, test, tta=view)
+            accuracy[view] = float((probability.argmax(1) == labels).float().mean())
+    return Result(trained.history.seconds, len(trained.history.rows), accuracy, digests)
+
+
+def classification(
+    setting: Setting, experiment: str, *overrides: str, target: Target | None = None, label: str = ""
+) -> list[Figure]:
+    """Seconds and accuracies of a classifier over `setting.rounds` seeds."""
+    views = ("six_views", "none") if experiment.startswith("cifar10") else ("none",)
+    label = label or experiment
+    results = [train(setting, experiment, *overrides, f"seed={seed}", views=views) for seed in range(setting.rounds)]
+    figures = [Figure(label, f"training, {results[0].epochs} epochs", spread([r.seconds for r in results]), "s")]
+    for view in views:
+        values = spread([100 * result.accuracy[view] for result in results])
+        name = "accuracy" if view == "none" else f"accuracy, {view}"
+        figures.append(Figure(label, name, values, "%", target if view == views[0] else None))
+    return figures
+
+
+def record(setting: Setting) -> list[Figure]:
+    """The public record code, from the files given, on the same pictures: 50,000 of them, since it validates on test."""
+    import torch
+
+    from src.data import packed
+    from src.data.preparing import prepared
+
+    figures = []
+    for path in setting.record:
+        config = prepared(setting.real("cifar10_resnet_gpu"))
+        splits = {name: packed.read_split(config.processed, name) for name in packed.SPLITS}
+        folder = setting.folder / path.stem
+        (folder / "cifar10").mkdir(parents=True)
+        for name, parts in {"train": ("train", "val"), "test": ("test",)}.items():
+            images = torch.cat([splits[part]["images"] for part in parts]).permute(0, 2, 3, 1).contiguous()
+            labels = torch.cat([splits[part]["labels"] for part in parts])
+            content = {"images": images, "labels": labels, "classes": packed.read_meta(config.processed)["classes"]}
+            torch.save(content, folder / "cifar10" / f"{name}.pt")
+        code = re.sub(r"range\(\d+\)(?=\]\))", f"range({setting.rounds})", path.read_text())
+        (folder / path.name).write_text(code)
+        done = subprocess.run(
+            [sys.executable, path.name], cwd=folder, capture_output=True, text=True, check=False
+        )
+        rows = [match for line in done.stdout.splitlines() if (match := LAST_COLUMNS.search(line))]
+        if done.returncode or not rows:
+            raise Failure(f"{path}: exit code {done.returncode}: {done.stderr[-500:]}")
+        rows = rows[1:] or rows  # the first one warms up
+        seconds, accuracy = ([float(row[key]) for row in rows] for key in ("seconds", "accuracy"))
+        figures += [
+            Figure(path.stem, "training, by its own clock", spread(seconds), "s"),
+            Figure(path.stem, "accuracy, with its six views", spread([100 * value for value in accuracy]), "%"),
+        ]
+    return figures
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def steps(setting: Setting, experiment: str) -> list[Figure]:
+    """Of `STEPS` steps in the middle of an epoch: waits for the device, launches, the device's share of the time."""
+    import torch
+    from pytorch_lightning import Callback
+    from torch.profiler import ProfilerActivity, profile
+
+    seen: dict[str, float] = {}
+    caught: list[warnings.WarningMessage] = []
+    catcher = warnings.catch_warnings(record=True)
+    profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 0 and batch_idx == FIRST_STEPS:
+                torch.cuda.synchronize()
+                profiler.start()
+                caught.append(catcher.__enter__())  # type: ignore[arg-type]
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                seen["started"] = time.perf_counter()
+
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.current_epoch == 0 and batch_idx == FIRST_STEPS + STEPS - 1:
+                torch.cuda.set_sync_debug_mode("default")
+                catcher.__exit__(None, None, None)
+                torch.cuda.synchronize()
+                seen["seconds"] = time.perf_counter() - seen["started"]
+                profiler.stop()
+                kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+                seen["launches"] = len(kernels)
+                seen["device"] = sum(event.self_device_time_total for event in kernels) / 1e6
+
+    limit = f"trainer.limit_train_batches={FIRST_STEPS + STEPS + 1}"
+    train(setting, experiment, "trainer.max_epochs=1", limit, "trainer.log_every=1000", callbacks=[Watch()], views=())
+    synchronising = [w for w in caught[0] if "synchronizing" in str(w.message)]  # type: ignore[attr-defined]
+    for warning in synchronising[:3]:
+        print(f"{experiment} waits at {warning.filename}:{warning.lineno}", file=sys.stderr)
+    return [
+        Figure.single(experiment, f"waits for the device in {STEPS} steps", len(synchronising), "", at_most(0)),
+        Figure.single(experiment, "kernels a step", seen["launches"] / STEPS),
+        Figure.single(experiment, "time of a step, profiled", 1e3 * seen["seconds"] / STEPS, "ms"),
+        Figure.single(experiment, "of which the device computes", 1e3 * seen["device"] / STEPS, "ms"),
+    ]
+
+
+def speed(setting: Setting, experiment: str) -> list[Figure]:
+    """`trainer.fit` beside a plain loop and ordinary code, as `python -m benchmarks training` measures them."""
+    from benchmarks import training
+
+    return training.measure_one(experiment, replace(setting, rounds=3))
+
+
+# --- bits -------------------------------------------------------------------------------------------------------------
+
+
+def interrupted(setting: Setting, experiment: str, *overrides: str, epoch: int) -> None:
+    """A training that gets SIGTERM in the middle of an epoch, and saves."""
+    from pytorch_lightning import Callback
+
+    class Interrupt(Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.current_epoch == epoch and batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        train(setting, experiment, *overrides, callbacks=[Interrupt()], views=())
+    except SystemExit:
+        return
+    raise Failure(f"{experiment}: not interrupted")
+
+
+def bits(setting: Setting, experiment: str, *overrides: str) -> list[Figure]:
+    """Whether two trainings, and one that was interrupted and resumed, each in a new process, have the same bits."""
+    short = ("trainer.max_epochs=3", "trainer.limit_train_batches=20", "trainer.limit_val_batches=2", *overrides)
+
+    def digests(own: Setting) -> tuple[str, str]:
+        result: Result = in_process(partial(train, views=()), own, experiment, *short, limit_s=200)
+        return result.digests
+
+    first, second, third = (replace(setting, folder=setting.folder / name) for name in ("first", "second", "third"))
+    expected = digests(first)
+    again = digests(second)
+    # In the last epoch, which has pictures of another size than the first.
+    in_process(partial(interrupted, epoch=2), third, experiment, *short, limit_s=200)
+    resumed = digests(third)
+    return [
+        Figure.single(experiment, "trained twice: same bits", float(expected == again), "", at_least(1)),
+        Figure.single(experiment, "interrupted and resumed: same bits", float(expected == resumed), "", at_least(1)),
+    ]
+
+
+PARTS: dict[str, Part] = {
+    "94 %": Part(partial(classification, experiment="cifar10_resnet_gpu", target=at_least(94)), 120),
+    "record": Part(record, 150),
+    "bits": Part(partial(bits, experiment="cifar10_resnet_gpu"), 120),
+    "texts": Part(partial(classification, experiment="imdb_lstm", target=at_least(91)), 90),
+    "steps": Part(partial(steps, experiment="cifar10_resnet_gpu"), 45),
+    "pix2pix": Part(partial(speed, experiment="facades_pix2pix"), 90),
+}
