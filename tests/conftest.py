@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fork_server import start_command
 from tests.s3 import S3
 from tests.servers import PostgreSQL
 
@@ -57,15 +59,21 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(clone: Path) -> Run:
     """Runs a command in the clone, as a user would."""
+    return functools.partial(run_in, clone)
 
-    def run_command(*words: str, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            words, cwd=clone, env=commands_environment(), capture_output=True, text=True, timeout=timeout, check=False
-        )
-        assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        return done
 
-    return run_command
+def run_in(
+    folder: Path, *words: str, timeout: float = 300, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a repository, with further environment variables."""
+    with start_command(words, folder, commands_environment() | environment, stderr=subprocess.PIPE) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    assert not check or process.returncode == 0, f"{' '.join(words)}\n{stdout[-4000:]}\n{stderr[-4000:]}"
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,12 @@ import sys
 from pathlib import Path
 
 from tests.conftest import commands_environment
+from tests.fork_server import start_command
 
 
 def start(clone: Path, module: str, *words: str) -> subprocess.Popen[str]:
     """Starts `python -m module words` in the clone, as a user does; stdout and stderr come through one pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *words],
-        cwd=clone,
-        env=commands_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_command((sys.executable, "-m", module, *words), clone, commands_environment())
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:

@@ -1,58 +1,74 @@
-"""Edits a repository, one change at a time, and asks DVC which stages would run again: `python -m tests.reruns`.
+"""Edits a repository and asks DVC which stages would run again: `python -m tests.reruns`.
 
-Runs in the root of a clone whose pipeline is up to date. Reads a JSON list of [file, old, new] from stdin and prints a
-JSON list of {"stages": [...], "training": {experiment: key}}; `training` holds the key under which an unfinished
-training is resumed. Each edit is applied in a forked child, so that nothing of src/ stays imported.
+Runs in the root of a clone whose pipeline is up to date. Reads a JSON list of changes from stdin, each a list of edits
+[file, old, new], and prints a JSON list of {"stages": [...], "training": {experiment: key}}; `training` holds the key
+under which an unfinished training is resumed. Each change is applied alone, and composed in a forked child, so that
+nothing of src/ stays imported.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 Edit = tuple[str, str, str]
 COMPOSED = ("data/*.yaml", "experiments/*/config.yaml", "experiments/*/code.yaml")
 
 
-def after(edit: Edit) -> dict[str, Any]:
-    """The stages that would run again after an edit, and the keys of the experiments' trainings."""
+@contextlib.contextmanager
+def applied(edit: Edit) -> Iterator[None]:
+    """Replaces the first `old` in a file while the block runs; afterwards the file is as before, its time included."""
     path, old, new = Path(edit[0]), edit[1].encode(), edit[2].encode()
-    before = path.read_bytes()
+    before, times = path.read_bytes(), path.stat()
     assert old in before, f"{path} does not hold {edit[1]!r}"
-    inode = path.stat()
     path.unlink()  # a link into DVC's cache
     path.write_bytes(before.replace(old, new, 1))
     try:
+        yield
+    finally:
+        path.unlink()
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def after(edits: list[Edit]) -> dict[str, Any]:
+    """The stages that would run again after the edits, and the keys of the experiments' trainings."""
+    with contextlib.ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(applied(edit))
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:
             os.close(reading)
             with contextlib.redirect_stdout(io.StringIO()), os.fdopen(writing, "w") as pipe:
-                pipe.write(json.dumps(_asked()))
+                pipe.write(json.dumps(_answer()))
             os._exit(0)
         os.close(writing)
         with os.fdopen(reading) as pipe:
             answer: dict[str, Any] = json.loads(pipe.read())
         os.waitpid(child, 0)
         return answer
-    finally:
-        path.unlink()
-        path.write_bytes(before)
-        os.utime(path, ns=(inode.st_atime_ns, inode.st_mtime_ns))
 
 
-def _asked() -> dict[str, Any]:
+def _answer() -> dict[str, Any]:
     import yaml
     from dvc.repo import Repo
 
     from src import compose
+    from src.configuration import composing
     from src.data import packed
     from src.training.checkpoints import identity
 
+    once = functools.cache(lambda overrides: composing.compose(list(overrides)))
+    # Several files hold the same configuration.
+    mock.patch.object(compose, "compose", lambda overrides: once(tuple(overrides))).start()
     sys.argv = ["compose"]
     compose.main()
     params = yaml.safe_load(Path("params.yaml").read_text())
@@ -65,7 +81,7 @@ def _asked() -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
-    edits = json.load(sys.stdin)
+    changes = json.load(sys.stdin)
     import pytorch_lightning  # noqa: F401  (once, before the forks)
     from dvc.repo import Repo
 
@@ -73,8 +89,8 @@ def main() -> None:
         repo.status()
     composed = {path: path.read_bytes() for pattern in COMPOSED for path in Path().glob(pattern)}
     answers = []
-    for edit in edits:
-        answers.append(after(edit))
+    for edits in changes:
+        answers.append(after(edits))
         for path, content in composed.items():
             path.write_bytes(content)
     print(json.dumps(answers))

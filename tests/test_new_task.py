@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import commands_environment
+from tests.conftest import run_in
 
 pytestmark = pytest.mark.slow
 
@@ -212,14 +211,7 @@ def house(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(house: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=house,
-        env=commands_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_in(house, "python", "-m", *words, check=False)
 
 
 def test_a_new_task_on_a_new_kind_of_data_is_trained_evaluated_exported_and_called(house: Path) -> None:

@@ -19,7 +19,6 @@ from tests.test_pipeline import EXPERIMENTS, repro  # noqa: F401  (a fixture)
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
 Edit = tuple[str, str, str]
-NOTHING: frozenset[str] = frozenset()
 
 
 def stages(*names: str, of: tuple[str, ...] = EXPERIMENTS) -> frozenset[str]:
@@ -30,28 +29,31 @@ ALL = ("train", "evaluate", "export")
 RESNET, LSTM, PIX2PIX = ("cifar10_resnet",), ("imdb_lstm",), ("facades_pix2pix",)
 IMDB = ("imdb",)
 
+# Edits after which no stage runs again and an interrupted training is resumed.
+WITHOUT_EFFECT: dict[str, Edit] = {
+    "comment": ("src/data/augmentation.py", "def rotate(", "# a comment\ndef rotate("),
+    "docstring": ("src/models/lstm.py", '"""A bidirectional', '"""Another bidirectional'),
+    "formatting": ("src/models/resnet.py", "\n\n\ndef ", "\n\n\n\n\ndef "),
+    "type annotation": ("src/models/lstm.py", "(x: Tensor, lengths: Tensor) -> Tensor:", "(x, lengths):"),
+    "error message": ("src/models/pix2pix.py", "the U-Net takes pictures", "a U-Net takes images"),
+    "printed line": ("src/training/run.py", "goes on with the run", "resumes the run"),
+    "MLflow tag": ("src/tracking/run_facts.py", '"pipeline.profile"', '"pipeline.data_profile"'),
+    "tracker": ("src/tracking/tracker.py", "self._append(", "self._append( "),
+    "retry of the download": ("src/data/fetching/download.py", "_MAX_PAUSE = 60", "_MAX_PAUSE = 61"),
+    "schema of the trainer": ("src/configuration/schema.py", "epochs of training", "how long it trains"),
+    "command wrapper": ("src/configuration/command.py", "sys.exit(1)", "sys.exit(1) "),
+    "sweep": ("src/sweeping/study.py", "import optuna", "import optuna\n\nx = 1"),
+    "predict": ("src/predict.py", "import json", "import json\n\nx = 1"),
+    "another model": ("src/models/recurrent.py", "nn.GRU", "nn.RNN"),
+    "another task": ("src/tasks/generation.py", "TASK = ", "x = 1\nTASK = "),
+    "another data set": ("src/data/sets/mnist.py", "zero, kind", "none, kind"),
+    "README": ("README.md", "Two commands", "Two of the commands"),
+    "package that computes nothing": ("requirements.lock", "\nmlflow==", "\nmlflow==9."),
+    "latency measurement": ("src/exporting/latency.py", "import time", "import time\n\nx = 1"),
+}
 # What is edited, how, and the stages that run again.
 TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
-    "comment": (("src/data/augmentation.py", "def rotate(", "# a comment\ndef rotate("), NOTHING),
-    "docstring": (("src/models/lstm.py", '"""A bidirectional', '"""Another bidirectional'), NOTHING),
-    "formatting": (("src/models/resnet.py", "\n\n\ndef ", "\n\n\n\n\ndef "), NOTHING),
-    "type annotation": (("src/models/lstm.py", "(x: Tensor, lengths: Tensor) -> Tensor:", "(x, lengths):"), NOTHING),
-    "error message": (("src/models/pix2pix.py", "the U-Net takes pictures", "a U-Net takes images"), NOTHING),
-    "printed line": (("src/training/run.py", "goes on with the run", "resumes the run"), NOTHING),
-    "MLflow tag": (("src/tracking/run_facts.py", '"pipeline.profile"', '"pipeline.data_profile"'), NOTHING),
-    "tracker": (("src/tracking/tracker.py", "self._append(", "self._append( "), NOTHING),
-    "retry of the download": (("src/data/fetching/download.py", "_MAX_PAUSE = 60", "_MAX_PAUSE = 61"), NOTHING),
-    "schema of the trainer": (("src/configuration/schema.py", "epochs of training", "how long it trains"), NOTHING),
-    "command wrapper": (("src/configuration/command.py", "sys.exit(1)", "sys.exit(1) "), NOTHING),
-    "sweep": (("src/sweeping/study.py", "import optuna", "import optuna\n\nx = 1"), NOTHING),
-    "predict": (("src/predict.py", "import json", "import json\n\nx = 1"), NOTHING),
-    "another model": (("src/models/recurrent.py", "nn.GRU", "nn.RNN"), NOTHING),
-    "another task": (("src/tasks/generation.py", "TASK = ", "x = 1\nTASK = "), NOTHING),
-    "another data set": (("src/data/sets/mnist.py", "zero, kind", "none, kind"), NOTHING),
-    "README": (("README.md", "Two commands", "Two of the commands"), NOTHING),
-    "package that computes nothing": (("requirements.lock", "\nmlflow==", "\nmlflow==9."), NOTHING),
     "colour": (("src/reporting/plots.py", 'SAMPLE_NOTE = "', 'SAMPLE_NOTE = "*'), stages("evaluate")),
-    "latency measurement": (("src/exporting/latency.py", "import time", "import time\n\nx = 1"), NOTHING),
     "metric of a task": (
         ("src/tasks/classification.py", "TASK = ", "x = 1\nTASK = "),
         stages("evaluate", "export", of=RESNET + LSTM),
@@ -86,25 +88,41 @@ TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def answers(repro: str, clone: Path) -> dict[str, dict[str, Any]]:  # noqa: F811
-    """The stages that would run again, and the keys of the trainings, after each edit; and after none."""
-    edits = [["README.md", "Results", "Results"], *(edit for edit, _ in TABLE.values())]
+def ask(clone: Path, changes: list[list[Edit]]) -> list[dict[str, Any]]:
+    """The stages that would run again, and the keys of the trainings, after each change."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.reruns"],
         cwd=clone,
         env=commands_environment(),
-        input=json.dumps(edits),
+        input=json.dumps(changes),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(["", *TABLE], json.loads(done.stdout), strict=True))
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def answers(repro: str, clone: Path) -> dict[str, dict[str, Any]]:  # noqa: F811
+    """What DVC answers without an edit, after all edits without effect at once, and after each of the table's."""
+    changes = {"none": [], "without effect": list(WITHOUT_EFFECT.values())} | {name: [TABLE[name][0]] for name in TABLE}
+    return dict(zip(changes, ask(clone, list(changes.values())), strict=True))
 
 
 def test_an_unchanged_clone_runs_nothing(answers: dict[str, dict[str, Any]]) -> None:
-    assert answers[""]["stages"] == []
+    assert answers["none"]["stages"] == []
+
+
+def test_edits_without_effect_rerun_no_stage_and_restart_no_training(
+    answers: dict[str, dict[str, Any]], clone: Path
+) -> None:
+    effective = []
+    if answers["without effect"] != answers["none"]:  # which edit is it?
+        alone = ask(clone, [[edit] for edit in WITHOUT_EFFECT.values()])
+        effective = [name for name, answer in zip(WITHOUT_EFFECT, alone, strict=True) if answer != answers["none"]]
+    assert (answers["without effect"], effective) == (answers["none"], [])
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -116,7 +134,7 @@ def test_an_edit_reruns_the_stages_whose_result_could_differ(name: str, answers:
 def test_an_interrupted_training_is_resumed_unless_its_result_could_differ(
     name: str, answers: dict[str, dict[str, Any]]
 ) -> None:
-    before, after = answers[""]["training"], answers[name]["training"]
+    before, after = answers["none"]["training"], answers[name]["training"]
     changed = {experiment for experiment in before if before[experiment] != after[experiment]}
     expected = {stage.partition("@")[2] for stage in TABLE[name][1] if stage.startswith("train@")}
     if TABLE[name][0][0] == "requirements.lock":  # for a run in progress the installed versions count

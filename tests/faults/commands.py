@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from tests.conftest import commands_environment
+from tests.conftest import commands_environment, run_in
+from tests.fork_server import start_command
 from verification.interruption import TIMEOUT_S
 
 Damage = Callable[[Path], None]
@@ -23,37 +22,20 @@ def run(
     folder: Path, *words: str, check: bool = True, room: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command in a repository. No file that it writes gets larger than `room` bytes, as on a full disk."""
-    done = subprocess.run(
-        words, text=True, capture_output=True, timeout=TIMEOUT_S, check=False, **_as_user(folder, room, environment)
-    )
-    assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done
+    if room is not None:
+        words = ("prlimit", f"--fsize={room}", *words)
+    return run_in(folder, *words, timeout=TIMEOUT_S, check=check, **environment)
 
 
 @contextlib.contextmanager
 def started(folder: Path, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts a command in a process group of its own; it is killed at the end of the block."""
-    process = subprocess.Popen(
-        words,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **_as_user(folder, None, environment),
-    )
+    """Starts a command, other ones than the project's in a process group of their own; kills it at the end."""
+    process = start_command(words, folder, commands_environment() | environment)
     try:
         yield process
     finally:
         process.kill()
         process.communicate(timeout=TIMEOUT_S)
-
-
-def _as_user(folder: Path, room: int | None, environment: dict[str, str]) -> dict[str, Any]:
-    def limit() -> None:
-        if room is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    return {"cwd": folder, "env": commands_environment() | environment, "preexec_fn": limit}
 
 
 def holder(checkpoint: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import re
@@ -10,9 +12,17 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from src.common.errors import Failure
+from src.configuration.composing import check, compose, overrides_of
+from src.configuration.schema import DataConfig
+from src.data.fetching import obtaining
+from src.download import download
+from src.preprocess import preprocess
 from tests.conftest import Run
 from tests.faults.commands import output_of
 from tests.test_datasets import RED, colours, pairs, reviews
@@ -26,6 +36,7 @@ name: birds
 size: 16
 loader: {batch_size: 50}
 """
+OPTIONS = {"facades": {"size": 64, "palette": None}}
 Files = dict[str, bytes | None]  # files added to a sound folder; None removes one
 
 SOUND: dict[str, dict[str, bytes]] = {
@@ -50,22 +61,26 @@ def clean(clone: Path) -> Iterator[None]:
         shutil.rmtree(clone / "data" / kind / "full", ignore_errors=True)
 
 
-def words_for(data: str, changes: Files, folder: Path) -> list[str]:
-    """Writes the data into `folder`; returns the overrides that name it."""
+def write_files(data: str, changes: Files, folder: Path) -> Path:
+    """Writes the data with its changes into `folder`; returns the folder to name as the archive."""
     files: Files = {**SOUND[data], **changes}
     for name, content in files.items():
         path = folder / name
         if content is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    words = [f"+experiment={EXPERIMENTS[data]}", "profile=full", f"data.archive={folder}/mine"]
+    return folder / "mine"
+
+
+def words_for(data: str, changes: Files, folder: Path) -> list[str]:
+    """Writes the data into `folder`; returns the overrides that name it."""
+    archive = write_files(data, changes, folder)
+    words = [f"+experiment={EXPERIMENTS[data]}", "profile=full", f"data.archive={archive}"]
     if data == "birds":
         (folder / "conf" / "data").mkdir(parents=True)
         (folder / "conf" / "data" / "birds.yaml").write_text(BIRDS)
         words = ["--config-dir", str(folder / "conf"), *words, "data=birds"]
-    if data == "facades":
-        words += ["data.size=64", "data.palette=null"]
-    return words
+    return [*words, *overrides_of(OPTIONS.get(data, {}), "data.")]
 
 
 def png_with_header(width: int, height: int) -> bytes:
@@ -178,22 +193,36 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
 }
 
 
+@functools.cache
+def section(experiment: str) -> dict[str, Any]:
+    """The configuration of an experiment's data on the full profile."""
+    content = compose([f"experiment={experiment}", "profile=full", "output=out"]).plain()
+    return {"profile": content["profile"], "data": content["data"]}
+
+
 @pytest.mark.parametrize("name", REFUSED)
-def test_defective_data_is_refused_and_the_file_is_named(name: str, clone: Path, run: Run, tmp_path: Path) -> None:
+def test_defective_data_is_refused_and_the_file_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obtaining, "ROOT", tmp_path)
     data, changes, message = REFUSED[name]
-    words = words_for(data, changes, tmp_path)
-    done = run("python", "-m", "src.download", *words, check=False)
-    if not done.returncode:  # download checks the folder, preprocess the files
-        done = run("python", "-m", "src.preprocess", *words, check=False)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert re.match(r"(download|preprocess) failed: ", line)
-    assert message in line
-    assert not list(clone.glob("data/processed/full/*/*"))
+    archive = write_files(data, changes, tmp_path)
+    content = copy.deepcopy(section(EXPERIMENTS[data]))
+    if data == "birds":
+        content["data"] = yaml.safe_load(BIRDS)
+    content["data"] |= {"archive": str(archive)} | OPTIONS.get(data, {})
+    config = check(content | {"data_folder": str(tmp_path / "data")}, DataConfig)
+    with pytest.raises(Failure) as error:  # download checks the folder, preprocess the files
+        download(config)
+        preprocess(config)
+    printed = " ".join(str(error.value).splitlines()).encode(errors="backslashreplace").decode()
+    assert message in printed
+    assert not list(config.processed.glob("*"))
 
 
-def test_training_on_defective_data_is_refused_and_the_file_is_named(run: Run, tmp_path: Path) -> None:
-    data, changes, message = REFUSED["review-latin1"]
+@pytest.mark.parametrize("name", ["review-latin1", "image-name-of-two-lines", "image-name-not-utf8"])
+def test_training_on_defective_data_is_refused_in_one_line(name: str, run: Run, tmp_path: Path) -> None:
+    data, changes, message = REFUSED[name]
     done = run("python", "-m", "src.train", *words_for(data, changes, tmp_path), check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

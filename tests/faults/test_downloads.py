@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from src.common.files import sha256_of
 from tests.conftest import Run, commands_environment
 from tests.faults.commands import output_of
+from tests.fork_server import start_command
 from tests.loopback import Host
 from tests.tiny_data import cifar_members, write_tar
 
@@ -73,16 +73,8 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def start(clone: Path, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.download", *WORDS, f"data.archive={url}"],
-        cwd=clone,
-        env=commands_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # as in a terminal: background processes of a script ignore SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    words = ("python", "-m", "src.download", *WORDS, f"data.archive={url}")
+    return start_command(words, clone, commands_environment(), stderr=subprocess.PIPE)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

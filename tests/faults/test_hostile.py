@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -24,6 +25,11 @@ import pytest
 import yaml
 
 from src.configuration.composing import compose, write_resolved
+from src.configuration.schema import Config
+from src.data.fetching import obtaining
+from src.data.fetching.files import SourceError
+from src.download import download
+from src.preprocess import preprocess
 from tests.conftest import Run, commands_environment
 from tests.processes import wait_for
 from tests.test_archives import tar_bytes, tar_member, zip_bytes, zip_member
@@ -104,21 +110,28 @@ def clean(clone: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_malicious_archive_is_refused_and_writes_no_file(
-    name: str, canary: Path, clone: Path, run: Run, tmp_path: Path
+    name: str, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(obtaining, "ROOT", tmp_path)
     build, message = ARCHIVES[name]
     canary.parent.mkdir()
     archive = tmp_path / "mine"
     archive.write_bytes(build(canary))
-    run("python", "-m", "src.download", *CIFAR, f"data.archive={archive}")
-    done = run("python", "-m", "src.preprocess", *CIFAR, f"data.archive={archive}", check=False)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"preprocess failed: {clone}/data/raw/full/cifar10/cifar-10-binary.tar.gz: member '")
-    assert message in line and line.endswith("do not trust this archive, get it from another source")
+    data = cifar().data.model_copy(update={"archive": str(archive)})
+    config = cifar().model_copy(update={"data": data, "data_folder": str(tmp_path / "data")})
+    download(config)
+    with pytest.raises(SourceError) as error:
+        preprocess(config)
+    assert str(error.value).startswith(f"{config.raw}/cifar-10-binary.tar.gz: member '")
+    assert message in str(error.value)
+    assert str(error.value).endswith("do not trust this archive, get it from another source")
     assert list(canary.parent.iterdir()) == []
-    assert not list(clone.glob("data/processed/full/*/*"))
-    assert status(clone) == ""
+    assert not list(config.processed.glob("*"))
+
+
+@functools.cache
+def cifar() -> Config:
+    return compose(["experiment=cifar10_resnet", "profile=full", "output=out"])
 
 
 def tar_bomb() -> bytes:

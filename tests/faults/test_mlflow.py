@@ -7,7 +7,6 @@ import os
 import re
 import socketserver
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from src.tracking.liveness import FAILURE_TAG
 from src.tracking.store import QUIET_AND_BOUNDED
 from src.tracking.tracker import PATIENCE_S
 from tests.conftest import commands_environment
+from tests.fork_server import start_command
 from tests.processes import wait_for
 from tests.test_runs import SMALL
 from tests.test_tracking import Server, wait_until
@@ -53,14 +53,7 @@ def quiet() -> Iterator[None]:
 
 def start(repository: Path, *words: str, store: str = "") -> subprocess.Popen[str]:
     environment = commands_environment() | ({"MLFLOW_TRACKING_URI": store} if store else {})
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=repository,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_command(("python", "-m", *words), repository, environment)
 
 
 def command(repository: Path, *words: str, store: str = "") -> str:
