@@ -32,11 +32,13 @@ from src.data import kinds, packed
 from src.data.batching import Batches
 from src.data.datamodule import PackedData
 from src.models.adversarial import scaled
+from src.models.base import Model
 from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
+from src.models.step_graphs import StepGraphs
 from src.training import determinism
 from src.training.history import History
-from src.training.trainer import adapt, build_trainer, device_of, uses_bf16
+from src.training.trainer import adapt, build_trainer, device_of, takes_graphs, uses_bf16
 
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
@@ -101,7 +103,7 @@ class Loops:
         self.device = device_of(config.trainer)
         self.meta = packed.read_meta(config.processed)
         self.split = packed.read_split(config.processed, "train")
-        self.model: pl.LightningModule = config.model(self.meta)
+        self.model: Model = config.model(self.meta)
         self.model.prepare(self.split)
         adapt(self.model, config.trainer)
         self.batch_share = 0.0  # time for batches, as a fraction of the last hand-written loop
@@ -134,7 +136,9 @@ class Loops:
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
             )
+            self.model.step_graphs = StepGraphs() if takes_graphs(config.trainer, self.model) else None
             trainer.fit(self.model, PackedData(config.processed, config.loader, config.seed))
+            self.model.step_graphs = None
         return clock.per_step
 
     def hand_written(self, steps: int) -> float:

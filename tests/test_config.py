@@ -512,5 +512,5 @@ def test_every_key_has_a_description(section: type[Section]) -> None:
 
 
 def test_shell_completion(run: Run) -> None:
-    completion = run("env", "COMP_LINE=train +experiment=cifar10_r", "python", "-m", "src.train", "-sc", "query=bash")
-    assert completion.stdout.split() == ["+experiment=cifar10_resnet"]
+    completion = run("env", "COMP_LINE=train +experiment=cifar10_c", "python", "-m", "src.train", "-sc", "query=bash")
+    assert completion.stdout.split() == ["+experiment=cifar10_convnet"]

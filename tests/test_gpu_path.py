@@ -263,7 +263,7 @@ def test_trainer_gpu_sets_the_device_bf16_and_compilation() -> None:
     for experiment in BATCHES:
         trainer = gpu_config(experiment).trainer
         assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16")
-        assert trainer.compile is True
+        assert (trainer.compile, trainer.cuda_graphs) == (False, True)
         assert trainer.deterministic is True
         assert device_of(trainer) == torch.device("cuda")
         assert uses_bf16(trainer)
@@ -325,12 +325,13 @@ def test_a_run_on_a_missing_gpu_writes_nothing(clone: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("experiment", BATCHES)
 def test_compilation_and_layout_keep_the_keys_of_the_state_dict(experiment: str) -> None:
-    config = gpu_config(experiment)
+    config = gpu_config(experiment, "trainer.compile=true")
     model = config.model(METAS[experiment])
     keys = list(model.state_dict())
     adapt(model, config.trainer)
     assert list(model.state_dict()) == keys
-    assert all(part._compiled_call_impl is not None for part in model.children())
+    is_compiled = [part._compiled_call_impl is not None for part in model.children()]
+    assert is_compiled == [experiment != "imdb_lstm"] * len(is_compiled)  # texts differ in length
     filters = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 

@@ -181,7 +181,8 @@ def test_biases_of_frozen_layers_learn_faster_like_norm_biases() -> None:
 def test_orthogonalize_keeps_singular_vectors_with_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    matrix = orthogonalize(u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v).float()
+    (matrix,) = orthogonalize([u @ torch.diag(s.clamp(min=0.2 * float(s.max()))) @ v])
+    matrix = matrix.float()
     in_singular_basis = u.T @ matrix @ v.T
     lengths = in_singular_basis.diag()
     assert lengths.min() > 0.3 and lengths.max() < 1.6

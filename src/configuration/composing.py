@@ -70,6 +70,7 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
         if isinstance(checked, Config):
             refuse_monitor(checked)
             _refuse_unequal_shares(checked)
+            _refuse_measured_algorithms(checked)
         return checked
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
@@ -104,6 +105,16 @@ def _explained(fault: Any, content: Any, schema: type[DataConfig]) -> str:
     """One line for one of pydantic's faults; of an unknown key also whose option it is."""
     line = explain_fault(fault, content, schema)
     return line + owners_of(line.partition(":")[0]) if fault["type"] == "extra_forbidden" else line
+
+
+def _refuse_measured_algorithms(config: Config) -> None:
+    """Refuses `trainer.benchmark` in deterministic mode: which algorithm is the fastest differs from run to run.
+
+    Raises:
+        ConfigError: both are on.
+    """
+    if config.trainer.benchmark and config.trainer.deterministic:
+        raise ConfigError("trainer.benchmark: true is not deterministic; set trainer.deterministic=false as well")
 
 
 def _refuse_unequal_shares(config: Config) -> None:

@@ -63,6 +63,22 @@ def rotate(images: Tensor, degrees: float, random: torch.Generator) -> Tensor:
     return F.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
 
 
+def cut_out(images: Tensor, size: int, colour: Tensor, random: torch.Generator) -> Tensor:
+    """Images with a square of `size` pixels a side in one colour (DeVries and Taylor, 2017), wholly within the image.
+
+    uint8 [B, C, H, W] and uint8 [C] -> uint8 [B, C, H, W].
+    """
+
+    def covered(length: int) -> Tensor:
+        """bool [B, length]"""
+        start = torch.randint(0, max(1, length - size + 1), (len(images), 1), generator=random)
+        position = torch.arange(length, device=images.device) - start.to(images.device, non_blocking=True)
+        return (position >= 0) & (position < size)
+
+    rows, columns = covered(images.shape[2]), covered(images.shape[3])
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], colour[:, None, None], images)
+
+
 def shrink(images: Tensor, size: int) -> Tensor:
     """Images brought to `size` x `size`, each new pixel the mean over the old ones that it covers.
 

@@ -62,7 +62,7 @@ class Model(LightningModule):
         """Sees the packed training split before the first step of a run; does nothing unless a model needs it."""
 
     def compiled_parts(self) -> Iterable[nn.Module]:
-        """The modules that `trainer.compile` compiles: its networks, or, of one that is not called itself, their parts."""
+        """The modules that `trainer.compile` compiles: the networks, or the parts of one that is not called itself."""
         for network in self.children():
             if isinstance(network, Metric):
                 continue

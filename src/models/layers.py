@@ -22,7 +22,7 @@ def activation_layer(name: str) -> nn.Module:
     return nn.LeakyReLU(0.2) if name == "leaky_relu" else ACTIVATIONS[name]()
 
 
-def run_cells(cells: nn.RNNBase, x: Tensor) -> Tensor:
+def run_cells(cells: nn.Module, x: Tensor) -> Tensor:
     """The outputs of recurrent layers for all steps: [B, T, in] -> [B, T, hidden], on a GPU in fp32.
 
     There autocast computes them in fp16 whatever its type is (torch 2.12.1), and without scaling of the loss a tenth to

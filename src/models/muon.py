@@ -69,7 +69,7 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """For each matrix [M, N] approximately the nearest one with orthonormal rows (or columns), in bf16 where it is fast.
+    """For each matrix [M, N] about the nearest one with orthonormal rows (or columns), in bf16 where it is fast.
 
     Three steps of a quintic Newton-Schulz iteration, x <- (a + b g + c g^2) x with g = x x^T. Jordan chose the
     coefficients for speed: the singular values end between about 0.5 and 1.5, which serves training as well as 1 does.

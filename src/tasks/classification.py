@@ -108,7 +108,7 @@ def probabilities(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for (*inputs, labels), indices in limited(batches, limit):
-            logits = model(*inputs) if tta == "none" else averaged_logits(model, *inputs, tta)
+            logits = model(*inputs) if tta == "none" else averaged_logits(model, inputs[0], tta)
             parts.append((logits.float().softmax(1).cpu(), labels.cpu(), indices))
     probability, labels, indices = (torch.cat(part) for part in zip(*parts, strict=True))
     return probability, labels, indices

@@ -96,5 +96,5 @@ def is_terminal() -> bool:
 
 
 def progress_bar() -> RichProgressBar:
-    """Lightning's live bar, ten times a second (its own 100 slow down short steps); it stays on the screen when done."""
+    """Lightning's live bar, drawn ten times a second (its own 100 slow short steps); it stays on the screen."""
     return RichProgressBar(refresh_rate=10, leave=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ def _fit(
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks, logger)
 
     if checkpoint and is_first:
-        console.print(f"goes on with the run that was interrupted ({checkpoint.relative_to(ROOT)})")
+        console.print(f"goes on with the run that was interrupted ({os.path.relpath(checkpoint, ROOT)})")
     if not checkpoint:
         model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)

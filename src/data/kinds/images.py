@@ -42,6 +42,7 @@ class ImageLoader(Loader):
     flip: Literal["none", "random", "alternating"] = "none"
     crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees: turned by up to so much, either way
+    cutout: NonNegativeInt = 0  # pixels a side of a square that gets the training images' mean colour; 0: none
     low_resolution: LowResolution | None = None
 
 
@@ -98,9 +99,19 @@ class ImageBatches(Batches):
             batch = augmentation.rotate(
                 batch, self.loader.rotation, generator(self.seed, "rotation", self.epoch, index)
             )
+        if self.loader.cutout:
+            random = generator(self.seed, "cutout", self.epoch, index)
+            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour.to(batch.device), random)
         if size := self._low_resolution:
             batch = augmentation.shrink(batch, size)
         return batch, labels[on_device]
+
+    @cached_property
+    def _mean_colour(self) -> Tensor:
+        """The channels' mean over the training images: uint8 [C]."""
+        import torch
+
+        return torch.tensor(self.meta["mean"]).mul(255).round().to(torch.uint8)
 
     @cached_property
     def _mirrored_first(self) -> Tensor:
