@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
 
 
+@pytest.fixture
+def restore_deterministic_mode() -> Iterator[None]:
+    """Restores the process-wide setting that a Trainer changes."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(autouse=True)
 def restore_subnormal_numbers() -> Iterator[None]:
     """Training in this process makes the CPU flush subnormal numbers to zero; hypothesis needs them."""

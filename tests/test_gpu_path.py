@@ -165,14 +165,6 @@ def batches_on_device(experiment: str, *, train: bool, **loader: Any) -> Batches
     return batches(split, METAS[experiment], options, train=train).to(META)
 
 
-@pytest.fixture
-def restore_deterministic_mode() -> Iterator[None]:
-    """Restores the process-wide setting that a Trainer changes."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 # --- data on the device -----------------------------------------------------------------------------------------------
 
 
