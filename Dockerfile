@@ -3,9 +3,9 @@
 # docker run --rm -it reproducible-experiments bash             a shell; make help lists the rest
 FROM python:3.12-slim
 
-# DVC and MLflow ask git for the commit.
+# DVC and MLflow ask git for the commit; trainer.compile=true on a GPU needs a C compiler.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make \
+    && apt-get install --yes --no-install-recommends gcc git libc6-dev make \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home researcher \
     && install --directory --owner=researcher /repo

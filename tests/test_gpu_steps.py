@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from src.common.signals import Interruption
 from src.data import augmentation, packed
 from src.models.step_graphs import Captured, StepGraphs
 from src.scoring.views import averaged_logits
-from src.training import determinism, interruption, run
+from src.training import determinism, run
 from src.training.interruption import WorkingCheckpoint
 from tests.tiny_data import noise_digits
 
@@ -72,7 +73,12 @@ def trained(
     determinism.fix(config.seed, 1)
     meta = packed.read_meta(config.processed)
     models: list[Any] = []
-    monkeypatch.setattr(run, "takes_graphs", lambda trainer, model: models.append(model) or graphs is not None)
+
+    def takes(trainer: Any, model: Any) -> bool:
+        models.append(model)
+        return graphs is not None
+
+    monkeypatch.setattr(run, "takes_graphs", takes)
     monkeypatch.setattr(run, "StepGraphs", lambda: graphs(models[-1]) if graphs else None)
     work = run.work_folder(config, meta, folder / "work")
     result = run.fit(config, meta, work, lambda metrics, step: None)
@@ -131,7 +137,7 @@ def test_an_epoch_is_saved_only_if_seconds_have_passed_and_saving_costs_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, saves = 0.0, []
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
 
     def save(path: Path, weights_only: bool) -> None:
         nonlocal now
