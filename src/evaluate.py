@@ -41,7 +41,9 @@ def evaluate(config: Config) -> None:
         evaluated = task.evaluate(model, test, config, meta, folder)
         metrics = evaluated.metrics
         tables.write_csv(config.folder / "confusion.csv", evaluated.pairs)
-        tables.write_metrics(config.folder / "metrics.json", {"profile": config.profile.name} | metrics)
+        tables.write_metrics(
+            config.folder / "metrics.json", {"profile": config.profile.name, **evaluated.options, **metrics}
+        )
         history = tables.read_csv(config.folder / "train" / "history.csv")
         plots.curves(history, task.metrics, folder / "curves.png", label=config.label, sample=config.sample)
 

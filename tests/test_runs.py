@@ -72,7 +72,7 @@ def test_a_second_run_into_a_folder_replaces_its_configuration(clone: Path, run:
 def test_an_interrupted_run_is_resumed_to_the_same_bits(
     stop: signal.Signals, uninterrupted: str, clone: Path, run: Run
 ) -> None:
-    words = ("+experiment=cifar10_resnet", *SMALL, LONG)
+    words = ("+experiment=cifar10_resnet", *SMALL, LONG, "trainer.checkpoint_seconds=0")
     process = start(clone, *words)
     wait_for(process, r"^epoch 2/12")
     process.send_signal(stop)
@@ -184,11 +184,12 @@ def torch_load(path: Path) -> dict[str, Any]:
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(clone: Path, run: Run) -> None:
-    process = start(clone, "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=5")
+    every_batch = ("trainer.max_epochs=4", "trainer.checkpoint_seconds=0")
+    process = start(clone, "+experiment=cifar10_resnet", *SMALL, *every_batch, "seed=5")
     wait_for(process, r"^epoch 2/4")
     process.kill()
     process.wait(60)
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=4", "seed=6")
+    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, *every_batch, "seed=6")
     assert "goes on" not in done.stdout
     assert "is not resumed, it is another: seed was 5, is 6. Training starts anew" in done.stdout
     assert "epoch 1/4" in done.stdout

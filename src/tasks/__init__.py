@@ -30,10 +30,14 @@ __all__ = ["Answer", "Evaluated", "Metric", "Request", "Task", "load", "of"]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation measured: figures by name, and, if it has them, `actual` and `predicted` of each example."""
+    """What an evaluation measured: figures by name, and, if it has them, `actual` and `predicted` of each example.
+
+    `options` stand beside the figures in metrics.json: those without which they would be others.
+    """
 
     metrics: dict[str, float]
     pairs: Sequence[Mapping[str, str]] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,7 +66,7 @@ class Classification(Task):
         tta = config.evaluation.tta
         label = config.label if tta == "none" else f"{config.label}, {tta}"
         title = plots.Title(label=label, sample=config.sample)
-        return report(
+        evaluated = report(
             *probabilities(model, test, config.trainer.limit_test_batches, tta),
             test.split,
             meta,
@@ -73,6 +74,7 @@ class Classification(Task):
             folder,
             title,
         )
+        return evaluated if tta == "none" else replace(evaluated, options={"tta": tta})
 
     def decode(self, outputs: Sequence[np.ndarray], request: Request, signature: Mapping[str, Any]) -> Answer:
         probability = outputs[0][0]
