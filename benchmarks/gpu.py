@@ -7,6 +7,7 @@ same code runs on the CPU: with `profile=sample` and small networks, to see that
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -20,6 +21,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import psutil
+
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, Target, at_least, at_most
 from benchmarks.timing import spread
@@ -27,6 +30,8 @@ from src.common.errors import Failure
 
 LAST_COLUMNS = re.compile(r"eval\s*\|.*\|\s*(?P<accuracy>[\d.]+)\s*\|\s*(?P<seconds>[\d.]+)\s*\|")
 FIRST_STEPS, STEPS = 5, 20  # not looked at, looked at
+TOTAL_S = 530.0  # of all parts
+EXPERIMENT = "cifar10_resnet_gpu"
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class Part:
 def measure(setting: Setting) -> list[Figure]:
     """All parts, each in a process of its own; a line on stderr for one that failed or was ended."""
     figures = []
+    deadline = time.perf_counter() + TOTAL_S
     for name, part in PARTS.items():
         started = time.perf_counter()
         try:
-            figures += in_process(part.measure, setting, limit_s=part.limit_s)
+            figures += in_process(part.measure, setting, limit_s=min(part.limit_s, max(0.0, deadline - started)))
         except Failure as error:
             print(f"gpu, {name}: {error}", file=sys.stderr, flush=True)
         print(f"gpu, {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
@@ -51,7 +57,7 @@ def measure(setting: Setting) -> list[Figure]:
 
 
 def in_process(function: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
-    """What the function returns in a new process.
+    """What the function returns in a new process, which ends with all that it has started.
 
     Raises:
         Failure: it raised, died, or was ended after `limit_s` seconds.
@@ -69,6 +75,9 @@ def in_process(function: Callable[..., Any], *arguments: Any, limit_s: float) ->
         process.join()
         raise Failure(f"died with exit code {process.exitcode}") from None
     finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for descendant in psutil.Process(process.pid).children(recursive=True):
+                descendant.kill()
         process.kill()
         process.join()
     if isinstance(result, Exception):
@@ -88,7 +97,7 @@ def _send_result(sender: Any, function: Callable[..., Any], arguments: Sequence[
 
 @dataclass(frozen=True)
 class Result:
-    """A training: its seconds without the warm-up, the test split's accuracy by its views, digests."""
+    """A training: its seconds without the warm-up, the test split's accuracy by `evaluation.tta`, digests."""
 
     seconds: float
     epochs: int
@@ -97,9 +106,12 @@ class Result:
 
 
 def train(
-    setting: Setting, experiment: str, *overrides: str, callbacks: Sequence[Any] = (), views: Sequence[str] = ("none",)
+    setting: Setting, experiment: str, *overrides: str, callbacks: Sequence[Any] = (), is_evaluated: bool = False
 ) -> Result:
-    """A training as `src.train` does it, without MLflow and files, and with an evaluation for each of `views`."""
+    """A training as `src.train` does it, without MLflow and files.
+
+    `is_evaluated`: its accuracy is measured with the configured views of each picture, and without.
+    """
     from src.data import packed
     from src.data.batching import batches
     from src.data.preparing import prepared
@@ -112,16 +124,17 @@ def train(
     meta = packed.read_meta(config.processed)
     work = run.work_folder(config, meta, setting.folder / "work")
     trained = run.fit(config, meta, work, lambda metrics, step: None, callbacks)
-    model = trained.model
+    model: Any = trained.model
     digests = (determinism.sha256_of_state(model.state_dict()), trained.optimizer_sha256)
     accuracy = {}
-    if views:
+    if is_evaluated:
+        options: Any = config.evaluation
         device = device_of(config.trainer)
         test = batches(config.processed, "test", config.loader, train=False).to(device)
         model.to(device).eval()
-        for view in views:
-            probability, labels, _ = probabilities(model, test, tta=view)
-            accuracy[view] = float((probability.argmax(1) == labels).float().mean())
+        for tta in dict.fromkeys((options.tta, "none")):
+            probability, labels, _ = probabilities(model, test, tta=tta)
+            accuracy[tta] = float((probability.argmax(1) == labels).float().mean())
     return Result(trained.history.seconds, len(trained.history.rows), accuracy, digests)
 
 
@@ -129,14 +142,16 @@ def classification(
     setting: Setting, experiment: str, *overrides: str, target: Target | None = None, label: str = ""
 ) -> list[Figure]:
     """Seconds and accuracies of a classifier over `setting.rounds` seeds."""
-    views = ("six_views", "none") if experiment.startswith("cifar10") else ("none",)
     label = label or experiment
-    results = [train(setting, experiment, *overrides, f"seed={seed}", views=views) for seed in range(setting.rounds)]
+    results = [
+        train(setting, experiment, *overrides, f"seed={seed}", is_evaluated=True) for seed in range(setting.rounds)
+    ]
     figures = [Figure(label, f"training, {results[0].epochs} epochs", spread([r.seconds for r in results]), "s")]
-    for view in views:
-        values = spread([100 * result.accuracy[view] for result in results])
-        name = "accuracy" if view == "none" else f"accuracy, {view}"
-        figures.append(Figure(label, name, values, "%", target if view == views[0] else None))
+    for tta in results[0].accuracy:  # the configured one first, which has the target
+        values = spread([100 * result.accuracy[tta] for result in results])
+        name = "accuracy" if tta == "none" else f"accuracy, {tta}"
+        figures.append(Figure(label, name, values, "%", target))
+        target = None
     return figures
 
 
@@ -147,17 +162,19 @@ def record(setting: Setting) -> list[Figure]:
     from src.data import packed
     from src.data.preparing import prepared
 
+    if not setting.record:
+        return []
     figures = []
+    config = prepared(setting.real(EXPERIMENT))
+    folder = setting.folder / "record"
+    (folder / "cifar10").mkdir(parents=True)
+    for name, parts in {"train": ("train", "val"), "test": ("test",)}.items():
+        splits = [packed.read_split(config.processed, part) for part in parts]
+        images, labels = (torch.cat([split[key] for split in splits]) for key in ("images", "labels"))
+        content = {"images": images.permute(0, 2, 3, 1).contiguous(), "labels": labels}
+        classes = packed.read_meta(config.processed)["classes"]
+        torch.save(content | {"classes": classes}, folder / "cifar10" / f"{name}.pt")
     for path in setting.record:
-        config = prepared(setting.real("cifar10_resnet_gpu"))
-        splits = {name: packed.read_split(config.processed, name) for name in packed.SPLITS}
-        folder = setting.folder / path.stem
-        (folder / "cifar10").mkdir(parents=True)
-        for name, parts in {"train": ("train", "val"), "test": ("test",)}.items():
-            images = torch.cat([splits[part]["images"] for part in parts]).permute(0, 2, 3, 1).contiguous()
-            labels = torch.cat([splits[part]["labels"] for part in parts])
-            content = {"images": images, "labels": labels, "classes": packed.read_meta(config.processed)["classes"]}
-            torch.save(content, folder / "cifar10" / f"{name}.pt")
         code = re.sub(r"range\(\d+\)(?=\]\))", f"range({setting.rounds})", path.read_text())
         (folder / path.name).write_text(code)
         # Autotuning among Triton's templates as well, it compiled for more than 160 s on an H100's host.
@@ -182,16 +199,13 @@ def record(setting: Setting) -> list[Figure]:
     return figures
 
 
-EXPERIMENT = "cifar10_resnet_gpu"
-
-
 def eager(setting: Setting) -> list[Figure]:
     """94 % on CIFAR-10, as configured."""
     return classification(setting, EXPERIMENT, target=at_least(94))
 
 
 def compiled(setting: Setting) -> list[Figure]:
-    """94 % on CIFAR-10, compiled and with the fastest algorithms of cuDNN, deterministic or not."""
+    """94 % on CIFAR-10, compiled and with the fastest algorithms of cuDNN, which are not deterministic."""
     fastest = ("trainer.compile=true", "trainer.deterministic=false", "trainer.benchmark=true")
     return classification(setting, EXPERIMENT, *fastest, target=at_least(94), label=f"{EXPERIMENT}, compiled")
 
@@ -218,8 +232,8 @@ def steps(setting: Setting, experiment: str = EXPERIMENT) -> list[Figure]:
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    seen: dict[str, float] = {}
-    caught: list[warnings.WarningMessage] = []
+    readings: dict[str, float] = {}
+    messages: list[warnings.WarningMessage] = []
     catcher = warnings.catch_warnings(record=True)
     profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
@@ -228,36 +242,36 @@ def steps(setting: Setting, experiment: str = EXPERIMENT) -> list[Figure]:
             if trainer.current_epoch == 0 and batch_idx == FIRST_STEPS:
                 torch.cuda.synchronize()
                 profiler.start()
-                caught.append(catcher.__enter__())  # type: ignore[arg-type]
+                messages.append(catcher.__enter__())  # type: ignore[arg-type]
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
-                seen["started"] = time.perf_counter()
+                readings["started"] = time.perf_counter()
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if trainer.current_epoch == 0 and batch_idx == FIRST_STEPS + STEPS - 1:
                 torch.cuda.set_sync_debug_mode("default")
                 catcher.__exit__(None, None, None)
                 torch.cuda.synchronize()
-                seen["seconds"] = time.perf_counter() - seen["started"]
+                readings["seconds"] = time.perf_counter() - readings["started"]
                 profiler.stop()
                 kernels = [
                     event
                     for event in profiler.events()
                     if event.device_type == DeviceType.CUDA and not event.is_user_annotation
                 ]
-                seen["launches"] = len(kernels)
-                seen["device"] = sum(event.self_device_time_total for event in kernels) / 1e6
+                readings["launches"] = len(kernels)
+                readings["device"] = sum(event.self_device_time_total for event in kernels) / 1e6
 
     limit = f"trainer.limit_train_batches={FIRST_STEPS + STEPS + 1}"
-    train(setting, experiment, "trainer.max_epochs=1", limit, "trainer.log_every=1000", callbacks=[Watch()], views=())
-    synchronising = [w for w in caught[0] if "synchronizing" in str(w.message)]  # type: ignore[attr-defined]
+    train(setting, experiment, "trainer.max_epochs=1", limit, "trainer.log_every=1000", callbacks=[Watch()])
+    synchronising = [w for w in messages[0] if "synchronizing" in str(w.message)]  # type: ignore[attr-defined]
     for warning in synchronising[:3]:
         print(f"{experiment} waits at {warning.filename}:{warning.lineno}", file=sys.stderr)
     return [
         Figure.single(experiment, f"waits for the device in {STEPS} steps", len(synchronising), "", at_most(0)),
-        Figure.single(experiment, "kernels a step", seen["launches"] / STEPS),
-        Figure.single(experiment, "time of a step, profiled", 1e3 * seen["seconds"] / STEPS, "ms"),
-        Figure.single(experiment, "of which the device computes", 1e3 * seen["device"] / STEPS, "ms"),
+        Figure.single(experiment, "kernels a step", readings["launches"] / STEPS),
+        Figure.single(experiment, "time of a step, profiled", 1e3 * readings["seconds"] / STEPS, "ms"),
+        Figure.single(experiment, "of which the device computes", 1e3 * readings["device"] / STEPS, "ms"),
     ]
 
 
@@ -273,7 +287,7 @@ def pix2pix(setting: Setting) -> list[Figure]:
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 
-def interrupted(setting: Setting, experiment: str, *overrides: str, epoch: int) -> None:
+def interrupt(setting: Setting, experiment: str, *overrides: str, epoch: int) -> None:
     """A training that gets SIGTERM in the middle of an epoch, and saves."""
     from pytorch_lightning import Callback
 
@@ -283,7 +297,7 @@ def interrupted(setting: Setting, experiment: str, *overrides: str, epoch: int) 
                 os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        train(setting, experiment, *overrides, callbacks=[Interrupt()], views=())
+        train(setting, experiment, *overrides, callbacks=[Interrupt()])
     except SystemExit:
         return
     raise Failure(f"{experiment}: not interrupted")
@@ -293,18 +307,17 @@ def bits(setting: Setting, experiment: str = EXPERIMENT, *overrides: str) -> lis
     """Whether two trainings, and one that was interrupted and resumed, each in a new process, have the same bits."""
     short = ("trainer.max_epochs=3", "trainer.limit_train_batches=20", "trainer.limit_val_batches=2", *overrides)
 
-    def digests(own: Setting) -> tuple[str, str]:
-        result: Result = in_process(partial(train, views=()), own, experiment, *short, limit_s=200)
+    def digests(setting: Setting) -> tuple[str, str]:
+        result: Result = in_process(train, setting, experiment, *short, limit_s=200)
         return result.digests
 
     first, second, third = (replace(setting, folder=setting.folder / name) for name in ("first", "second", "third"))
-    expected = digests(first)
-    again = digests(second)
+    expected, repeated = digests(first), digests(second)
     # In the last epoch, which has pictures of another size than the first.
-    in_process(partial(interrupted, epoch=2), third, experiment, *short, limit_s=200)
+    in_process(partial(interrupt, epoch=2), third, experiment, *short, limit_s=200)
     resumed = digests(third)
     return [
-        Figure.single(experiment, "trained twice: same bits", float(expected == again), "", at_least(1)),
+        Figure.single(experiment, "trained twice: same bits", float(expected == repeated), "", at_least(1)),
         Figure.single(experiment, "interrupted and resumed: same bits", float(expected == resumed), "", at_least(1)),
     ]
 

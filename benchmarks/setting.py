@@ -61,11 +61,10 @@ class Setting:
 
     def real(self, experiment: str, *overrides: str) -> Config:
         """The experiment's configuration on real data: the official archive, or the sample."""
-        name = compose([f"experiment={experiment}", "output=out"]).data.name
-        archive = next(iter(sorted(self.archives.glob(ARCHIVES[name]))), None) if self.archives else None
-        data = ["profile=full", f'data.archive="{archive}"'] if archive else []
-        output = f'output="{self.folder / experiment}"'
-        return compose([f"experiment={experiment}", output, *data, *self.overrides, *overrides])
+        words = [f"experiment={experiment}", f'output="{self.folder / experiment}"', *self.overrides, *overrides]
+        config = compose(words)
+        archives = sorted(self.archives.glob(ARCHIVES[config.data.name])) if self.archives else []
+        return compose([*words, "profile=full", f'data.archive="{archives[0]}"']) if archives else config
 
     def prepare(self, experiment: str) -> Config:
         """The experiment's configuration, with generated packed data in place."""

@@ -35,10 +35,9 @@ from src.models.adversarial import scaled
 from src.models.base import Model
 from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
-from src.models.step_graphs import StepGraphs
 from src.training import determinism
 from src.training.history import History
-from src.training.trainer import adapt, build_trainer, device_of, takes_graphs, uses_bf16
+from src.training.trainer import adapt, build_trainer, device_of, step_graphs, uses_bf16
 
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
@@ -136,7 +135,7 @@ class Loops:
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
             )
-            self.model.step_graphs = StepGraphs() if takes_graphs(config.trainer, self.model) else None
+            self.model.step_graphs = step_graphs(config.trainer, self.model)
             trainer.fit(self.model, PackedData(config.processed, config.loader, config.seed))
             self.model.step_graphs = None
         return clock.per_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _global_settings() -> Iterator[None]:
-    """Restores the settings that a training changes for the process."""
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("restore_deterministic_mode")
 
 
 def tiny(folder: Path, experiment: str) -> Setting:

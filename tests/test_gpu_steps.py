@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.common.signals import Interruption
 from src.data import augmentation, packed
-from src.models.step_graphs import Captured, StepGraphs
+from src.models.step_graphs import StepGraph, StepGraphs
 from src.scoring.views import averaged_logits
 from src.training import determinism, run
 from src.training.interruption import WorkingCheckpoint
@@ -39,7 +39,7 @@ class Rehearsed:
         self.model = model
         self.captures = 0
 
-    def __call__(self, step: Callable[[Any], dict[str, Tensor]], batch: tuple[Tensor, ...]) -> Captured:
+    def __call__(self, step: Callable[[Any], dict[str, Tensor]], batch: tuple[Tensor, ...]) -> StepGraph:
         self.captures += 1
         states = [part for o in self.model.trainer.optimizers for state in o.state.values() for part in state.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *(s for s in states if isinstance(s, Tensor))]
@@ -54,7 +54,7 @@ class Rehearsed:
             for name, loss in step(batch).items():
                 losses[name].copy_(loss.detach())
 
-        return Captured(replay, batch, losses)
+        return StepGraph(replay, batch, losses)
 
 
 class Always(StepGraphs):
@@ -72,14 +72,7 @@ def trained(
     config = noise_digits(folder, "trainer.max_epochs=2", "trainer.precision=32", *overrides)
     determinism.fix(config.seed, 1)
     meta = packed.read_meta(config.processed)
-    models: list[Any] = []
-
-    def takes(trainer: Any, model: Any) -> bool:
-        models.append(model)
-        return graphs is not None
-
-    monkeypatch.setattr(run, "takes_graphs", takes)
-    monkeypatch.setattr(run, "StepGraphs", lambda: graphs(models[-1]) if graphs else None)
+    monkeypatch.setattr(run, "step_graphs", lambda trainer, model: graphs(model) if graphs else None)
     work = run.work_folder(config, meta, folder / "work")
     result = run.fit(config, meta, work, lambda metrics, step: None)
     work.remove_checkpoints()
@@ -126,7 +119,7 @@ def test_an_optimizer_that_cannot_be_captured_steps_without_a_graph(
 @pytest.mark.parametrize("overrides", [(), MODELS["classifier with muon"], GAN], ids=["classifier", "muon", "gan"])
 def test_a_warm_up_changes_no_bit(overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = trained(tmp_path, monkeypatch, *overrides)
-    monkeypatch.setattr(run, "device_of", lambda trainer: torch.device("cuda"))
+    monkeypatch.setattr(run, "on_one_gpu", lambda trainer: True)
     assert trained(tmp_path, monkeypatch, *overrides) == expected
 
 

@@ -199,7 +199,7 @@ def test_an_interrupted_run_is_resumed_in_its_mlflow_run(clone: Path, run: Run) 
     from mlflow import MlflowClient
     from mlflow.entities import Run as TrackedRun
 
-    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=30", "seed=11")
+    words = ("+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=30", "trainer.checkpoint_seconds=0", "seed=11")
     database = clone / "experiments" / "mlflow.db"
 
     def tracked_runs() -> list[TrackedRun]:

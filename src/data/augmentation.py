@@ -69,13 +69,13 @@ def cut_out(images: Tensor, size: int, colour: Tensor, random: torch.Generator) 
     uint8 [B, C, H, W] and uint8 [C] -> uint8 [B, C, H, W].
     """
 
-    def covered(length: int) -> Tensor:
+    def inside(length: int) -> Tensor:
         """bool [B, length]"""
         start = torch.randint(0, max(1, length - size + 1), (len(images), 1), generator=random)
         position = torch.arange(length, device=images.device) - start.to(images.device, non_blocking=True)
         return (position >= 0) & (position < size)
 
-    rows, columns = covered(images.shape[2]), covered(images.shape[3])
+    rows, columns = inside(images.shape[2]), inside(images.shape[3])
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], colour[:, None, None], images)
 
 

@@ -45,24 +45,26 @@ class Adversarial(Model):
         yield
         self.untoggle_optimizer(optimizer)
 
-    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], variant: int) -> dict[str, Tensor]:
         """Trains both networks on a batch, and adds to the epoch's means; the losses to log, by name."""
         raise NotImplementedError
 
     def variant(self, batch_idx: int) -> int:
-        """Which of several steps this batch's is; batches with the same number have the same one."""
+        """Which of several steps a batch is trained with."""
         return 0
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        variant = self.variant(batch_idx)
+        counting: Any = self.optimizers()  # Lightning's wrappers, which count the steps
         if self.step_graphs is None:
-            losses = self.step(batch, self.optimizers(), batch_idx)  # type: ignore[arg-type]  # a list of two
+            losses = self.step(batch, counting, variant)
         else:
             optimizers: Any = self.optimizers(use_pl_optimizer=False)
-            step = partial(self.step, optimizers=optimizers, batch_idx=batch_idx)
-            losses = self.step_graphs.take(step, batch, optimizers, self.variant(batch_idx))
-            for optimizer in self.optimizers():  # type: ignore[union-attr]
+            step = partial(self.step, optimizers=optimizers, variant=variant)
+            losses = self.step_graphs.take(step, batch, optimizers, variant)
+            for optimizer in counting:
                 optimizer.zero_grad()
-                optimizer.step()  # without a gradient it changes nothing; Lightning counts it
+                optimizer.step()  # without a gradient it changes nothing
         for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()
         self.log_losses(batch_idx, **losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -86,14 +87,14 @@ class Model(LightningModule):
         """The loss, or None where a graph has taken the whole step."""
         if self.step_graphs is not None:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
-            self.log_losses(batch_idx, **self.step_graphs.take(self._whole_step, batch, [optimizer]))
+            step = partial(self._complete_step, optimizer=optimizer)
+            self.log_losses(batch_idx, **self.step_graphs.take(step, batch, [optimizer]))
             return None
         loss = self.step_loss(batch)
         self.log_losses(batch_idx, loss=loss)
         return loss
 
-    def _whole_step(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+    def _complete_step(self, batch: tuple[Tensor, ...], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         optimizer.zero_grad()
         loss = self.step_loss(batch)
         with torch.autocast(self.device.type, enabled=False):  # as in Lightning, where it covers the loss alone
@@ -146,19 +147,20 @@ class Model(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         every = self.trainer.strategy.all_gather(self.train_sums)
         checkpoint["train_sums"] = every.view(self.trainer.world_size, *self.train_sums.shape).cpu()
-        if metrics := self._metrics():
+        if metrics := self.epoch_metrics():
             checkpoint["train_metrics"] = self._of_all_processes(
                 {name: {key: _on_cpu(value) for key, value in metric.metric_state.items()} for name, metric in metrics}
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_sums.copy_(checkpoint["train_sums"][self.trainer.global_rank])
-        for name, metric in self._metrics():
+        for name, metric in self.epoch_metrics():
             for key, value in checkpoint["train_metrics"][self.trainer.global_rank][name].items():
                 setattr(metric, key, _on_device(value, metric.device))
             metric._update_count += 1  # or `compute` warns that nothing was gathered; torchmetrics 1.9
 
-    def _metrics(self) -> list[tuple[str, Metric]]:
+    def epoch_metrics(self) -> list[tuple[str, Metric]]:
+        """The figures of an epoch that are no means, by name."""
         return [(name, part) for name, part in self.named_modules() if isinstance(part, Metric)]
 
     def _of_all_processes(self, state: Any) -> list[Any]:

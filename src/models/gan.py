@@ -163,7 +163,7 @@ class GAN(Adversarial):
     def variant(self, batch_idx: int) -> int:
         return int(batch_idx % self.critic_steps == 0)  # whether the generator learns
 
-    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], variant: int) -> dict[str, Tensor]:
         real = scaled(batch[0], torch.float32)
         for_generator, for_discriminator = optimizers
         drawn = self.generator(torch.randn(len(real), self.latent, device=real.device))
@@ -186,7 +186,7 @@ class GAN(Adversarial):
             drawn_judgement=seen_drawn.mean() * len(real),
         )
 
-        if self.variant(batch_idx):
+        if variant:
             with self.learning(for_generator):
                 seen = self.discriminator(drawn).float()
                 loss = -seen.mean() if self.gan == "wgan_gp" else self.judged(seen, True)

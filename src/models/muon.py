@@ -37,35 +37,35 @@ class Muon(torch.optim.SGD):
                 loss = closure()
         for group in self.param_groups:
             if group["muon_momentum"] is not None:
-                filters = [parameter for parameter in group["params"] if parameter.grad is not None]
-                self._step_filters(filters, group["lr"], group["muon_momentum"])
+                gradients = {p: p.grad for p in group["params"] if p.grad is not None}
+                if gradients:
+                    self._step_filters(gradients, group["lr"], group["muon_momentum"])
         super().step()
         return loss
 
-    def _step_filters(self, filters: list[Tensor], lr: float | Tensor, momentum: float) -> None:
+    def _step_filters(self, gradient_of: dict[Tensor, Tensor], lr: float | Tensor, momentum: float) -> None:
         """Updates convolutions' filters and clears their gradients, so that SGD's step leaves them alone."""
-        if not filters:
-            return
-        gradients = [part.grad for part in filters if part.grad is not None]
-        for part in filters:
-            self.state[part].setdefault("muon_mean", torch.zeros_like(part))
-        means = [self.state[part]["muon_mean"] for part in filters]
+        filters, gradients = list(gradient_of), list(gradient_of.values())
+        for weight in filters:
+            if "muon_mean" not in self.state[weight]:
+                self.state[weight]["muon_mean"] = torch.zeros_like(weight)
+        means = [self.state[weight]["muon_mean"] for weight in filters]
         torch._foreach_mul_(means, momentum)
         torch._foreach_add_(means, gradients)
-        for part in filters:
-            part.mul_(len(part) ** 0.5 / part.norm())
+        for weight in filters:
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
         updates = torch._foreach_add(gradients, means, alpha=momentum)
         # [out, height, width, in], the memory order of channels_last filters
         rows = [update.permute(0, 2, 3, 1) for update in updates]
-        for into, value in zip(rows, orthogonalize([row.flatten(1) for row in rows]), strict=True):
-            into.copy_(value.view_as(into))
+        for row, orthogonal in zip(rows, orthogonalize([row.flatten(1) for row in rows]), strict=True):
+            row.copy_(orthogonal.view_as(row))
         if isinstance(lr, Tensor):
             torch._foreach_mul_(updates, lr)
             torch._foreach_sub_(filters, updates)
         else:
             torch._foreach_add_(filters, updates, alpha=-lr)
-        for part in filters:
-            part.grad = None
+        for weight in filters:
+            weight.grad = None
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:

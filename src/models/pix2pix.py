@@ -136,7 +136,7 @@ class Pix2Pix(Adversarial):
         """The picture, fp32 [B, 3, S, S] in 0..1."""
         return self(source).float()
 
-    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], variant: int) -> dict[str, Tensor]:
         source, target = (scaled(side, cast(torch.dtype, self.dtype)) for side in batch)
         for_generator, for_discriminator = optimizers
         drawn = self.generator(source)

@@ -16,8 +16,8 @@ CAPTURABLE = (torch.optim.SGD, torch.optim.Adam)
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A captured step: `replay` takes it on what `batch` holds, and `losses` are those of the last replay."""
+class StepGraph:
+    """A step as a graph: `replay` takes it on what `batch` holds, and `losses` are those of the last replay."""
 
     replay: Callable[[], object]
     batch: Batch
@@ -34,9 +34,9 @@ class StepGraphs:
     `capture` captures a step on a batch; tests, which have no GPU, give another one.
     """
 
-    def __init__(self, capture: Callable[[Step, Batch], Captured] | None = None) -> None:
+    def __init__(self, capture: Callable[[Step, Batch], StepGraph] | None = None) -> None:
         self.capture = capture or capture_on_gpu
-        self.captured: dict[Hashable, Captured] = {}
+        self.graphs: dict[Hashable, StepGraph] = {}
         self.has_begun = False
 
     def take(
@@ -53,13 +53,13 @@ class StepGraphs:
             _prepare(optimizers, batch[0].device)
             return step(batch)
         key = (variant, *((tensor.shape, tensor.dtype) for tensor in batch))
-        if key not in self.captured:
-            self.captured[key] = self.capture(step, tuple(tensor.clone() for tensor in batch))
-        captured = self.captured[key]
-        for into, tensor in zip(captured.batch, batch, strict=True):
-            into.copy_(tensor)
-        captured.replay()
-        return captured.losses
+        if key not in self.graphs:
+            self.graphs[key] = self.capture(step, tuple(tensor.clone() for tensor in batch))
+        graph = self.graphs[key]
+        for input_, tensor in zip(graph.batch, batch, strict=True):
+            input_.copy_(tensor)
+        graph.replay()
+        return graph.losses
 
 
 def _prepare(optimizers: Sequence[torch.optim.Optimizer], device: torch.device) -> None:
@@ -72,9 +72,9 @@ def _prepare(optimizers: Sequence[torch.optim.Optimizer], device: torch.device) 
                 group["capturable"] = True
 
 
-def capture_on_gpu(step: Step, batch: Batch) -> Captured:
+def capture_on_gpu(step: Step, batch: Batch) -> StepGraph:
     """Captures a step as a CUDA graph; nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         losses = step(batch)
-    return Captured(graph.replay, batch, {name: loss.detach() for name, loss in losses.items()})
+    return StepGraph(graph.replay, batch, {name: loss.detach() for name, loss in losses.items()})

@@ -6,19 +6,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def averaged_logits(model: nn.Module, images: Tensor, views: str) -> Tensor:
+def averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
     """Logits of uint8 [B, C, H, W], averaged over views.
 
     Args:
         model: maps uint8 [B, C, H, W] to logits [B, classes].
         images: the pictures.
-        views: `none`: the picture itself. `mirror`: also its mirror image. `six_views`: these two, and half of the
+        tta: `none`: the picture itself. `mirror`: also its mirror image. `six_views`: these two, and half of the
             weight for both, moved by a pixel up and left, and down and right (Keller Jordan's airbench).
     """
-    if views == "none":
+    if tta == "none":
         return model(images)
     both = (model(images) + model(images.flip(-1))) / 2
-    if views == "mirror":
+    if tta == "mirror":
         return both
     height, width = images.shape[2:]
     padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect").to(images.dtype)

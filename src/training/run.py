@@ -22,13 +22,12 @@ from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.datamodule import PackedData
-from src.models.step_graphs import StepGraphs
 from src.tracking.logger import LogMetrics, TrackerLogger
 from src.training import checkpoints, ranks
 from src.training.checkpoints import WORK, WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, is_terminal
-from src.training.trainer import BEST, adapt, build_trainer, device_of, takes_graphs, warm_up
+from src.training.trainer import BEST, adapt, build_trainer, on_one_gpu, step_graphs, warm_up
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,11 @@ def _fit(
     if not checkpoint:
         model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)
-    if device_of(config.trainer).type == "cuda" and not config.trainer.distributed:
+    if on_one_gpu(config.trainer):
         started = time.perf_counter()
         warm_up(config, model, PackedData(config.processed, config.loader, config.seed))
         console.print(f"warmed up in {time.perf_counter() - started:.1f} s, which do not count as training")
-    if takes_graphs(config.trainer, model):
-        model.step_graphs = StepGraphs()
+    model.step_graphs = step_graphs(config.trainer, model)
     with interruption.handling():
         try:
             trainer.fit(model, data, ckpt_path=checkpoint)

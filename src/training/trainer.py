@@ -17,7 +17,6 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from torchmetrics import Metric
 
 from src.common.errors import ConfigError
 from src.common.hardware import fast_bf16
@@ -115,6 +114,7 @@ def build_trainer(
     limits: dict[str, Any] = {key: getattr(settings, key) for key in ("limit_train_batches", "limit_val_batches")}
     if settings.overfit_batches:
         limits["limit_train_batches"] = settings.overfit_batches
+    model.gradient_clip = settings.gradient_clip  # type: ignore[assignment]
     trainer = pl.Trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
@@ -141,12 +141,10 @@ def build_trainer(
 
 def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dict[str, Any]:
     """How a step is computed, as arguments of Lightning's trainer."""
-    is_manual = not model.automatic_optimization
-    model.gradient_clip = config.gradient_clip  # type: ignore[assignment]
     return {
         "accelerator": "gpu" if device_of(config).type == "cuda" else "cpu",
         "precision": "bf16-mixed" if uses_bf16(config) else "32-true",
-        "gradient_clip_val": None if is_manual else config.gradient_clip,
+        "gradient_clip_val": config.gradient_clip if model.automatic_optimization else None,
         "deterministic": config.deterministic,
         "benchmark": config.benchmark,
         "num_sanity_val_steps": 0,  # the first epoch's validation comes soon enough
@@ -155,10 +153,14 @@ def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dic
     }
 
 
-def takes_graphs(config: schema.Trainer, model: Model) -> bool:
-    """Whether the model's steps are taken as CUDA graphs."""
-    on_gpu = device_of(config).type == "cuda"
-    return config.cuda_graphs and on_gpu and not config.distributed and not model.varies_in_shape
+def on_one_gpu(config: schema.Trainer) -> bool:
+    """Whether one process trains on a GPU."""
+    return device_of(config).type == "cuda" and not config.distributed
+
+
+def step_graphs(config: schema.Trainer, model: Model) -> StepGraphs | None:
+    """What takes the model's steps as CUDA graphs; None where Lightning takes them."""
+    return StepGraphs() if config.cuda_graphs and on_one_gpu(config) and not model.varies_in_shape else None
 
 
 def warm_up(config: schema.Config, model: Model, data: pl.LightningDataModule) -> None:
@@ -169,8 +171,9 @@ def warm_up(config: schema.Config, model: Model, data: pl.LightningDataModule) -
     """
     tensors = [*model.parameters(), *model.buffers()]
     state = [tensor.detach().clone() for tensor in tensors]
-    for graphs in (None, StepGraphs()) if takes_graphs(config.trainer, model) else (None,):
-        model.step_graphs = graphs
+    graphs = step_graphs(config.trainer, model)
+    for taker in (None, graphs) if graphs else (None,):
+        model.step_graphs = taker
         trainer = pl.Trainer(
             devices=1,
             max_epochs=WARM_UP_EPOCHS,
@@ -184,13 +187,11 @@ def warm_up(config: schema.Config, model: Model, data: pl.LightningDataModule) -
             **_settings_of_steps(config.trainer, model),
         )
         trainer.fit(model, data)
-    model.step_graphs = None
     with torch.no_grad():
         for tensor, value in zip(tensors, state, strict=True):
             tensor.copy_(value)
-    for part in model.modules():
-        if isinstance(part, Metric):
-            part.reset()
+    for _, metric in model.epoch_metrics():
+        metric.reset()
 
 
 def _configured_callback(name: str, config: schema.CallbackConfig) -> Callback:

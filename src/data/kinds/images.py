@@ -101,17 +101,17 @@ class ImageBatches(Batches):
             )
         if self.loader.cutout:
             random = generator(self.seed, "cutout", self.epoch, index)
-            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour.to(batch.device), random)
+            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour, random)
         if size := self._low_resolution:
             batch = augmentation.shrink(batch, size)
         return batch, labels[on_device]
 
     @cached_property
     def _mean_colour(self) -> Tensor:
-        """The channels' mean over the training images: uint8 [C]."""
+        """The channels' mean over the training images: uint8 [C], where the images are."""
         import torch
 
-        return torch.tensor(self.meta["mean"]).mul(255).round().to(torch.uint8)
+        return torch.tensor(self.meta["mean"]).mul(255).round().to(self.split["images"].device, torch.uint8)
 
     @cached_property
     def _mirrored_first(self) -> Tensor:
