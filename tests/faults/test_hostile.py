@@ -38,6 +38,7 @@ from tests.tiny_data import cifar_members
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
+INTERRUPTED = ("+experiment=cifar10_resnet", *SMALL, LONG, "trainer.checkpoint_seconds=0", "seed=91")
 CIFAR = ("+experiment=cifar10_resnet", "profile=full")
 MEBIBYTE = 1 << 20
 
@@ -207,7 +208,7 @@ def write_torch(path: Path, payload: Payload) -> None:
 def unfinished(clone: Path) -> Path:
     """The checkpoint of a run that was killed after its second epoch."""
     before = set(clone.glob("experiments/.work/*/last.ckpt"))
-    process = start(clone, "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91")
+    process = start(clone, *INTERRUPTED)
     wait_for(process, r"^epoch 3/12")
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -225,7 +226,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(
     canary.rmdir()  # created: the payload works
     digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
     unfinished.with_name("last.ckpt.sha256").write_text(digest)  # as the run would save it
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91", check=False)
+    done = run("python", "-m", "src.train", *INTERRUPTED, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(
@@ -239,7 +240,7 @@ def test_a_checkpoint_with_another_digest_is_not_read(unfinished: Path, canary: 
     canary.parent.mkdir()
     write_pickle(unfinished, Payload(canary))
     unfinished.with_name("last.ckpt.sha256").write_text("0" * 64)
-    done = run("python", "-m", "src.train", "+experiment=cifar10_resnet", *SMALL, LONG, "seed=91")
+    done = run("python", "-m", "src.train", *INTERRUPTED)
     assert f"{unfinished} is damaged (its sha256 differs): not resumed, training starts anew" in done.stdout
     assert "epoch 1/12" in done.stdout
     assert not canary.exists()
