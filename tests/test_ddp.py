@@ -190,7 +190,8 @@ def run_together(clone: Path, commands: list[tuple[dict[str, str], tuple[str, ..
 def test_ending_the_first_process_ends_both_and_the_run_resumes(
     stop: signal.Signals, code: int, clone: Path, run: Run
 ) -> None:
-    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, "trainer.max_epochs=12", f"seed={30 + stop}")
+    limits = ("trainer.max_epochs=12", "trainer.checkpoint_seconds=0")
+    words = ("+experiment=cifar10_resnet", "trainer=ddp", *SMALL, *limits, f"seed={30 + stop}")
     uninterrupted = sha256(clone, output_of(run("python", "-m", "src.train", *words).stdout))
     process = start(clone, *words)
     wait_for(process, r"^epoch 2/12")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import Run, commands_environment
+from tests.fork_server import start_command
 from tests.processes import wait_for
-from tests.test_sweep import CIFAR, SWEEP, folder_of, start, trials_of
+from tests.test_sweep import CIFAR, SWEEP, folder_of, trials_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -34,6 +37,11 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster
     cluster.shutdown()
+
+
+def start(clone: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts a sweep; with -B it is not forked from tests/fork_server.py, after which Ray started no processes."""
+    return start_command((sys.executable, "-B", "-m", "src.sweep", *words), clone, commands_environment())
 
 
 def sweep_processes(clone: Path) -> list[psutil.Process]:
@@ -60,7 +68,8 @@ def kill_node(node: Any) -> None:
 def test_a_ray_sweep_that_was_stopped_and_then_lost_a_node_is_complete(
     clone: Path, ray_cluster: Any, tmp_path: Path
 ) -> None:
-    words = (*CIFAR, RAY, f"sweep.storage=journal:{tmp_path}/study.log", "sweep.study=ray", "sweep.trials=8")
+    storage = f"sweep.storage=journal:{tmp_path}/study.log"
+    words = (*CIFAR, RAY, storage, "sweep.study=ray", "sweep.trials=8", "trainer.checkpoint_seconds=0")
     stopped = start(clone, *words)
     wait_for(stopped, r" +\d+  complete")
     assert len(sweep_processes(clone)) == 2
