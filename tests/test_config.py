@@ -15,9 +15,8 @@ import yaml
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
-from src.configuration import schema
 from src.configuration.composing import check, compose, write_resolved
-from src.configuration.refusing import sections_in
+from src.configuration.describing import conf_comments, keys_of
 from src.configuration.schema import Adam, Config, DataConfig, Fraction, Section, Step
 from src.configuration.targets import attribute_of, parameters_of, targets_in
 from tests.conftest import Run
@@ -498,17 +497,13 @@ def test_help_names_the_fault_of_a_refused_configuration(run: Run) -> None:
     assert "configuration refused: trainer.log_evry: unknown key" in text
 
 
-@pytest.mark.parametrize(
-    "section",
-    [schema.Trainer, schema.EarlyStopping, schema.Export, schema.Profile, schema.DataConfig, schema.Config],
-)
-def test_every_key_has_a_description(section: type[Section]) -> None:
-    missing = [
-        name
-        for name, field in section.model_fields.items()
-        if not field.description and not sections_in(field.annotation)
-    ]
-    assert missing == []
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_key_of_an_experiment_has_a_description(name: str) -> None:
+    comments: dict[str, str] = {}
+    for path in CONF.glob("*/*.yaml"):
+        comments |= conf_comments({path.parent.name: path.stem})
+    config = composed(experiment=f"experiment={name}")
+    assert [key for key, _, field, _ in keys_of(config) if not (field.description or comments.get(key))] == []
 
 
 def test_shell_completion(run: Run) -> None:

@@ -26,7 +26,7 @@ TYPES = {int: "int", float: "number", str: "text", bool: "true | false", types.N
 def describe_keys(config: Config, comments: Mapping[str, str]) -> str:
     """A line for each key of a configuration; `comments` describe the keys whose schema has no description."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for key, value, field, choices in _keys(config):
+    for key, value, field, choices in keys_of(config):
         text = field.description or comments.get(key, "")
         allowed = " | ".join(choices) or _type(field.annotation, field.metadata)
         facts = "; ".join(fact for fact in (allowed, _default(field, value)) if fact)
@@ -67,7 +67,7 @@ def describe_composed(root: DictConfig, check: Callable[[Any], Config]) -> str:
     return text.replace("$", "$$")  # Hydra substitutes names after a $
 
 
-def _keys(
+def keys_of(
     section: Section, prefix: str = "", names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, FieldInfo, Sequence[str]]]:
     """Each key below a section: dotted key, value, field, and the choices beyond its type.
@@ -79,7 +79,7 @@ def _keys(
         if isinstance(value, Section):
             alternatives = sections_in(field.annotation)
             tags = [get_args(s.model_fields["name"].annotation)[0] for s in alternatives] if alternatives[1:] else []
-            yield from _keys(value, f"{key}.", tags)
+            yield from keys_of(value, f"{key}.", tags)
         else:
             yield key, value, field, names if name == "name" else ()
 

@@ -34,6 +34,18 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
+ValFraction = Annotated[OpenFraction, Field(description="of the training examples, drawn as the validation split")]
+
+SplitSeed = Annotated[NonNegativeInt, Field(description="draws the validation examples; the run's seed does not")]
+
+Dropout = Annotated[Probability, Field(description="probability that a unit is set to zero in training")]
+
+LabelSmoothing = Annotated[Probability, Field(description="share of each label that is spread over all classes")]
+
+Layers = Annotated[PositiveInt, Field(description="layers on top of each other")]
+
+Width = Annotated[PositiveInt, Field(description="channels of the first layer; the others have multiples of it")]
+
 Limit = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -51,9 +63,9 @@ class Section(pydantic.BaseModel):
 class SGD(Section):
     """Stochastic gradient descent with momentum."""
 
-    name: Literal["sgd"]
+    name: Literal["sgd"] = Field(description="update rule")
     lr: Positive = Field(description="learning rate")
-    momentum: Probability = 0.9
+    momentum: Probability = Field(default=0.9, description="decay of the running sum of gradients")
     nesterov: bool = Field(default=True, description="Nesterov's momentum; has no effect with momentum 0")
     weight_decay: NonNegative = Field(default=0.0, description="L2 penalty")
     l1: NonNegative = Field(default=0.0, description="L1 penalty on weights; biases and norms carry none")
@@ -66,7 +78,7 @@ class SGD(Section):
 class Muon(Section):
     """Orthogonalised momentum for the filters of convolutions (Jordan et al., 2024), SGD for all other parameters."""
 
-    name: Literal["muon"]
+    name: Literal["muon"] = Field(description="update rule")
     lr: Positive = Field(description="learning rate of the filters")
     momentum: Probability = Field(default=0.6, description="Nesterov's momentum of the filters")
     rest: SGD = Field(description="SGD of all other parameters")
@@ -82,7 +94,7 @@ class Muon(Section):
 class Adam(Section):
     """Adam (Kingma and Ba, 2015)."""
 
-    name: Literal["adam"]
+    name: Literal["adam"] = Field(description="update rule")
     lr: Positive = Field(description="learning rate")
     beta1: Probability = Field(default=0.9, description="decay of the gradient's running mean")
     beta2: Probability = Field(default=0.999, description="decay of the squared gradient's running mean")
@@ -93,7 +105,7 @@ class Adam(Section):
 class AdamW(Section):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
-    name: Literal["adamw"]
+    name: Literal["adamw"] = Field(description="update rule")
     lr: Positive = Field(description="learning rate")
     beta1: Probability = Field(default=0.9, description="decay of the gradient's running mean")
     beta2: Probability = Field(default=0.999, description="decay of the squared gradient's running mean")
@@ -104,13 +116,13 @@ class AdamW(Section):
 class Constant(Section):
     """A constant learning rate."""
 
-    name: Literal["constant"]
+    name: Literal["constant"] = Field(description="shape of the learning rate over the run")
 
 
 class Linear(Section):
     """The learning rate rises linearly, holds, and falls linearly."""
 
-    name: Literal["linear"]
+    name: Literal["linear"] = Field(description="shape of the learning rate over the run")
     warmup: Fraction = Field(default=0.0, description="rise, as a fraction of all steps")
     hold: Fraction = Field(default=0.0, description="constant phase after it, as a fraction of all steps")
     final: Fraction = Field(default=0.0, description="learning rate at the end, as a fraction of lr")
@@ -119,7 +131,7 @@ class Linear(Section):
 class Cosine(Section):
     """The learning rate rises linearly and falls along half a cosine."""
 
-    name: Literal["cosine"]
+    name: Literal["cosine"] = Field(description="shape of the learning rate over the run")
     warmup: Fraction = Field(default=0.0, description="rise, as a fraction of all steps")
     final: Fraction = Field(default=0.0, description="learning rate at the end, as a fraction of lr")
 
@@ -127,7 +139,7 @@ class Cosine(Section):
 class Step(Section):
     """The learning rate is multiplied by a factor at each milestone."""
 
-    name: Literal["step"]
+    name: Literal["step"] = Field(description="shape of the learning rate over the run")
     milestones: list[Fraction] = Field(description="as fractions of all steps")
     factor: Positive = 0.1
 
@@ -163,7 +175,7 @@ class Build(Section):
     """
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
-    target: str = Field(alias="_target_")
+    target: str = Field(alias="_target_", description="class or function that the keys beside it are given to")
 
     def __call__(self, *args: Any, **more: Any) -> Any:
         """Builds it, with what only the caller knows as further arguments."""
@@ -195,7 +207,7 @@ class Official(Section):
 class Data(Build):
     """A data set: its source, how it is packed, how it is batched."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of its folder in data/")
     official: Official | None = Field(default=None, description="null: data.archive is needed")
     archive: str | None = Field(
         default=None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from src.common.errors import Failure
-from src.configuration.schema import Activation, Build, Optimizer, PositiveInt, Probability, Schedule
+from src.configuration.schema import Activation, Build, Dropout, Optimizer, PositiveInt, Schedule
 from src.models.base import Model, Split
 from src.models.layers import activation_layer
 
@@ -29,7 +29,7 @@ class DenseCoder(nn.Module):
         hidden: list[PositiveInt],
         latent: PositiveInt = 32,
         activation: Activation = "relu",
-        dropout: Probability = 0.5,
+        dropout: Dropout = 0.5,
     ) -> None:
         super().__init__()
         widths = [math.prod(shape), *hidden]
@@ -66,7 +66,7 @@ class ConvCoder(nn.Module):
         widths: list[PositiveInt],
         latent: PositiveInt = 32,
         activation: Activation = "relu",
-        dropout: Probability = 0.0,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
         channels, height, width = shape

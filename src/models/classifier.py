@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.configuration.schema import Build, Optimizer, Probability, Schedule
+from src.configuration.schema import Build, LabelSmoothing, Optimizer, Schedule
 from src.models.base import Model, Split
 
 
@@ -18,7 +18,7 @@ class Classifier(Model):
 
     task = "classification"
 
-    def __init__(self, *, optimizer: Optimizer, schedule: Schedule, label_smoothing: Probability = 0.0) -> None:
+    def __init__(self, *, optimizer: Optimizer, schedule: Schedule, label_smoothing: LabelSmoothing = 0.0) -> None:
         means = ("loss", "accuracy")
         super().__init__(optimizer=optimizer, schedule=schedule, train=means, val=means)
         self.label_smoothing = label_smoothing
@@ -67,7 +67,7 @@ class ImageClassifier(Classifier):
         network: Build,
         optimizer: Optimizer,
         schedule: Schedule,
-        label_smoothing: Probability = 0.0,
+        label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
         channels = meta["shape"][0]

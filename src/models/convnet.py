@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.common.errors import Failure
-from src.configuration.schema import Activation, PositiveInt, Probability
+from src.configuration.schema import Activation, Dropout, PositiveInt
 from src.models.layers import activation_layer
 
 
@@ -29,7 +29,7 @@ class ConvNet(nn.Module):
         widths: list[PositiveInt],
         hidden: list[PositiveInt],
         activation: Activation = "relu",
-        dropout: Probability = 0.0,
+        dropout: Dropout = 0.0,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.common.errors import Failure
-from src.configuration.schema import Build, NonNegative, Optimizer, PositiveInt, Probability, Schedule
+from src.configuration.schema import Build, Dropout, NonNegative, Optimizer, PositiveInt, Probability, Schedule, Width
 from src.models.adversarial import Adversarial, initialise, scaled
 from src.models.base import Split
 from src.models.fidelity import diversity, frechet_distance
@@ -38,7 +38,7 @@ class DenseGenerator(nn.Module):
 class DenseDiscriminator(nn.Module):
     """Dense layers with leaky ReLUs from pixels to a judgement: float [B, *shape] -> logits [B, 1]."""
 
-    def __init__(self, shape: Sequence[int], *, hidden: list[PositiveInt], dropout: Probability = 0.0) -> None:
+    def __init__(self, shape: Sequence[int], *, hidden: list[PositiveInt], dropout: Dropout = 0.0) -> None:
         super().__init__()
         sizes = [math.prod(shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
@@ -59,7 +59,7 @@ class ConvGenerator(nn.Module):
         Failure: height and width are no multiples of four.
     """
 
-    def __init__(self, latent: int, shape: Sequence[int], *, width: PositiveInt = 64) -> None:
+    def __init__(self, latent: int, shape: Sequence[int], *, width: Width = 64) -> None:
         super().__init__()
         channels, height, across = shape
         if height % 4 or across % 4:
@@ -88,7 +88,7 @@ class ConvDiscriminator(nn.Module):
     Without norms, so that each image is judged alone, as the gradient penalty wants it.
     """
 
-    def __init__(self, shape: Sequence[int], *, width: PositiveInt = 64, dropout: Probability = 0.0) -> None:
+    def __init__(self, shape: Sequence[int], *, width: Width = 64, dropout: Dropout = 0.0) -> None:
         super().__init__()
         channels, height, across = shape
         self.layers = nn.Sequential(

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.configuration.schema import Optimizer, Positive, PositiveInt, Probability, Schedule
+from src.configuration.schema import (
+    Dropout,
+    LabelSmoothing,
+    Layers,
+    Optimizer,
+    Positive,
+    PositiveInt,
+    Probability,
+    Schedule,
+)
 from src.models.classifier import Classifier
 from src.models.layers import run_cells
 
@@ -165,11 +174,11 @@ class TextClassifier(Classifier):
         embedding_std: Positive = 0.1,
         embedding_dropout: Probability = 0.3,
         hidden: PositiveInt = 96,
-        layers: PositiveInt = 1,
+        layers: Layers = 1,
         pooling: Literal["mean", "max", "mean_max", "attention"] = "mean_max",
-        dropout: Probability = 0.3,
+        dropout: Dropout = 0.3,
         pairs: PositiveInt | None = None,
-        label_smoothing: Probability = 0.0,
+        label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
         self.embedding = nn.Embedding(len(meta["vocabulary"]), embedding)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from src.configuration.schema import Activation, PositiveInt, Probability
+from src.configuration.schema import Activation, Dropout, PositiveInt
 from src.models.layers import activation_layer
 
 
@@ -24,7 +24,7 @@ class Perceptron(nn.Module):
         *,
         hidden: list[PositiveInt],
         activation: Activation = "relu",
-        dropout: Probability = 0.0,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
         widths = [math.prod(shape), *hidden]

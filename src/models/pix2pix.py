@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.common.errors import Failure
-from src.configuration.schema import NonNegative, Optimizer, PositiveInt, Probability, Schedule
+from src.configuration.schema import Dropout, NonNegative, Optimizer, Schedule, Width
 from src.models.adversarial import Adversarial, initialise, scaled
 
 
@@ -112,9 +112,9 @@ class Pix2Pix(Adversarial):
         schedule: Schedule,
         gan: Literal["vanilla", "lsgan"] = "vanilla",
         l1: NonNegative = 100.0,
-        width: PositiveInt = 64,
+        width: Width = 64,
         norm: Literal["batch", "instance"] = "instance",
-        dropout: Probability = 0.5,
+        dropout: Dropout = 0.5,
     ) -> None:
         super().__init__(
             optimizer=optimizer,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from src.configuration.schema import PositiveInt, Probability
+from src.configuration.schema import Dropout, Layers, PositiveInt
 from src.models.layers import run_cells
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -28,8 +28,8 @@ class RowReader(nn.Module):
         *,
         cell: Literal["lstm", "gru", "rnn"] = "lstm",
         hidden: PositiveInt = 128,
-        layers: PositiveInt = 2,
-        dropout: Probability = 0.0,
+        layers: Layers = 2,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
         channels, _, width = shape

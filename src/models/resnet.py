@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.configuration.schema import PositiveInt
+from src.configuration.schema import Width
 from src.models.cpu import Convolution
 from src.models.layers import max_pool_2x2
 
@@ -76,7 +76,7 @@ class FastResNet(nn.Module):
     WHITENING_EPSILON = 5e-4  # bounds the gain of directions with little variance (airbench's value)
     OUTPUT_SCALE = 1 / 9  # keeps early logits small at a high learning rate (airbench's value)
 
-    def __init__(self, shape: Sequence[int], classes: int, *, width: PositiveInt = 64) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: Width = 64) -> None:
         super().__init__()
         patch = shape[0] * 2 * 2
         self.whiten = nn.Conv2d(shape[0], 2 * patch, kernel_size=2, bias=True)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from src.common.errors import Failure
 from src.configuration.metrics import Metric
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 class ClassificationOptions(Evaluation):
     """What evaluate shows of a classifier."""
 
-    calibration_bins: PositiveInt = 15
-    mistakes: PositiveInt = 16  # the most confident ones, shown
-    # Test-time augmentation of pictures: the prediction is the mean over the picture and its mirror image (mirror), or
-    # over these moved by a pixel as well (six_views).
-    tta: Literal["none", "mirror", "six_views"] = "none"
+    calibration_bins: PositiveInt = Field(default=15, description="bars of the reliability diagram")
+    mistakes: PositiveInt = Field(default=16, description="the most confident mistakes, shown")
+    tta: Literal["none", "mirror", "six_views"] = Field(
+        default="none",
+        description="test-time augmentation: the mean prediction over a picture and its mirror image (mirror), or over"
+        " these moved by a pixel as well (six_views)",
+    )
 
 
 METRICS: Mapping[str, Metric] = {

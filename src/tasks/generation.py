@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from src.common.errors import Failure
 from src.common.pictures import mosaic, to_bytes, to_picture
@@ -33,7 +34,7 @@ COLLAPSED = 0.25  # the diversity below which a generator counts as collapsed
 class GenerationOptions(Evaluation):
     """How long evaluate trains the judge of drawn images."""
 
-    judge_steps: PositiveInt = 1000  # batches of 128
+    judge_steps: PositiveInt = Field(default=1000, description="training steps of the judge, at batch 128")
 
 
 METRICS: Mapping[str, Metric] = {

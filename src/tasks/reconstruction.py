@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from src.common.pictures import beside, spread, to_bytes, to_picture
 from src.configuration.metrics import Metric
@@ -28,8 +29,8 @@ SHOWN_IN_TRAINING = 8  # images
 class ReconstructionOptions(Evaluation):
     """What evaluate shows of reconstructions, and how long it trains their judge."""
 
-    examples: PositiveInt = 6  # half of the images shown
-    judge_steps: PositiveInt = 1000  # batches of 128
+    examples: PositiveInt = Field(default=6, description="half of the images shown, each with its reconstruction")
+    judge_steps: PositiveInt = Field(default=1000, description="training steps of the judge, at batch 128")
 
 
 METRICS: Mapping[str, Metric] = {

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from src.common.pictures import beside, spread, to_bytes, to_picture
 from src.configuration.metrics import Metric
@@ -30,8 +31,8 @@ SHOWN_IN_TRAINING = 4  # pairs
 class TranslationOptions(Evaluation):
     """What evaluate shows of pictures, and how long it trains the reader of labels."""
 
-    examples: PositiveInt = 6  # pictures shown
-    segmenter_epochs: PositiveInt = 12
+    examples: PositiveInt = Field(default=6, description="pairs shown, each with the drawn picture")
+    segmenter_epochs: PositiveInt = Field(default=12, description="training of the network that recovers the labels")
 
 
 METRICS: Mapping[str, Metric] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,19 +31,26 @@ Image.fromarray((255 * output[0]).round().astype(np.uint8).transpose(1, 2, 0).sq
 class LowResolution(Section):
     """Progressive resizing (Howard, 2018): small training images at first, which take less time."""
 
-    size: PositiveInt  # pixels a side
-    until: Fraction  # of the run's epochs
+    size: PositiveInt = Field(description="pixels a side")
+    until: Fraction = Field(description="of the run's epochs")
 
 
 class ImageLoader(Loader):
     """Batches of images and their augmentation."""
 
-    # alternating: at random in the first epoch, then every image the other way round in each further one
-    flip: Literal["none", "random", "alternating"] = "none"
-    crop_padding: NonNegativeInt = 0  # pixels of reflection from which a random crop of the old size is taken
-    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees: turned by up to so much, either way
-    cutout: NonNegativeInt = 0  # pixels a side of a square that gets the training images' mean colour; 0: none
-    low_resolution: LowResolution | None = None
+    flip: Literal["none", "random", "alternating"] = Field(
+        default="none", description="alternating: random in the first epoch, then every second epoch mirrored"
+    )
+    crop_padding: NonNegativeInt = Field(
+        default=0, description="pixels of reflected border, from which a random crop is taken"
+    )
+    rotation: float = Field(default=0.0, ge=0, le=180, description="degrees; the largest random turn, either way")
+    cutout: NonNegativeInt = Field(
+        default=0, description="pixels a side of a square that gets the training images' mean colour; 0: none"
+    )
+    low_resolution: LowResolution | None = Field(
+        default=None, description="smaller training images in the first part of the epochs; null: always full size"
+    )
 
 
 class ImageBatches(Batches):

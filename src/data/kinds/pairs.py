@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PairLoader(Loader):
     """Batches of pairs and their jitter, the same for both images of a pair."""
 
-    flip: Literal["none", "random"] = "none"
-    enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0  # factor, before a random crop of the old size
+    flip: Literal["none", "random"] = Field(default="none", description="random: half of the pairs are mirrored")
+    enlarge: float = Field(default=1.0, ge=1, le=4, description="factor, before a random crop of the old size")
 
 
 class PairBatches(Batches):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from src.common.errors import Failure
 from src.configuration.schema import Loader, PositiveInt, Probability
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 class TextLoader(Loader):
     """Batches of texts of like length."""
 
-    max_tokens: PositiveInt | None = None  # longer texts lose their middle; null: none does
-    word_dropout: Probability = 0.0  # training tokens become <unk> with this probability
+    max_tokens: PositiveInt | None = Field(
+        default=None, description="a longer text loses its middle; null: no text is cut"
+    )
+    word_dropout: Probability = Field(default=0.0, description="probability that a token becomes <unk> in training")
 
 
 class TextBatches(Batches):

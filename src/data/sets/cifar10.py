@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from src.configuration.schema import NonNegativeInt, OpenFraction
+from src.configuration.schema import SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import Packed, pack_images
@@ -22,7 +22,7 @@ class Cifar10:
     archive_name = "cifar-10-binary.tar.gz"
     sample: ClassVar[str] = "src.data.samples.images"
 
-    def __init__(self, *, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
+    def __init__(self, *, val_fraction: ValFraction = 0.1, split_seed: SplitSeed = 0) -> None:
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from src.configuration.schema import NonNegativeInt, OpenFraction, PositiveInt
+from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS, Packed, duplicates
@@ -32,8 +32,8 @@ class PairedImages:
         direction: Literal["AtoB", "BtoA"] = "AtoB",
         size: PositiveInt = 256,
         palette: Literal["facades"] | None = None,
-        val_fraction: OpenFraction = 0.1,
-        split_seed: NonNegativeInt = 0,
+        val_fraction: ValFraction = 0.1,
+        split_seed: SplitSeed = 0,
     ) -> None:
         self.direction = direction
         self.size = size

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from src.configuration.schema import NonNegativeInt, OpenFraction, PositiveInt
+from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS, Packed, pack_images
@@ -32,9 +32,7 @@ class ImageFolders:
     archive_name = "images.tar"
     sample: ClassVar[str | None] = None
 
-    def __init__(
-        self, *, size: PositiveInt = 32, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0
-    ) -> None:
+    def __init__(self, *, size: PositiveInt = 32, val_fraction: ValFraction = 0.1, split_seed: SplitSeed = 0) -> None:
         self.size = size
         self.val_fraction = val_fraction
         self.split_seed = split_seed

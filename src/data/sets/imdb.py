@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from src.common.hardware import cores
-from src.configuration.schema import NonNegativeInt, OpenFraction, PositiveInt
+from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import PADDING, UNKNOWN, Arrays, Packed, duplicates, stratified_holdout
@@ -33,7 +33,7 @@ class ReviewFolders:
     sample: ClassVar[str] = "src.data.samples.reviews"
 
     def __init__(
-        self, *, vocabulary: PositiveInt = 25000, val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0
+        self, *, vocabulary: PositiveInt = 25000, val_fraction: ValFraction = 0.1, split_seed: SplitSeed = 0
     ) -> None:
         self.vocabulary = vocabulary
         self.val_fraction = val_fraction

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.configuration.schema import NonNegativeInt, OpenFraction
+from src.configuration.schema import SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.packed import Packed, pack_images
@@ -29,7 +29,7 @@ class Mnist:
     archive_name = "mnist.tar"
     sample: str | None = "src.data.samples.digits"
 
-    def __init__(self, *, classes: list[str], val_fraction: OpenFraction = 0.1, split_seed: NonNegativeInt = 0) -> None:
+    def __init__(self, *, classes: list[str], val_fraction: ValFraction = 0.1, split_seed: SplitSeed = 0) -> None:
         self.classes = classes
         self.val_fraction = val_fraction
         self.split_seed = split_seed
