@@ -17,7 +17,13 @@ from tests.s3 import S3
 from tests.servers import PostgreSQL
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ("test_runs.py", "faults/test_processes.py", "faults/test_saving.py")  # several minutes each
+LONGEST = (
+    "test_sweep.py",
+    "test_runs.py",
+    "test_reproduce.py",
+    "faults/test_processes.py",
+    "faults/test_saving.py",
+)  # several minutes each
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

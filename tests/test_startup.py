@@ -27,7 +27,7 @@ def test_cprofile_writes_the_profile_of_a_training(run: Run, tmp_path: Path) -> 
     assert "train" in functions
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_coverage_writes_the_data_of_a_training(run: Run, tmp_path: Path) -> None:
     run("python", "-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), *TRAINING, "seed=1")

@@ -101,14 +101,13 @@ def test_a_kill_during_a_save_keeps_the_previous_checkpoint(repository: Path, ou
     if not shared_memory.is_dir() or shared_memory.stat().st_dev == repository.stat().st_dev:
         pytest.skip("needs a second file system")
     with tempfile.TemporaryDirectory(dir=shared_memory) as tmpdir:
-        for _ in range(3):
-            with started(repository, *TRAIN, TMPDIR=tmpdir) as process:
-                checkpoint = wait_for_checkpoint(repository, process)
-                temporary = checkpoint.with_name(f".{checkpoint.name}.{process.pid}")
-                wait_until(temporary.exists, process)
-                process.kill()
-            assert temporary.exists()  # killed during the save
-            assert sha256_of(checkpoint) in checkpoint.with_name("last.ckpt.sha256").read_text().split()
+        with started(repository, *TRAIN, TMPDIR=tmpdir) as process:
+            checkpoint = wait_for_checkpoint(repository, process)
+            temporary = checkpoint.with_name(f".{checkpoint.name}.{process.pid}")
+            wait_until(temporary.exists, process)
+            process.kill()
+        assert temporary.exists()  # killed during the save
+        assert sha256_of(checkpoint) in checkpoint.with_name("last.ckpt.sha256").read_text().split()
         done = run(repository, *TRAIN, TMPDIR=tmpdir)
         assert "goes on with the run that was interrupted" in done.stdout
         assert_same_run(repository, done.stdout, output)
