@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from src.data.kinds.pairs import PairBatches
 from src.data.kinds.text import TextBatches
 from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier
+from src.sweeping import worker
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History
@@ -294,6 +296,31 @@ def test_more_gpus_than_there_are_are_refused_with_the_count(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"1 CUDA devices here; use trainer=cpu or trainer\.devices=1$"):
         require_gpus(gpu_config("cifar10_resnet", "trainer.devices=2").trainer)
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [(None, ["0", "1", "2", "0"]), ("GPU-a,GPU-b,GPU-c", ["GPU-a", "GPU-b", "GPU-c", "GPU-a"])]
+)
+def test_each_worker_of_a_sweep_has_a_gpu_of_its_own(
+    visible: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    processes: list[Any] = []
+    context = SimpleNamespace(
+        Pipe=lambda: [SimpleNamespace(close=int)] * 2,
+        Process=lambda **options: processes.append(options) or SimpleNamespace(start=int),
+    )
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
+    for number in range(4):
+        worker.Worker(gpu_config("imdb_lstm").trainer, number)
+    seen = []
+    for process in processes:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        worker.use_gpu(process["args"][1])
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == gpus
+    worker.Worker(gpu_config("imdb_lstm", "trainer.devices=2", "trainer.strategy=ddp").trainer, 0)
+    assert processes[-1]["args"][1] is None  # a trial has several GPUs
 
 
 @pytest.mark.slow

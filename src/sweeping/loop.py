@@ -124,7 +124,8 @@ class _Loop:
             if worker is None and len(self.workers) == config.sweep.workers:
                 return
             if worker is None and self.study.has_trials_to_start:
-                self.workers.append(Worker(config.trainer.accelerator))
+                free = set(range(config.sweep.workers)) - {worker.number for worker in self.workers}
+                self.workers.append(Worker(config.trainer, min(free)))
                 continue
             trial = self.study.next_trial() if worker else None
             if worker is None or trial is None:

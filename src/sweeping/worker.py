@@ -23,8 +23,10 @@ from types import ModuleType
 from typing import Any
 
 from src.common.errors import Failure, Lost
+from src.common.hardware import keep_freed_memory
 from src.common.paths import ROOT
 from src.configuration.composing import check
+from src.configuration.schema import Trainer
 from src.sweeping.messages import Failed, Job, Message, Validated
 
 LOG = "log.txt"
@@ -39,13 +41,18 @@ def start_fork_server(accelerator: str) -> None:
 
 
 class Worker:
-    """A worker process, seen from the sweep; `job` is None while it is idle."""
+    """A worker process, seen from the sweep; `job` is None while it is idle.
 
-    def __init__(self, accelerator: str) -> None:
+    `number` selects its GPU, if a trial trains on one: no two workers have the same number.
+    """
+
+    def __init__(self, trainer: Trainer, number: int) -> None:
+        self.number = number
+        gpu = number if trainer.accelerator != "cpu" and trainer.devices == 1 else None
         # CUDA does not survive a fork, not even of a process that has only imported torch.
-        context: Any = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+        context: Any = multiprocessing.get_context("forkserver" if trainer.accelerator == "cpu" else "spawn")
         self.connection, remote_end = context.Pipe()
-        self.process = context.Process(target=serve, args=(remote_end,), name="sweep-worker", daemon=True)
+        self.process = context.Process(target=serve, args=(remote_end, gpu), name="sweep-worker", daemon=True)
         self.process.start()
         remote_end.close()
         self.job: Job | None = None
@@ -85,14 +92,18 @@ class Worker:
         return f"{name}, out of memory?" if name == "SIGKILL" else name
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, gpu: int | None) -> None:
     """The worker's main function: trains the jobs from `connection` until it is closed or the sweep's process is gone.
+
+    `gpu`: the number of the GPU that it uses, modulo their count; None: trials decide.
 
     Raises:
         SystemExit: a signal stopped it; a checkpoint is saved.
     """
     os.setsid()  # Ctrl-C reaches the sweep alone, which terminates its workers
     threading.Thread(target=_exit_with_sweep, name="exit-with-sweep", daemon=True).start()
+    if gpu is not None:
+        use_gpu(gpu)
     with contextlib.suppress(ImportError):  # the first trial reports it
         load_training()  # while the sweep composes the first trial
     with contextlib.suppress(EOFError, OSError):
@@ -101,6 +112,16 @@ def serve(connection: Connection) -> None:
             with _output_to(ROOT / job.config["output"] / LOG):
                 message = _train(job, connection)
             connection.send(message)
+
+
+def use_gpu(number: int) -> None:
+    """Lets this process see one of the GPUs alone, `number` modulo their count; before it uses CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    if count > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % count]
 
 
 def _exit_with_sweep() -> None:
@@ -113,7 +134,6 @@ def _exit_with_sweep() -> None:
 @functools.cache
 def load_training() -> ModuleType:
     """Imports the training code once and freezes it (`gc.freeze`): `gc.collect()` runs after every trial."""
-    from src.common.hardware import keep_freed_memory
     from src.sweeping import trial
 
     keep_freed_memory()
