@@ -306,17 +306,19 @@ def test_each_worker_of_a_sweep_has_a_gpu_of_its_own(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     processes: list[Any] = []
-    context = SimpleNamespace(
-        Pipe=lambda: [SimpleNamespace(close=int)] * 2,
-        Process=lambda **options: processes.append(options) or SimpleNamespace(start=int),
-    )
+
+    def process(**options: Any) -> Any:
+        processes.append(options)
+        return SimpleNamespace(start=int)
+
+    context = SimpleNamespace(Pipe=lambda: [SimpleNamespace(close=int)] * 2, Process=process)
     monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
     for number in range(4):
         worker.Worker(gpu_config("imdb_lstm").trainer, number)
     seen = []
-    for process in processes:
+    for options in processes:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-        worker.use_gpu(process["args"][1])
+        worker.use_gpu(options["args"][1])
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == gpus
     worker.Worker(gpu_config("imdb_lstm", "trainer.devices=2", "trainer.strategy=ddp").trainer, 0)
