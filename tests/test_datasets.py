@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import string
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from src.data.fetching.adopting import adopt
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.kinds.text import tokenize
@@ -107,8 +110,6 @@ def test_a_validation_folder_of_images_is_used(tmp_path: Path) -> None:
 
 
 def test_images_are_resized_and_grey_ones_become_rgb(tmp_path: Path) -> None:
-    from PIL import Image
-
     grey = tmp_path / "grey.png"
     Image.new("L", (5, 9), 100).save(grey)
     members = colours("train", red=2, blue=2) | {
@@ -134,6 +135,100 @@ def test_images_are_resized_and_grey_ones_become_rgb(tmp_path: Path) -> None:
 )
 def test_inconsistent_class_folders_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
     assert message in refusal(ImageFolders(size=8), write_tar(tmp_path / "i.tar", members))
+
+
+def pixels(tmp_path: Path, content: bytes, suffix: str = "png", **options: Any) -> list[Any]:
+    """The top left and bottom right pixel of an image as it is packed."""
+    members = colours("train", red=2, blue=2) | {f"mine/test/red/0.{suffix}": content}
+    (image,) = ImageFolders(size=8, **options).pack(write_tar(tmp_path / "i.tar", members)).splits["test"]["images"]
+    return [image[:, 0, 0].tolist(), image[:, -1, -1].tolist()]
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("orientation", "transposed"), [(3, "ROTATE_180"), (6, "ROTATE_90"), (5, "TRANSPOSE")])
+def test_an_image_is_rotated_as_its_exif_data_say(orientation: int, transposed: str, tmp_path: Path) -> None:
+    """As a phone stores it: turned, with a note of how to turn it back."""
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8] = 255
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(upright).transpose(Image.Transpose[transposed])
+    top, bottom = pixels(tmp_path, encoded(stored, "JPEG", exif=exif, quality=95), "jpg")
+    assert min(top) > 250 and max(bottom) < 5
+
+
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path: Path) -> None:
+    values = np.full((8, 8), 0x3FFF, np.uint16)
+    values[4:] = 0xC000
+    assert pixels(tmp_path, encoded(Image.fromarray(values))) == [[64] * 3, [191] * 3]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_the_background(mode: str, tmp_path: Path) -> None:
+    values = np.zeros((8, 8, 4), np.uint8)
+    values[4:] = (90, 90, 90, 255)  # the upper half hides black behind full transparency
+    content = encoded(Image.fromarray(values).convert(mode))
+    assert pixels(tmp_path, content) == [[255] * 3, [90] * 3]
+    assert pixels(tmp_path, content, background="#102030") == [[16, 32, 48], [90] * 3]
+
+
+def test_a_cmyk_image_and_the_first_frame_of_an_animation_are_read(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), RED)
+    top, _ = pixels(tmp_path, encoded(red.convert("CMYK"), "JPEG", quality=95), "jpg")
+    assert top[0] > 250 and max(top[1:]) < 5
+    animation = encoded(red, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)])
+    assert pixels(tmp_path, animation, "gif")[0] == [255, 0, 0]
+
+
+def test_what_is_not_used_is_counted_with_the_reason(tmp_path: Path) -> None:
+    members = colours("train", red=2, blue=2) | colours("test", red=1)
+    odd = {
+        "mine/README.md": "outside train/, val/ and test/",
+        "mine/train/.ipynb_checkpoints/0.png": "hidden",
+        "mine/train/red/notes.txt": "of another kind",
+        "mine/train/blue/more/0.png": "too deep",
+        "mine/train/0.png": "in no class folder",
+    }
+    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members | dict.fromkeys(odd, plain_png(RED))))
+    assert data.meta["classes"] == ["blue", "red"]
+    assert data.unused == dict.fromkeys(odd.values(), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"), [("0.tif", "1 of another kind"), ("sub/0.png", "1 too deep"), ("", "empty")]
+)
+def test_a_class_without_an_image_is_refused(name: str, facts: str, tmp_path: Path) -> None:
+    for path, content in (colours("train", red=2, blue=2) | colours("test", red=1)).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    lost = tmp_path / "mine" / "train" / "lost" / name
+    (lost.parent if name else lost).mkdir(parents=True)
+    if name:
+        lost.write_bytes(plain_png(RED))
+    adopt(str(tmp_path / "mine"), tmp_path / "i.tar", sha256=None, partial_dir=tmp_path)
+    message = refusal(ImageFolders(size=8), tmp_path / "i.tar")
+    assert f"classes without an example: mine/train/lost ({facts})" in message
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+def test_the_validation_split_may_have_another_name(name: str, tmp_path: Path) -> None:
+    members = colours("train", red=3, blue=3) | colours(name, blue=1) | colours("test", red=1)
+    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members))
+    assert {split: len(arrays["labels"]) for split, arrays in data.splits.items()} == {"train": 6, "val": 1, "test": 1}
+    texts = {f"{path[:-4]}.txt": b"some words" for path in members}
+    data = ReviewFolders().pack(write_tar(tmp_path / "t.tar", texts))
+    assert {split: len(arrays["labels"]) for split, arrays in data.splits.items()} == {"train": 6, "val": 1, "test": 1}
+
+
+def test_two_validation_splits_are_refused(tmp_path: Path) -> None:
+    members = colours("train", red=3, blue=3) | colours("val", blue=1) | colours("dev", red=1) | colours("test", red=1)
+    message = refusal(ImageFolders(size=8), write_tar(tmp_path / "i.tar", members))
+    assert "both val/ and dev/ are the val split: keep one" in message
 
 
 # --- reviews ----------------------------------------------------------------------------------------------------------
@@ -170,6 +265,22 @@ def test_reviews_keep_their_labels_lengths_and_order(tmp_path: Path) -> None:
         assert np.diff(arrays["offsets"]).tolist() == [3] * len(arrays["labels"]), split
     for text, label in zip(texts_of(data, "train"), data.splits["train"]["labels"], strict=True):
         assert text[2].startswith("trainpos" if label else "trainneg")
+
+
+def test_texts_may_have_any_number_of_classes(tmp_path: Path) -> None:
+    names = [f"{split}/{label}/{i}.txt" for split in ("train", "test") for label in "cab" for i in range(2)]
+    members = {name: f"{name.split('/')[1]} word".encode() for name in names}
+    data = ReviewFolders().pack(write_tar(tmp_path / "r.tar", members))
+    assert data.meta["classes"] == ["a", "b", "c"]
+    for text, label in zip(texts_of(data, "test"), data.splits["test"]["labels"], strict=True):
+        assert text == ["abc"[label], "word"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
+    data = ReviewFolders(val_fraction=0.01).pack(
+        write_tar(tmp_path / "r.tar", reviews(**{str(i): b"\xef\xbb\xbfFirst word" for i in range(2)}))
+    )
+    assert ["first", "word"] in texts_of(data, "train")
 
 
 def test_a_word_that_train_lacks_is_unknown_in_val_and_test(tmp_path: Path) -> None:

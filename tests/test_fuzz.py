@@ -28,10 +28,10 @@ from src.configuration.schema import Config, DataConfig
 from src.data import packed
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
+from src.data.image_files import decode
 from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
 from src.data.sets import imdb
-from src.data.sets.image_folder import decode
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
 

@@ -19,10 +19,11 @@ from PIL import Image
 from src import predict
 from src.common.files import sha256_of
 from src.data.kinds.text import TextBatches, TextLoader
+from src.data.sets.image_folder import ImageFolders
 from src.data.sets.imdb import tokenizer_settings
 from src.predict import Predictor
 from src.tasks import Request
-from tests.tiny_data import plain_png
+from tests.tiny_data import plain_png, png, write_tar
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = ["<unk>", "<pad>", "good", "bad", "film", "."]
@@ -190,6 +191,19 @@ def test_a_picture_is_converted_to_the_size_and_mode_of_the_model(tmp_path: Path
     assert (image[0, 0, :, :3] > 200).all()
     assert (image[0, 0, :, 5:] < 50).all()
     assert not image[0, 1:].any()
+
+
+def test_a_picture_is_read_as_packing_reads_it(tmp_path: Path) -> None:
+    """Noise: another interpolation would show in every pixel."""
+    noise = np.random.default_rng(0).integers(0, 256, (21, 34, 4), np.uint8)
+    names = [f"mine/{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in range(2)]
+    members = {name: png(noise[int(name[-5]) :]) for name in names}
+    data = ImageFolders(size=8, background="teal").pack(write_tar(tmp_path / "noise.tar", members))
+    folder = image_model(tmp_path / "export", background=data.meta["background"])
+    for i, image in enumerate(data.splits["test"]["images"][:2]):
+        path = tmp_path / f"{i}.png"
+        path.write_bytes(png(noise[i:]))
+        assert (feed_of(folder, path)["image"] == image).all()
 
 
 def test_a_model_of_the_sample_profile_prints_a_note(call: Call, tmp_path: Path) -> None:
@@ -367,7 +381,7 @@ def test_a_missing_picture_is_refused(
 def test_an_unreadable_picture_is_refused(content: bytes, refused: Callable[..., str], tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(content)
-    assert "photo.png is no image that can be read" in refused(image_model(tmp_path / "export"), photo)
+    assert "photo.png can't be read as an image" in refused(image_model(tmp_path / "export"), photo)
 
 
 def test_a_missing_text_file_is_not_taken_for_a_review(refused: Callable[..., str], tmp_path: Path) -> None:

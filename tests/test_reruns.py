@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
     "seed rule of the loader": (("src/data/batching.py", "digest_size=8", "digest_size=16"), stages(*ALL)),
     "hardware": (("src/common/hardware.py", 'device.type == "cpu" and', 'device.type != "cuda" and'), stages(*ALL)),
     "parser of a data set": (
-        ("src/data/sets/imdb.py", 'name.endswith(".txt")', 'name.endswith("txt")'),
+        ("src/data/sets/imdb.py", '(".txt",)', '("txt",)'),
         stages("preprocess", of=("imdb",)),
     ),
     "drawing of a sample": (

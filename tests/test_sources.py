@@ -384,13 +384,34 @@ def test_the_tar_depends_on_names_and_contents_only(tmp_path: Path, adopt_archiv
     assert adopt_archive(second) != digest
 
 
-@pytest.mark.parametrize("target", ["a", "b", "nowhere"])
-def test_a_link_in_a_folder_is_refused_by_name(tmp_path: Path, adopt_archive: Callable[..., str], target: str) -> None:
+def test_links_in_a_folder_are_followed(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
+    """DVC's symlink cache makes every file a link to a place outside."""
+    expected = adopt_archive(write(tmp_path / "one" / "photos", a=b"1", b__c=b"2", d__c=b"2"))
+    folder = write(tmp_path / "two" / "photos", b__c=b"2")
+    cached = write(tmp_path / "cache", x=b"1")
+    (folder / "a").symlink_to(cached / "x")
+    (folder / "d").symlink_to(folder / "b")
+    assert adopt_archive(folder, expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("b", "leads back to a folder above it"), ("nowhere", "is a link that leads to no file")]
+)
+def test_a_link_that_leads_nowhere_or_back_is_refused_by_name(
+    target: str, message: str, tmp_path: Path, adopt_archive: Callable[..., str]
+) -> None:
     folder = write(tmp_path / "photos", a=b"1", b__c=b"2")
-    (folder / "link").symlink_to(folder / target)
-    with pytest.raises(SourceError, match=r"photos/link is a symbolic link"):
+    (folder / "b" / "link").symlink_to(folder / target)
+    with pytest.raises(SourceError, match=rf"photos/b/link {message}"):
         adopt_archive(folder)
     assert not (tmp_path / "raw").exists()
+
+
+def test_an_empty_folder_is_kept(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:
+    folder = write(tmp_path / "photos", a=b"1")
+    without = adopt_archive(folder)
+    (folder / "empty").mkdir()
+    assert adopt_archive(folder) != without
 
 
 def test_a_special_file_in_a_folder_is_refused_by_name(tmp_path: Path, adopt_archive: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from src.common.errors import ConfigError
 from src.common.hardware import cores
@@ -37,6 +37,21 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 ValFraction = Annotated[OpenFraction, Field(description="of the training examples, drawn as the validation split")]
 
 SplitSeed = Annotated[NonNegativeInt, Field(description="draws the validation examples; the run's seed does not")]
+
+
+def _check_colour(name: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        raise ValueError(f"{name!r} is no colour; give a name such as white, or #rrggbb") from None
+    return name
+
+
+Colour = Annotated[
+    str, AfterValidator(_check_colour), Field(description="shown where an image is transparent: a name or #rrggbb")
+]
 
 Dropout = Annotated[Probability, Field(description="probability that a unit is set to zero in training")]
 

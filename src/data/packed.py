@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Packed:
 
     splits: dict[str, Arrays]
     meta: dict[str, Any]
+    unused: Mapping[str, int] = field(default_factory=dict)  # files of the archive without use, by reason
 
 
 class PackedError(Failure):
@@ -63,7 +64,10 @@ def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Ma
         path = folder / f"{split}.safetensors"
         write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}))
         files[split] = {"sha256": sha256_of(path), "examples": counts[split]}
-    meta, origin = packed.meta | {"splits": files}, {"config": dict(config), "source": dict(source)}
+    meta = packed.meta | {"splits": files}
+    origin: dict[str, Any] = {"config": dict(config), "source": dict(source)}
+    if packed.unused:
+        origin["unused"] = dict(packed.unused)
     for name, content in (("meta.json", meta), ("origin.json", origin)):
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return meta | origin

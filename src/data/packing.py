@@ -21,6 +21,9 @@ def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> di
     meta = packed.write(config.data().pack(archive), config.processed, config=config.packing, source=source)
     counts = ", ".join(f"{split} {facts['examples']}" for split, facts in meta["splits"].items())
     print(f"{config.data.name}: {counts}", flush=True)
+    if unused := meta.get("unused"):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in unused.items())
+        print(f"{config.data.name}: files that are not used: {reasons}", flush=True)
     for splits, count in meta["duplicates"].items():
         if count:
             relation = "between" if "/" in splits else "within"

@@ -155,12 +155,12 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "reviews-of-one-class": (
         "imdb",
         {name: None for name in SOUND["imdb"] if "train/neg" in name},
-        "no train/neg/*.txt in it: reviews go into {train,test}/{pos,neg}/",
+        "test/ has the class 'neg' that train/ lacks; train/ has pos",
     ),
-    "test-reviews-of-one-class": (
+    "no-test-reviews": (
         "imdb",
-        {name: None for name in SOUND["imdb"] if "test/pos" in name},
-        "no test/pos/*.txt in it",
+        {name: None for name in SOUND["imdb"] if "test/" in name},
+        "no test/<class>/*.txt in it; see docs/your-data.md",
     ),
     "pair-of-the-wrong-size": (
         "facades",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from src.common.files import replacing_path
@@ -18,12 +17,13 @@ from src.data.fetching.files import SourceError, disk_errors, expect_sha256, is_
 def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: Path) -> str:
     """Brings the value of `data.archive` to `destination` and returns the sha256 of the result.
 
-    A URL is downloaded; a file is copied; a folder becomes an uncompressed tar of its regular files under one top
-    folder of its name, whose bytes depend only on their names and contents. `sha256`, unless None, is the expected one
-    of the result.
+    A URL is downloaded; a file is copied; a folder becomes an uncompressed tar of its files and empty folders under one
+    top folder of its name, whose bytes depend only on their names and contents. Links are followed. `sha256`, unless
+    None, is the expected one of the result.
 
     Raises:
-        SourceError: it does not exist, cannot be read, has another sha256, or the folder holds a link or no file.
+        SourceError: it does not exist, cannot be read, has another sha256, or the folder holds a loop of links,
+            a link to nothing, a special file, or no file.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", archive):
         return fetch([archive], destination, sha256=sha256, partial_dir=partial_dir)
@@ -39,7 +39,7 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
                 raise SourceError(
                     f"data.archive={archive} holds {destination}, its own destination: name another folder"
                 )
-            files = _regular_files(path)
+            files = _files(path)
             destination.parent.mkdir(parents=True, exist_ok=True)
             with replacing_path(destination) as temporary:
                 _write_tar(path, files, temporary)
@@ -54,31 +54,50 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
             return expect_sha256(temporary, sha256, str(path))
 
 
-def _regular_files(folder: Path) -> list[str]:
-    """The relative posix names of the files in `folder`, sorted; refuses links and special files by name."""
+def _files(folder: Path) -> list[str]:
+    """The relative posix names of the files in `folder`, sorted; of empty folders too, with "/" at the end.
 
-    def fail(error: OSError) -> None:
-        raise error
+    Links are followed: DVC's symlink cache consists of them.
 
-    names = []
-    for root, folders, files in os.walk(folder, onerror=fail):
-        for path in (Path(root, name) for name in folders + files):
-            mode = path.lstat().st_mode
-            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                kind = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
-                raise SourceError(f"{path} is {kind}: a data folder may hold only files and folders, replace it")
-            name = path.relative_to(folder)
-            if stat.S_ISREG(mode) and not is_junk(PurePosixPath(name)):
-                names.append(name.as_posix())
-    if not names:
+    Raises:
+        SourceError: a link leads nowhere or into a loop, there is a special file, or no file at all.
+    """
+    names = list(_names(folder, folder, ()))
+    if all(name.endswith("/") for name in names):
         raise SourceError(f"{folder} holds no file: name the folder that holds the data")
     return sorted(names)
+
+
+def _names(folder: Path, root: Path, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """The names below `folder`, relative to `root`; `above`: device and inode of the folders that lead to it."""
+    facts = folder.stat()
+    if (identity := (facts.st_dev, facts.st_ino)) in above:
+        raise SourceError(f"{folder} leads back to a folder above it: remove the link")
+    is_empty = True
+    for path in folder.iterdir():
+        if path.is_dir():
+            is_empty = False
+            yield from _names(path, root, (*above, identity))
+        elif path.is_file():
+            name = path.relative_to(root)
+            if not is_junk(PurePosixPath(name)):
+                is_empty = False
+                yield name.as_posix()
+        else:
+            kind = "a link that leads to no file" if path.is_symlink() else "a special file"
+            raise SourceError(f"{path} is {kind}: a data folder may hold only files and folders, replace it")
+    if is_empty and folder != root:
+        yield f"{folder.relative_to(root).as_posix()}/"
 
 
 def _write_tar(folder: Path, names: Sequence[str], target: Path) -> None:
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         for name in names:
+            member = tarfile.TarInfo(f"{folder.name}/{name}")  # mtime, uid and gid 0, mode 0644
+            if name.endswith("/"):
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+                continue
             with (folder / name).open("rb") as file:
-                member = tarfile.TarInfo(f"{folder.name}/{name}")  # mtime, uid and gid 0, mode 0644
                 member.size = os.fstat(file.fileno()).st_size
                 tar.addfile(member, file)

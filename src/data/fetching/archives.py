@@ -40,14 +40,15 @@ _DAMAGE = (
 
 
 def read_archive(
-    path: Path, *, max_bytes: int = 8 << 30, max_member_bytes: int = 1 << 30
+    path: Path, *, with_folders: bool = False, max_bytes: int = 8 << 30, max_member_bytes: int = 1 << 30
 ) -> Iterator[tuple[str, bytes]]:
     """Yields (posix name, content) of the regular files of a tar (plain, gz, bz2, xz) or zip, in the archive's order.
 
-    The format is recognised by content, not by suffix. Folders and the files that macOS adds are skipped. A member is
+    The format is recognised by content, not by suffix. The files that macOS adds are skipped. A member is
     checked when its turn comes: a caller that must not act on a part of an archive exhausts the iterator first.
 
     Args:
+        with_folders: yield the listed folders too, as ("NAME/", b"").
         max_bytes: bytes that all members together may declare; each counts at least 512, so names are bounded too.
             More than a hundred times the archive's size is refused too, since the content is held in memory.
         max_member_bytes: bytes that one member may declare, since its content is held in memory.
@@ -59,7 +60,7 @@ def read_archive(
     if not path.is_file():
         raise SourceError(f"no archive at {path}: fetch it, or give data.archive=PATH")
     max_bytes = min(max_bytes, max(_HARMLESS, _MAX_RATIO * path.stat().st_size))
-    gate = _Gate(path, max_bytes, max_member_bytes)
+    gate = _Gate(path, max_bytes, max_member_bytes, with_folders)
     with disk_errors(path), path.open("rb") as file:
         head = file.read(6)
         file.seek(0)
@@ -82,11 +83,15 @@ class _Gate:
     path: Path
     max_bytes: int
     max_member_bytes: int
+    with_folders: bool
     names: set[str] = field(default_factory=set)
     declared: int = 0
 
     def admit(self, name: str, size: int, kind: str) -> str | None:
-        """The normalised name of a member, or None to skip it; any `kind` but file and folder is refused."""
+        """The normalised name of a member, a folder's with "/" at its end, or None to skip it.
+
+        Any `kind` but file and folder is refused.
+        """
         clean = PurePosixPath(name)
         if clean.is_absolute() or ".." in clean.parts or re.search(r"^[A-Za-z]:|[\\\0]", name):
             raise self._refusal(name, "has a name that leads out of the archive")
@@ -97,8 +102,10 @@ class _Gate:
             raise self._refusal(name, f"declares {size:,} bytes, more than the {self.max_member_bytes:,} allowed")
         if self.declared > self.max_bytes:
             raise self._refusal(name, f"brings the content to more than the {self.max_bytes:,} bytes allowed")
-        if kind == "folder" or is_junk(clean):
+        if is_junk(clean):
             return None
+        if kind == "folder":
+            return f"{clean}/" if self.with_folders else None
         if str(clean) in self.names:
             raise self._refusal(name, "occurs twice")
         self.names.add(str(clean))
@@ -143,7 +150,9 @@ def _tar_files(file: io.BufferedIOBase, gate: _Gate) -> Iterator[tuple[str, byte
     while member := tar.next():
         tar.members = []  # type: ignore[attr-defined]  # or it keeps every record: 100 MB for 100,000 files
         name = gate.admit(member.name, member.size, _tar_kind(member))
-        if name is not None:
+        if name is not None and name.endswith("/"):
+            yield name, b""
+        elif name is not None:
             file.seek(member.offset_data)
             content = file.read(member.size)
             if len(content) != member.size:

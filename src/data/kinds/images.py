@@ -14,6 +14,7 @@ from src.common.errors import Failure
 from src.common.hardware import release_freed_memory
 from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
 from src.data.batching import Batches, generator
+from src.data.image_files import WHITE, decode, resized
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Images:
         return split["images"][indices].permute(0, 2, 3, 1).cpu().numpy()
 
     def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
-        return {key: meta[key] for key in ("classes", "shape") if key in meta}
+        return {key: meta[key] for key in ("classes", "shape", "background") if key in meta}
 
     def snippet(self, signature: Mapping[str, Any]) -> str:
         return image_snippet(signature)
@@ -160,20 +161,17 @@ def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
     Raises:
         Failure: there is no such file, or it can't be read.
     """
-    from PIL import Image
-
     if source is None:
         raise Failure(f"no input: {signature['name']} wants an image")
     if not _is_file(source):
         raise Failure(f"{source}: no such file")
     channels, height, width = signature["shape"]
     try:
-        image = Image.open(source).convert("RGB" if channels == 3 else "L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Failure(f"{source} is no image that can be read ({error})") from None
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
+        content = Path(source).read_bytes()
+    except OSError as error:
+        raise Failure(f"{source} can't be read ({error.strerror}): make it accessible") from None
+    image = decode(content, source, channels=channels, background=signature.get("background", WHITE))
+    return resized(image, width, height).transpose(2, 0, 1)[None]
 
 
 def _is_file(source: str) -> bool:
@@ -184,8 +182,9 @@ def image_snippet(signature: Mapping[str, Any]) -> str:
     """Python that reads input.png into `image`, uint8 [1, C, H, W]."""
     channels, height, width = signature["shape"]
     return f"""\
-from PIL import Image
-photo = Image.open("input.png").convert("{"RGB" if channels == 3 else "L"}").resize(({width}, {height}))
+from PIL import Image, ImageOps
+photo = ImageOps.exif_transpose(Image.open("input.png")).convert("{"RGB" if channels == 3 else "L"}")
+photo = photo.resize(({width}, {height}), Image.Resampling.BICUBIC)
 image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
 """
 

@@ -65,7 +65,7 @@ class Pairs:
         return split["input"][indices].permute(0, 2, 3, 1).cpu().numpy()
 
     def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
-        return {"shape": meta["shape"]}
+        return {key: meta[key] for key in ("shape", "background") if key in meta}
 
     def snippet(self, signature: Mapping[str, Any]) -> str:
         return image_snippet(signature)

@@ -128,7 +128,8 @@ class Text:
         is_file = len(source) < 250 and path.is_file()  # the system refuses to look for longer names
         if not is_file and re.fullmatch(r"\S+\.txt", source):
             raise Failure(f"{source}: no such file")
-        words = tokenize(path.read_text(errors="replace") if is_file else source, signature["tokenizer"])
+        # "utf-8-sig" removes a byte-order mark, as packing does.
+        words = tokenize(path.read_text("utf-8-sig", errors="replace") if is_file else source, signature["tokenizer"])
         if not words:
             raise Failure("the text has no word in it")
         ids = {token: number for number, token in enumerate(signature["vocabulary"])}

@@ -37,7 +37,7 @@ class Cifar10:
             raise SourceError(
                 f"{archive}: no batches.meta.txt in it: give CIFAR-10's *binary* version, not the Python one"
             )
-        classes = files["batches.meta.txt"].decode("ascii", "replace").split()
+        classes = files["batches.meta.txt"].decode("utf-8-sig", "replace").split()
         train = [
             _records(archive, name, files[name], len(classes))
             for name in sorted(files)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
-from src.data.fetching.archives import read_archive
+from src.configuration.schema import Colour, PositiveInt, SplitSeed, ValFraction
 from src.data.fetching.files import SourceError
+from src.data.folders import read_folders
+from src.data.image_files import SUFFIXES, WHITE, decode, resized
 from src.data.packed import SPLITS, Packed, duplicates
-from src.data.sets.image_folder import SUFFIXES, decode, resized
 
 
 class PairedImages:
@@ -32,12 +31,14 @@ class PairedImages:
         direction: Literal["AtoB", "BtoA"] = "AtoB",
         size: PositiveInt = 256,
         palette: Literal["facades"] | None = None,
+        background: Colour = "white",
         val_fraction: ValFraction = 0.1,
         split_seed: SplitSeed = 0,
     ) -> None:
         self.direction = direction
         self.size = size
         self.palette = palette
+        self.background = background
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
@@ -47,11 +48,11 @@ class PairedImages:
         Raises:
             SourceError: a split is missing, an image can't be decoded, or is not two squares side by side.
         """
-        pairs: dict[str, list[np.ndarray]] = defaultdict(list)
-        for name, content in sorted(read_archive(archive), key=lambda item: _natural(item[0])):
-            split = ([""] * 2 + name.split("/"))[-2]
-            if split in SPLITS and name.lower().endswith(SUFFIXES):
-                pairs[split].append(self._halves(content, f"{archive}: {name}"))
+        folders = read_folders(archive, self._halves, SUFFIXES, has_classes=False)
+        pairs = {
+            split: [example.content for example in sorted(folders.examples[split], key=lambda e: _natural(e.name))]
+            for split in SPLITS
+        }
         for split in ("train", "test"):
             if not pairs[split]:
                 raise SourceError(f"{archive}: no {split}/*.jpg in it: pairs go into train/, test/ and optionally val/")
@@ -71,16 +72,19 @@ class PairedImages:
             "palette": self.palette,
             "duplicates": duplicates({k: [pair.tobytes() for pair in v] for k, v in arrays.items()}),
         }
-        return Packed({k: {"input": v[:, source], "target": v[:, target]} for k, v in arrays.items()}, meta)
+        if self.background != WHITE:  # what a signature without a background means
+            meta["background"] = self.background
+        splits = {k: {"input": v[:, source], "target": v[:, target]} for k, v in arrays.items()}
+        return Packed(splits, meta, folders.unused)
 
     def _halves(self, content: bytes, name: str) -> np.ndarray:
         """A and B as uint8 [2, 3, S, S]."""
-        pair = decode(content, name)
+        pair = decode(content, name, background=self.background)
         height, width, _ = pair.shape
         if width != 2 * height:
             raise SourceError(f"{name} is {width}x{height}: a pair is two squares side by side, twice as wide as high")
         # Resized separately: together they would blend where they meet.
-        halves = [resized(half, self.size) for half in (pair[:, :height], pair[:, height:])]
+        halves = [resized(half, self.size, self.size) for half in (pair[:, :height], pair[:, height:])]
         return np.stack(halves).transpose(0, 3, 1, 2)
 
 

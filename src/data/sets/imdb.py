@@ -1,4 +1,4 @@
-"""Reviews in the layout of aclImdb, `{train,test}/{pos,neg}/*.txt`, as tokens of a vocabulary."""
+"""Texts in folders named after their classes, aclImdb's layout `{train,test}/{pos,neg}/*.txt`, as tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from src.common.hardware import cores
 from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
-from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
-from src.data.packed import PADDING, UNKNOWN, Arrays, Packed, duplicates, stratified_holdout
+from src.data.folders import read_folders
+from src.data.packed import PADDING, SPLITS, UNKNOWN, Arrays, Packed, duplicates, stratified_holdout
 
-CLASSES = ("neg", "pos")
+UNLABELLED = {"unsup": "without a label"}  # the folder of aclImdb
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 class ReviewFolders:
-    """Reads a folder or an archive of reviews; tokenizes with torchtext's `basic_english`.
+    """Reads a folder or an archive of class folders of texts; tokenizes with torchtext's `basic_english`.
 
     The vocabulary is the `vocabulary` most frequent tokens of the training part, after `<unk>` and `<pad>`.
     """
@@ -47,46 +47,39 @@ class ReviewFolders:
         """
         from torchtext.vocab import Vocab
 
-        texts: dict[tuple[str, str], list[str]] = {
-            (split, label): [] for split in ("train", "test") for label in CLASSES
-        }
-        for name, content in sorted(read_archive(archive)):
-            key = tuple(([""] * 3 + name.split("/"))[-3:-1])
-            if key in texts and name.endswith(".txt"):
-                texts[key].append(_text(content, f"{archive}: {name}"))
-        for (split, label), reviews in texts.items():
-            if not reviews:
-                raise SourceError(
-                    f"{archive}: no {split}/{label}/*.txt in it: reviews go into {{train,test}}/{{pos,neg}}/"
-                )
-        labels = {
-            split: np.repeat(np.arange(2), [len(texts[split, label]) for label in CLASSES])
-            for split in ("train", "test")
-        }
-        tokens = {split: tokenize([t for label in CLASSES for t in texts[split, label]]) for split in ("train", "test")}
-        keep, held = stratified_holdout(labels["train"], self.val_fraction, self.split_seed)
+        folders = read_folders(archive, _text, (".txt",), left_out=UNLABELLED)
+        classes = folders.classes(archive, "*.txt in it")
         parts = {
-            "train": ([tokens["train"][i] for i in keep], labels["train"][keep]),
-            "val": ([tokens["train"][i] for i in held], labels["train"][held]),
-            "test": (tokens["test"], labels["test"]),
+            split: (
+                tokenize([example.content for example in folders.examples[split]]),
+                np.array([classes.index(example.label) for example in folders.examples[split]]),
+            )
+            for split in SPLITS
         }
+        if not folders.examples["val"]:
+            tokens, labels = parts["train"]
+            for split, indices in zip(
+                ("train", "val"), stratified_holdout(labels, self.val_fraction, self.split_seed), strict=True
+            ):
+                parts[split] = [tokens[i] for i in indices], labels[indices]
         counts = Counter(token for example in parts["train"][0] for token in example)
         vocabulary = Vocab(counts, max_size=self.vocabulary, specials=[UNKNOWN, PADDING])
         meta = {
             "kind": self.kind,
-            "classes": list(CLASSES),
+            "classes": classes,
             "vocabulary": list(vocabulary.itos),
             "tokenizer": tokenizer_settings(),
             "duplicates": duplicates({k: [" ".join(example).encode() for example in x] for k, (x, _) in parts.items()}),
         }
         # Vocab.stoi is a defaultdict that grows at every look-up of an unknown token; a plain dict does not.
         ids = dict(vocabulary.stoi)
-        return Packed({split: _flat(examples, y, ids) for split, (examples, y) in parts.items()}, meta)
+        splits = {split: _flat(examples, y, ids) for split, (examples, y) in parts.items()}
+        return Packed(splits, meta, folders.unused)
 
 
 def _text(content: bytes, name: str) -> str:
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{name} is not UTF-8 (byte {error.start}): convert or remove it") from None
     if not text.strip():
