@@ -81,7 +81,8 @@ class Reconstruction(Task):
         images, drawn, latents, labels = encoded(model, test, config.trainer.limit_test_batches)
         columns = {"input": images, "output": to_bytes(drawn)}
         plots.image_grid(spread(columns, 2 * options.examples), folder / "grid.png", **title)
-        points = PCA(2).fit_transform(latents.double().numpy())
+        points = PCA(min(2, latents.shape[1], len(latents))).fit_transform(latents.double().numpy())
+        points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))  # of one latent number, a line
         plots.latent_plane(points[:POINTS], labels[:POINTS].numpy(), classes, folder / "latent.png", **title)
 
         real = images.float() / 255
