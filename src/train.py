@@ -3,6 +3,7 @@
     python -m src.train +experiment=cifar10_resnet model.optimizer.lr=0.1      straight from conf/
     python -m src.train -cp ../experiments/cifar10_resnet -cn config           what DVC runs
 
+    python -m src.train -m '+experiment=glob(mnist_*)' seed=0,1                several runs; also lists and range(0,5)
     python -m src.train +experiment=cifar10_resnet trainer=ddp                 two processes; or by torchrun, srun
 
 The same command goes on with a run that was interrupted. A direct run writes to experiments/runs/, never into DVC's
@@ -41,10 +42,8 @@ def train(config: Config) -> None:
     """Trains and writes `train/` into the run's folder: model.safetensors, model.json, history.csv, metrics.json.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none; a launcher started another number of processes.
         Failure: the data can't be prepared; the same run is under way, or another one into the same folder.
     """
-    check_processes(config.trainer)
     with collector_paused():
         import torch
 
@@ -57,10 +56,8 @@ def train(config: Config) -> None:
         from src.training import determinism, run
         from src.training.checkpoints import lock_folder
         from src.training.progress import Progress
-        from src.training.trainer import require_gpus
 
     keep_freed_memory()
-    require_gpus(config.trainer)
     config = prepared(config)
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
@@ -88,6 +85,18 @@ def train(config: Config) -> None:
         _track(config, folder, trained, sha256, tracker, task.remark(trained.history.rows))
         console.print(f"trained in {trained.history.seconds:.1f} s: {config.output}/train")
     work.remove_checkpoints()
+
+
+def refuse(config: Config) -> None:
+    """Refuses what this machine, or the launcher that started this process, does not have.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none; a launcher started another number of processes.
+    """
+    check_processes(config.trainer)
+    with collector_paused():
+        from src.training.trainer import require_gpus
+    require_gpus(config.trainer)
 
 
 def _draw(config: Config, tracker: Tracker, columns: Mapping[str, np.ndarray], path: Path) -> None:
@@ -163,7 +172,7 @@ def command() -> None:
     """The command, alone or as one of the processes that torchrun or srun started, of which the first is the run."""
     launch = read_launch()
     if launch is None:
-        main(train)()
+        main(train, refuse=refuse)()
         return
     with collector_paused():
         from src.training import ranks
@@ -173,7 +182,7 @@ def command() -> None:
         if launch.rank:
             follow()
         else:
-            main(train)()
+            main(train, refuse=refuse, goes_on=False)()
 
 
 if __name__ == "__main__":

@@ -223,13 +223,18 @@ def test_an_interrupted_run_is_resumed_in_its_mlflow_run(clone: Path, run: Run) 
     assert sorted(point.step for point in points) == list(range(1, 31))
 
 
-def test_a_multirun_gives_each_run_a_folder(clone: Path, run: Run) -> None:
-    done = run(
-        "python", "-m", "src.train", "-m", "+experiment=cifar10_resnet", *SMALL, "trainer.max_epochs=1", "seed=0,2,3"
-    )
+def test_a_multirun_trains_the_runs_after_a_failed_one(clone: Path, run: Run) -> None:
+    words = ("+experiment=mnist_mlp,mnist_cnn", "debug=fast", "trainer.limit_train_batches=4", "seed=0,1")
+    done = run("python", "-m", "src.train", "-m", *words, "model.optimizer.lr=1e38,0.001", check=False)
+    assert done.returncode == 1
     folders = [Path(folder) for folder in re.findall(r"trained in [\d.]+ s: (\S+)/train", done.stdout)]
-    assert len(set(folders)) == 3
-    assert len({sha256(clone, folder) for folder in folders}) == 3
+    assert [folder.parent.parent.name for folder in folders] == ["mnist_mlp", "mnist_mlp", "mnist_cnn", "mnist_cnn"]
+    assert len({sha256(clone, folder) for folder in folders}) == 4
+    assert len(re.findall(r"^  .*lr=1e\+38 +failed: .*NaN", done.stdout, re.MULTILINE)) == 4
+    (command,) = re.findall(r"^compare them: (.*)$", done.stdout, re.MULTILINE)
+    compared = run(*command.split())
+    assert "mnist_mlp" in compared.stdout
+    assert "mnist_cnn" in compared.stdout
 
 
 def test_debug_fast_trains_one_epoch(clone: Path, run: Run) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,44 @@ from src.common.garbage import skip_collection_at_exit
 from src.common.paths import CONF
 from src.configuration.composing import as_assignments, check, register_resolvers
 from src.configuration.hydra_guard import guard_hydra
+from src.configuration.multirun import replace_sweeper
 from src.configuration.refusing import experiments, explain_hydra, refusal
 from src.configuration.schema import Config, DataConfig
 
 
-def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Callable[[], None]:
+def main(
+    stage: Callable[[Any], None],
+    schema: type[DataConfig] = Config,
+    *,
+    refuse: Callable[[Any], None] = lambda config: None,
+    goes_on: bool = True,
+) -> Callable[[], None]:
     """Turns a stage's function into a command: `@hydra.main` on `conf/`, the schema's check, and one-line errors.
+
+    `refuse` raises ConfigError where this machine cannot do what a configuration asks for. `goes_on`: after a failed
+    run of several (`-m`) with the next one.
 
     Exit codes: 0 done, 1 the stage failed, 2 the configuration was refused.
     """
     import hydra
     from hydra.errors import HydraException
+
+    def checked(composed: DictConfig) -> Any:
+        config = check(composed, schema)
+        refuse(config)
+        return config
+
+    def attempt(composed: DictConfig) -> str | None:
+        """Runs the stage; returns why it failed, which it has printed."""
+        try:
+            stage(checked(composed))
+        except Exception as error:
+            if not (line := _explained(error)):
+                traceback.print_exc()
+                line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            console.error(f"{stage.__name__} failed: {line}")
+            return line
+        return None
 
     def command() -> None:
         register_resolvers()
@@ -50,7 +78,7 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
         @functools.wraps(stage)  # Hydra takes a relative `-cp` as relative to the file of the wrapped function: src/
         def run(composed: DictConfig) -> None:
             try:
-                config = check(composed, schema)
+                config = checked(composed)
             except ConfigError as error:
                 _remove_run_folder()
                 sys.exit(refusal(str(error)))
@@ -58,23 +86,17 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
                 stage(config)
             except ConfigError as error:
                 sys.exit(refusal(str(error)))
-            except Failure as error:  # Hydra, which lets an exit pass, would print "Error executing job" before it
-                line = " ".join(str(error).splitlines())  # the name of a file may hold a line break
-                console.error(f"{stage.__name__} failed: {line}")
-                sys.exit(1)
-            except OSError as error:
-                if error.errno not in NO_ROOM:
+            except Exception as error:
+                if not (line := _explained(error)):
                     raise
-                path = error.filename or "its outputs"
-                console.error(
-                    f"{stage.__name__} failed: no room to write {path} ({error.strerror}): "
-                    "free some space and run the same command again"
-                )
+                # Hydra, which lets an exit pass, would print "Error executing job" before it
+                console.error(f"{stage.__name__} failed: {line}")
                 sys.exit(1)
 
         skip_collection_at_exit()
         end_with_dvc()
         guard_hydra()
+        replace_sweeper(checked, attempt, goes_on=goes_on)
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -91,6 +113,16 @@ def main(stage: Callable[[Any], None], schema: type[DataConfig] = Config) -> Cal
             raise
 
     return command
+
+
+def _explained(error: Exception) -> str | None:
+    """One line for an error that needs no traceback, else None."""
+    if isinstance(error, Failure):
+        return " ".join(str(error).splitlines())  # the name of a file may hold a line break
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        remedy = "free some space and run the same command again"
+        return f"no room to write {error.filename or 'its outputs'} ({error.strerror}): {remedy}"
+    return None
 
 
 def _remove_run_folder() -> None:
