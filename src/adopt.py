@@ -12,14 +12,11 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.common.errors import ConfigError
-from src.common.paths import ROOT
+from src.common.yaml_files import read_yaml
 from src.compose import compose_experiment
+from src.configuration.params import PARAMS, read_params
 from src.configuration.refusing import refusal
-
-PARAMS = ROOT / "params.yaml"
 
 
 def adopt(experiment: str, best: Path) -> None:
@@ -32,19 +29,19 @@ def adopt(experiment: str, best: Path) -> None:
     from dvc.utils.serialize import modify_yaml
 
     original = PARAMS.read_text()
-    if experiment not in (experiments := yaml.safe_load(original)["run"]):
+    if experiment not in (experiments := read_params()["run"]):
         raise ConfigError(f"run.{experiment}: not in params.yaml, which runs {', '.join(experiments)}; add it there")
     try:
-        overrides = yaml.safe_load(best.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{best}: {' '.join(str(error).split())}; a sweep writes such a file") from None
+        overrides = read_yaml(best)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{best}: {error}; a sweep writes such a file") from None
     if not isinstance(overrides, dict):
         raise ConfigError(f"{best}: holds no keys and values; a sweep writes such a file")
     try:
         with modify_yaml(PARAMS) as params:
             section = params.setdefault("experiments", {}).setdefault(experiment, {})
             section["overrides"] = merge(section.get("overrides") or {}, overrides)
-        compose_experiment(yaml.safe_load(PARAMS.read_text()), experiment)
+        compose_experiment(read_params(), experiment)
     except BaseException:
         PARAMS.write_text(original)
         raise

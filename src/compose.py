@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.common.errors import ConfigError
 from src.common.paths import ROOT
+from src.common.yaml_files import dump_yaml
 from src.configuration.composing import compose, overrides_of, write_resolved
 from src.configuration.fingerprints import archive_fingerprint, stage_code
+from src.configuration.params import read_params
 from src.configuration.refusing import refusal
 from src.configuration.schema import Config
 
@@ -105,7 +105,7 @@ def write_data(params: Mapping[str, Any], name: str) -> None:
 def _write_code(path: Path, fingerprints: Mapping[str, str], **behind: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(fingerprints) | {key: dict(sorted(values.items())) for key, values in behind.items()}
-    path.write_text(CODE_HEADER + yaml.safe_dump(content, sort_keys=False))
+    path.write_text(CODE_HEADER + dump_yaml(content))
 
 
 def main() -> None:
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("kind", nargs="?", choices=["data", "experiment"], help="what to compose (default: all)")
     parser.add_argument("name", nargs="?", help="a key of params.yaml's `data` or `run`")
     arguments = parser.parse_args()
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    writers = {"data": (write_data, params["data"]), "experiment": (write_experiment, params["run"])}
     try:
+        params = read_params()
+        writers = {"data": (write_data, params["data"]), "experiment": (write_experiment, params["run"])}
         for kind in [arguments.kind] if arguments.kind else writers:
             write, names = writers[kind]
             if arguments.name and arguments.name not in names:

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from src.common.clock_metrics import is_clock_metric
 from src.common.errors import ConfigError, Failure
 from src.common.files import sha256_of
 from src.common.git import git, worktree, worktree_environment
 from src.common.paths import ROOT
 from src.common.run_folder import RunFolder
+from src.common.yaml_files import parse_yaml
 from src.configuration.composing import check, write_resolved
 from src.configuration.fingerprints import LOCK, stage_code
 from src.tracking.store import QUIET_AND_BOUNDED
@@ -61,7 +60,7 @@ def reproduce(run_id: str) -> bool:
         Path(client.download_artifacts(run_id, name)).read_text() if name in artifacts else ""
         for name in (CONFIG, PATCH)
     )
-    config = yaml.safe_load(config_text)
+    config = parse_yaml(config_text, CONFIG)
     _refuse(run, config, patch)
     for note in _machine_differences(tags):
         print(f"note: {note}", flush=True)

@@ -18,13 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from src.common.console import console
 from src.common.dvc_stage import is_dvc_stage
 from src.common.garbage import collector_paused
 from src.common.hardware import keep_freed_memory, release_freed_memory
 from src.common.run_folder import RunFolder
+from src.common.yaml_files import dump_yaml
 from src.configuration.command import main
 from src.configuration.composing import write_resolved
 from src.configuration.schema import Config
@@ -74,7 +73,7 @@ def train(config: Config) -> None:
         lock_folder(folder.lock, f"another run into {config.output}"),
         Tracker.resume(work.journal, info) as tracker,
     ):
-        tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
+        tracker.log_text(dump_yaml(config.plain()), CONFIG)
         if patch := dirty_patch():
             tracker.log_text(patch, PATCH)
         _, task = tasks.of(config)

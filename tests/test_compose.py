@@ -15,6 +15,7 @@ from src import compose as stage
 from src.common.errors import ConfigError
 from src.common.paths import ROOT
 from src.compose import compose_data, compose_experiment
+from src.configuration import params as params_file
 from src.configuration.composing import compose, overrides_of
 
 PARAMS: dict[str, Any] = {
@@ -176,6 +177,7 @@ def test_every_experiment_runs_under_dvc_with_two_lines_in_params(name: str) -> 
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a params.yaml in which the command runs."""
     monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr(params_file, "PARAMS", tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     return tmp_path
 
@@ -210,6 +212,48 @@ def test_a_data_file_excludes_the_loader(command: Path, monkeypatch: pytest.Monk
     assert content.keys() == {"defaults", "hydra", "profile", "data", "packing"}
     assert "loader" not in content["data"]
     assert content["data"]["val_fraction"] == 0.1
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1e-05", "0.00001"])
+def test_a_number_is_read_as_dvc_writes_it(number: str, command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command / "params.yaml").write_text(
+        yaml.safe_dump(params("imdb_lstm", overrides={"model": {"optimizer": {"lr": "NUMBER"}}})).replace(
+            "NUMBER", number
+        )
+    )
+    call(monkeypatch, "experiment", "imdb_lstm")
+    content = yaml.safe_load((command / "experiments" / "imdb_lstm" / "config.yaml").read_text())
+    assert content["model"]["optimizer"]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("profile: sample", "profil: sample", "profile: not given"),
+        ("overrides:", "overides:", "experiments.cifar10_resnet.overides: unknown key; allowed: overrides. Did you"),
+        (
+            "overrides:",
+            "overrides: [seed=1]\n    x:",
+            "experiments.cifar10_resnet.overrides: ['seed=1'] is not allowed",
+        ),
+        ("profile: sample", "profile: [", "is not valid YAML: "),
+    ],
+)
+def test_a_fault_in_params_is_refused_with_its_place(
+    old: str,
+    new: str,
+    line: str,
+    command: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = command / "params.yaml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch)
+    assert end.value.code == 2
+    assert f"configuration refused: params.yaml: {line}" in capsys.readouterr().err
+    assert [path.name for path in command.rglob("*")] == ["params.yaml"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("experiment", "mnist"), ("data", "mnist")])

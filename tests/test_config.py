@@ -15,7 +15,8 @@ import yaml
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
-from src.configuration.composing import check, compose, write_resolved
+from src.common.yaml_files import read_yaml
+from src.configuration.composing import check, compose, quoted, write_resolved
 from src.configuration.describing import conf_comments, keys_of
 from src.configuration.schema import Adam, Config, DataConfig, Fraction, Section, Step
 from src.configuration.targets import attribute_of, parameters_of, targets_in
@@ -434,6 +435,15 @@ def test_a_resolved_file_composes_to_the_same_configuration(name: str, tmp_path:
     assert changed.plain() == config.plain() | {"seed": 5}
     assert data.packing == config.packing
     assert not hasattr(data, "model")
+
+
+@pytest.mark.parametrize("text", ["1e5", "1e-05", "0o17", "yes", "null", "12:30:45", "a: é # b"])
+def test_a_text_that_looks_like_something_else_stays_a_text(text: str, tmp_path: Path) -> None:
+    config = composed(f"description={quoted(text)}")
+    write_resolved(tmp_path / "config.yaml", config.plain())
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert check(hydra.compose("config")).description == text
+    assert read_yaml(tmp_path / "config.yaml")["description"] == text
 
 
 # --- as commands ------------------------------------------------------------------------------------------------------

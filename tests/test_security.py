@@ -41,8 +41,10 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
                     yield "torch.load without weights_only=True"
                 case "np.load" | "numpy.load" if options.get("allow_pickle", "False") != "False":
                     yield "numpy.load with allow_pickle"
-                case "yaml.load" | "yaml.load_all" | "yaml.unsafe_load" | "yaml.full_load":
-                    yield "a YAML loader other than safe_load"
+                case "yaml.load" | "yaml.load_all" | "yaml.unsafe_load" | "yaml.full_load" | "yaml.safe_load":
+                    yield "a YAML reader other than read_yaml"
+                case "YAML" if options.get("typ") != "'safe'":
+                    yield "a YAML reader that constructs more than plain values"
             if options.get("shell", "False") != "False":
                 yield "a command through a shell"
 

@@ -14,11 +14,10 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-import yaml
-
 from src.common.errors import Failure
 from src.common.git import worktree
-from src.common.paths import CONF, ROOT
+from src.common.paths import CONF
+from src.configuration.params import read_params
 from verification.claims import Claim, experiment_claims, pipeline_claim
 
 VERDICTS = {True: "holds", False: "BROKEN", None: "-"}
@@ -52,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     all_hold = True
     try:
-        experiments = arguments.experiments or list(yaml.safe_load((ROOT / "params.yaml").read_text())["run"])
+        experiments = arguments.experiments or list(read_params()["run"])
         for claim in claims(experiments, arguments.pipeline):
             print(f"{claim.experiment:18} {claim.text:48} {VERDICTS[claim.holds]:7} {claim.detail}", flush=True)
             all_hold &= claim.holds is not False

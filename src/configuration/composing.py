@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
+from src.common.yaml_files import dump_yaml
 from src.configuration.declarations import (
     kind_of,
     load_kind,
@@ -39,6 +40,13 @@ def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
     return values[name]
 
 
+def _in_repository(path: str | None) -> str:
+    """The path from the repository's root; `--cfg` creates no folder, so there it is the one that a run would have."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return os.path.relpath(path or HydraConfig.get().run.dir, ROOT)
+
+
 def register_resolvers() -> None:
     """`${by_profile:{sample: 2, full: 12}}` picks by profile.
 
@@ -49,7 +57,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
     OmegaConf.register_new_resolver("keys", lambda *, _root_: describe_composed(_root_, check), replace=True)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("in_repository", lambda path: os.path.relpath(path, ROOT), replace=True)
+    OmegaConf.register_new_resolver("in_repository", _in_repository, replace=True)
 
 
 def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = Config) -> Any:
@@ -216,6 +224,4 @@ def write_resolved(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a resolved configuration that the stages can be called on: `-cp FOLDER -cn NAME`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = "# Resolved from conf/ (and params.yaml): change those, not this.\n"
-    path.write_text(
-        header + yaml.safe_dump(RESOLVED_HEAD | dict(content), sort_keys=False, allow_unicode=True, width=120)
-    )
+    path.write_text(header + dump_yaml(RESOLVED_HEAD | dict(content), allow_unicode=True, width=120), encoding="utf-8")

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from src.common.yaml_files import dump_yaml
 from src.reporting.plots import SAMPLE_NOTE
 from src.reporting.tables import markdown
 
@@ -66,7 +65,7 @@ def _data(card: Card) -> str:
 
 
 def _training(card: Card) -> str:
-    config = yaml.safe_dump(dict(card.config), sort_keys=False, allow_unicode=True)
+    config = dump_yaml(dict(card.config), allow_unicode=True)
     return (
         f"Seed {card.seed}, epochs: {card.epochs}.\n\n"
         f"<details><summary>The resolved configuration</summary>\n\n```yaml\n{config}```\n\n</details>"

@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.common.errors import ConfigError
 from src.common.identity import flattened
+from src.common.yaml_files import read_yaml
 from src.configuration.declarations import load_task, task_of
 from src.configuration.metrics import Direction, Metric, metric_logged_as
 from src.reporting.significance import PairedTest, Summary, paired_tests, summarize
@@ -157,7 +156,7 @@ def read_runs(folders: Sequence[Path]) -> Iterator[Run]:
 def read_run(folder: Path) -> Run | None:
     """A folder's run; None if there is none, or none that came to its end."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = read_yaml(folder / "config.yaml")
         trained = json.loads((folder / "train" / "metrics.json").read_text())
         time = (folder / "train" / "metrics.json").stat().st_mtime
         history = read_csv(folder / "train" / "history.csv")
@@ -177,7 +176,7 @@ def read_run(folder: Path) -> Run | None:
             history=history,
             time=time,
         )
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
 
 

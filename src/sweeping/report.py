@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.common.yaml_files import dump_yaml
 from src.configuration.composing import as_assignments, overrides_of
 from src.reporting import sweeps, tables
 from src.reporting.sweeps import Point
@@ -166,7 +166,7 @@ def _as_overrides_file(study: Study, trial: FrozenTrial) -> str:
         f"python -m src.adopt {config.name} PATH_OF_THIS_FILE; dvc repro",
     ]
     content = nested(_shared_assignments(study.overrides) | trial.user_attrs[OVERRIDES])
-    return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comments) + dump_yaml(content, allow_unicode=True)
 
 
 def _train_command(study: Study, trial: FrozenTrial) -> str:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from src import tasks
 from src.common.errors import Failure, Lost
+from src.common.yaml_files import dump_yaml
 from src.configuration.composing import write_resolved
 from src.configuration.schema import Config
 from src.data import packed
@@ -103,7 +103,7 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
         work.locked(),
         Tracker.resume(work.journal, info, sender=False) as tracker,
     ):
-        tracker.log_text(yaml.safe_dump(config.plain(), sort_keys=False), CONFIG)
+        tracker.log_text(dump_yaml(config.plain()), CONFIG)
         try:
             trained = training.fit(config, meta, work, tracker.log_metrics, [reporter])
             measurements = _measure(job.objectives, trained.model, config)
