@@ -37,7 +37,7 @@ def sweep(overrides: list[str]) -> None:
     experiments = [match[1] for override in overrides if (match := re.fullmatch(r"\+?experiment=(.+)", override))]
     if experiments and not any(override.startswith("sweep=") for override in overrides):
         overrides = [*overrides, f"sweep={experiments[-1]}"]
-    config: SweepConfig = check(compose_unchecked([*overrides, "output=."]), SweepConfig)
+    config: SweepConfig = check(compose_unchecked([*overrides, "output=."], SweepConfig), SweepConfig)
     trial_overrides = [override for override in overrides if not re.match(r"\+*sweep[.=]", override)]
     refuse(config, trial_overrides)
     if config.sweep.ray:

@@ -119,7 +119,7 @@ def _changed_keys() -> list[str]:
     values: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        values[key] = value
+        values[key] = value.strip("\"'")
     hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256")
     # MLflow's column shows the first twenty letters: single keys before whole groups.
     keys = sorted((key for key in values if key not in hidden), key=lambda key: "." not in key)

@@ -125,6 +125,30 @@ def test_by_profile_without_a_value_for_the_profile_is_refused() -> None:
     assert "no value for profile 'sample'; it has full" in message
 
 
+ODD = [
+    "a=b",
+    "a (1),b",
+    "ü/ß.tar",
+    "https://host/x?sig=A%2B&b=[1],{2}",
+    "1e5",
+    "'quoted'",
+    'a"b',
+    "~/x",
+    "a: b # c",
+    "null",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_or_a_path_needs_no_quotes_of_hydra_s(text: str) -> None:
+    config = composed(f"data.archive={text}")
+    assert config.data.archive == {"'quoted'": "quoted", "null": None}.get(text, text)
+
+
+def test_an_interpolation_in_a_path_is_resolved() -> None:
+    assert composed("data.archive=~/${seed}=(1)/${name}.tar", "seed=7").data.archive == "~/7=(1)/cifar10_resnet.tar"
+
+
 # --- sections that replace each other ---------------------------------------------------------------------------------
 
 

@@ -124,6 +124,11 @@ def test_a_run_that_cannot_work_is_refused_before_the_first_starts(
     assert (trained, list(tmp_path.iterdir())) == ([], [])
 
 
+def test_a_comma_separates_paths(multirun: Multirun, trained: list[Config]) -> None:
+    assert multirun("+experiment=mnist_mlp", "data.archive=a (1).tar,b=ü.tar") == 0
+    assert [config.data.archive for config in trained] == ["a (1).tar", "b=ü.tar"]
+
+
 def test_a_section_among_the_alternatives_replaces_the_experiment_s(multirun: Multirun, trained: list[Config]) -> None:
     optimizers = "model.optimizer={name: sgd, lr: 0.1},{name: adam, lr: 0.01}"
     assert multirun("+experiment=mnist_mlp", optimizers) == 0

@@ -1,4 +1,4 @@
-"""Reads and writes YAML in the one way that DVC, Hydra and this project agree on: scalars as in YAML 1.2."""
+"""Reads and writes the YAML that DVC shares: params.yaml and resolved configurations. Files in conf/ are Hydra's."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -28,8 +29,8 @@ from src.configuration.declarations import (
     task_of,
 )
 from src.configuration.describing import describe_composed
-from src.configuration.refusing import explain_fault, explain_hydra, listed
-from src.configuration.schema import Build, Config, Data, DataConfig
+from src.configuration.refusing import explain_fault, explain_hydra, listed, sections_in
+from src.configuration.schema import Build, Config, Data, DataConfig, Section
 from src.configuration.targets import schema_of
 
 
@@ -161,17 +162,46 @@ def quoted(value: Any) -> str:
     return json.dumps(value)
 
 
-def as_assignments(overrides: list[str]) -> list[str]:
+# Hydra's own keys whose values are paths.
+FOLDERS = frozenset({"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"})
+
+
+@functools.cache
+def _text_keys(schema: type[Section], prefix: str = "") -> frozenset[str]:
+    """The dotted keys of a schema whose values are texts, such as paths."""
+    keys = set()
+    for name, field in schema.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        if field.annotation in (str, str | None):
+            keys.add(key)
+        for section in sections_in(field.annotation):
+            keys |= _text_keys(section, f"{key}.")
+    return frozenset(keys)
+
+
+def _with_quoted_text(override: str, keys: frozenset[str], *, is_multirun: bool) -> str:
+    """Quotes the value of a key that holds a text, so that it may have any characters; with `-m` a comma separates."""
+    match = re.fullmatch(r"(\+*([\w.]+)=)(.+)", override, re.DOTALL)
+    if not match or match[2] not in keys:
+        return override
+    values = match[3].split(",") if is_multirun else [match[3]]
+    if match[3][0] in "\"'" or (is_multirun and re.fullmatch(r"(choice|glob|range|shuffle|sort)\(.*\)", match[3])):
+        return override
+    return match[1] + ",".join(value if value == "null" else quoted(value) for value in values)
+
+
+def as_assignments(overrides: list[str], schema: type[Section] = Config) -> list[str]:
     """Rewrites overrides so that Hydra does what they look like.
 
     `a.b=1` adds a missing key, so that the schema, which suggests the nearest name, refuses it instead of
     Hydra; `a.b={...}` replaces a section instead of merging into it, so that an optimizer can be exchanged;
     `+experiment=` is how Hydra's users know it, though the group stands in the defaults list so that `debug` comes
-    after it; `debug=null` drops it.
+    after it; `debug=null` drops it. A text or a path of `schema` needs no quotes of Hydra's.
     """
     assignments: list[str] = []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    for override in overrides:
+    keys, is_multirun = _text_keys(schema) | FOLDERS, not {"-m", "--multirun"}.isdisjoint(overrides)
+    for override in (_with_quoted_text(override, keys, is_multirun=is_multirun) for override in overrides):
         if re.match(r"[+~]*=", override):
             raise ConfigError(f"{override}: has no key before the =; write key=value")
         if re.fullmatch(r"\++(\w+)=null", override) and override.lstrip("+").partition("=")[0] in groups:
@@ -195,7 +225,7 @@ def compose(overrides: list[str]) -> Config:
     return check(compose_unchecked(overrides))
 
 
-def compose_unchecked(overrides: list[str]) -> DictConfig:
+def compose_unchecked(overrides: list[str], schema: type[Section] = Config) -> DictConfig:
     """Composes `conf/` with Hydra's overrides; interpolations are not resolved yet.
 
     Raises:
@@ -207,7 +237,7 @@ def compose_unchecked(overrides: list[str]) -> DictConfig:
     register_resolvers()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose("config", as_assignments(overrides))
+            return hydra.compose("config", as_assignments(overrides, schema))
     # OSError: a key that is too long; ValueError: Hydra's, of a group without an option
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(explain_hydra(error)) from None

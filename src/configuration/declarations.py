@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+
 from src.common.errors import ConfigError
 from src.common.paths import CONF, ROOT
-from src.common.yaml_files import read_yaml
 from src.configuration.metrics import Direction, Metric, monitors
 from src.configuration.refusing import listed, nearest
 from src.configuration.schema import Config, Evaluation, Loader
@@ -126,7 +127,7 @@ def _data_sets() -> Iterator[tuple[str, str | None]]:
 
 def _with_defaults(path: Path) -> dict[str, Any]:
     """A data set's file on top of those that its defaults list names."""
-    content: dict[str, Any] = read_yaml(path)
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
     for name in content.get("defaults", []):
         if isinstance(name, str) and name != "_self_":
             content = _with_defaults(path.with_name(f"{name}.yaml")) | content

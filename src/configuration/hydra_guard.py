@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.errors import ConfigError
-from src.common.yaml_files import read_yaml
 from src.configuration.targets import targets_in
 
 
@@ -41,5 +40,5 @@ def _refuse_foreign_code(section: Any) -> None:
         raise ConfigError("hydra.job.env_set: is not allowed: set environment variables in the shell")
     for key in ("hydra_logging", "job_logging"):
         built_in = Path(hydra.__file__).parent.glob(f"conf/hydra/{key}/*.yaml")
-        if not any(section[key] == read_yaml(path) for path in built_in):
+        if not any(section[key] == OmegaConf.load(path) for path in built_in):
             raise ConfigError(f"hydra.{key}: is not allowed: choose one of Hydra's own, as in hydra/{key}=default")
