@@ -231,6 +231,14 @@ def test_an_integer_is_a_valid_learning_rate() -> None:
                 "Did you mean 'alternating'?",
             ],
         ),
+        (
+            "trainer.limit_train_batches=1.0",
+            ["trainer.limit_train_batches: 1.0 is not allowed: 1 is one batch, and null"],
+        ),
+        (
+            "model.schedule={name: linear, warmup: 0.75, hold: 0.5}",
+            ["model.schedule.hold: 0.5 is not allowed: with a warmup of 0.75 at most 0.25 of the steps are left"],
+        ),
         ("profile=ful", ["profile=ful: unknown; allowed: full, sample. Did you mean 'full'?"]),
         ("trainer=gpuu", ["trainer=gpuu: unknown; allowed: cpu, ddp, gpu. Did you mean 'gpu'?"]),
         ("model=resnt18", ["model=resnt18: unknown; allowed: ", "Did you mean 'resnet18'?"]),
@@ -478,6 +486,10 @@ def test_a_text_that_looks_like_something_else_stays_a_text(text: str, tmp_path:
     [
         (["+experiment=cifar10_resnt"], "experiment=cifar10_resnt: unknown; allowed: "),
         (["+experiment=imdb_lstm", "model.optimizer.lr=-1"], "model.optimizer.lr: -1 is not allowed: "),
+        (
+            ["+experiment=imdb_lstm", "hydra.run.dir=params.yaml/x"],
+            "hydra.run.dir: params.yaml/x: cannot be made (Not a",
+        ),
     ],
 )
 def test_a_refused_run_exits_with_2_and_one_line_and_leaves_no_files(

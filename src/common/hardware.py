@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,5 +49,32 @@ def release_freed_memory() -> None:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: those it is bound to, or fewer by the quota of its container or job.
+
+    macOS has neither: there, all of the machine's.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([count, *map(math.ceil, _cpu_quotas(Path("/")))]))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas, in cores, of this process's control groups and of those around them (Linux; `root` is /)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, group = line.split(":", 2)
+        if number == "0":  # version 2
+            mount, files = root / "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            mount, files = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        path = Path(group)
+        for folder in (path, *path.parents):  # a container sees its own group as the mount itself
+            with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no quota
+                texts = [(mount / folder.relative_to("/") / name).read_text() for name in files]
+                quota, period = (int(number) for number in " ".join(texts).split())
+                if quota > 0:
+                    yield quota / period

@@ -24,7 +24,7 @@ from src.common.garbage import skip_collection_at_exit
 from src.common.paths import CONF
 from src.configuration.composing import as_assignments, check, register_resolvers
 from src.configuration.hydra_guard import guard_hydra
-from src.configuration.multirun import replace_sweeper
+from src.configuration.multirun import explain_folder, replace_sweeper
 from src.configuration.refusing import experiments, explain_hydra, refusal
 from src.configuration.schema import Config, DataConfig
 
@@ -75,8 +75,12 @@ def main(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors: `explain_hydra` words them
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+        started = False
+
         @functools.wraps(stage)  # Hydra takes a relative `-cp` as relative to the file of the wrapped function: src/
         def run(composed: DictConfig) -> None:
+            nonlocal started
+            started = True
             try:
                 config = checked(composed)
             except ConfigError as error:
@@ -102,6 +106,14 @@ def main(
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             restore_outputs()
             sys.exit(refusal(explain_hydra(error)))
+        except OSError as error:  # Hydra's, which makes the folder of a run
+            restore_outputs()
+            if started:
+                raise
+            if line := _explained(error):
+                console.error(f"{stage.__name__} failed: {line}")
+                sys.exit(1)
+            sys.exit(refusal(f"hydra.run.dir: {explain_folder(error)}"))
         except ConfigError as error:  # the guard's
             restore_outputs()
             sys.exit(refusal(str(error)))

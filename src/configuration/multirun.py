@@ -66,13 +66,16 @@ class _Sweeper:
             for number, job in enumerate(jobs, start=1):
                 console.print(f"run {number} of {len(jobs)}: {job.overrides}")
                 job.state = "interrupted"
-                failure = run_job(
-                    hydra_context=self.context,
-                    task_function=self.attempt,
-                    config=job.config,
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                ).return_value
+                try:
+                    failure = run_job(
+                        hydra_context=self.context,
+                        task_function=self.attempt,
+                        config=job.config,
+                        job_dir_key="hydra.sweep.dir",
+                        job_subdir_key="hydra.sweep.subdir",
+                    ).return_value
+                except OSError as error:  # `attempt` raises none
+                    failure = explain_folder(error)
                 job.state = f"failed: {failure}" if failure else "done"
                 if failure and not self.goes_on:
                     break
@@ -81,6 +84,14 @@ class _Sweeper:
                 console.print(line)
         if any(job.state != "done" for job in jobs):
             sys.exit(1)
+
+
+def explain_folder(error: OSError) -> str:
+    """One line for the folder of a run that cannot be made."""
+    path = str(error.filename)
+    return (
+        f"{path if len(path) < 200 else f'{path[:200]}...'}: cannot be made ({error.strerror}); choose another folder"
+    )
 
 
 def _compose(loader: Any, master: DictConfig, arguments: list[str]) -> list[Job]:

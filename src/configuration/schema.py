@@ -61,7 +61,16 @@ Layers = Annotated[PositiveInt, Field(description="layers on top of each other")
 
 Width = Annotated[PositiveInt, Field(description="channels of the first layer; the others have multiples of it")]
 
-Limit = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)]
+
+def _refuse_one(value: Any) -> Any:
+    """Refuses 1.0: whether one batch is meant or all of them, it does not say."""
+    if isinstance(value, float) and value == 1:
+        raise ValueError("1 is one batch, and null is all of them")
+    return value
+
+
+# Batches of an epoch, as a number or a fraction.
+Limit = Annotated[Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)], BeforeValidator(_refuse_one)]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -141,6 +150,13 @@ class Linear(Section):
     warmup: Fraction = Field(default=0.0, description="rise, as a fraction of all steps")
     hold: Fraction = Field(default=0.0, description="constant phase after it, as a fraction of all steps")
     final: Fraction = Field(default=0.0, description="learning rate at the end, as a fraction of lr")
+
+    @pydantic.field_validator("hold")
+    @classmethod
+    def _check_room(cls, hold: float, info: pydantic.ValidationInfo) -> float:
+        if (warmup := info.data.get("warmup", 0.0)) + hold > 1:
+            raise ValueError(f"with a warmup of {warmup} at most {1 - warmup:g} of the steps are left")
+        return hold
 
 
 class Cosine(Section):
@@ -277,7 +293,8 @@ class Trainer(Section):
         default=False, description="launch each training step as one CUDA graph; not for texts, nor with DDP"
     )
     threads: PositiveInt | None = Field(
-        default=None, description="CPU threads per process; null: all cores; another number gives other bits"
+        default=None,
+        description="CPU threads per process; null: all cores, or a container's quota; another number gives other bits",
     )
     deterministic: bool = Field(default=True, description="use deterministic algorithms only")
     benchmark: bool = Field(

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from src.common.hardware import cores
 from src.data.batching import generator
 
 # cuBLAS needs a fixed workspace for deterministic results; read when the first handle is made.
@@ -24,8 +25,9 @@ def fix(seed: int, threads: int | None) -> None:
     moments ran 2.5 times slower without), and deterministic mode does not fill memory that is about to be written.
     """
     torch.manual_seed(seed)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # torch counts the cores that the process is bound to, not those of a container's quota.
+    if threads or torch.get_num_threads() > cores():
+        torch.set_num_threads(threads or cores())
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 on a GPU as well; torch's default for matrices
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set on import
