@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarks.setting import Setting
 from benchmarks.table import Figure, Target, at_least
 from benchmarks.timing import paired, per_call
 from src import tasks
+from src.common.hardware import cores
 from src.data import packed
 from src.data.batching import batches
 from src.data.kinds import Inputs
@@ -58,8 +58,7 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
         graphs["ONNX Runtime, int8"] = int8 = setting.folder / f"{name}.int8.onnx"
         quantization.write_int8(path, inputs, few, int8)  # the speed does not depend on the ranges
     figures = []
-    cores = len(os.sched_getaffinity(0))
-    for threads in dict.fromkeys((1, cores)):
+    for threads in dict.fromkeys((1, cores())):
         for size in BATCHES:
             rounds = setting.rounds if size == 1 else min(LARGE_ROUNDS, setting.rounds)
             target = SPEED_UP.get(meta["kind"]) if size == 1 else None

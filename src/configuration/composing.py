@@ -31,7 +31,7 @@ from src.configuration.declarations import (
 from src.configuration.describing import describe_composed
 from src.configuration.refusing import explain_fault, explain_hydra, listed, sections_in
 from src.configuration.schema import Build, Config, Data, DataConfig, Section
-from src.configuration.targets import schema_of
+from src.configuration.targets import attribute_of, schema_of
 
 
 def _by_profile(values: Any, *, _root_: DictConfig) -> Any:
@@ -80,6 +80,7 @@ def check(composed: DictConfig | Mapping[str, Any], schema: type[DataConfig] = C
             refuse_monitor(checked)
             _refuse_unequal_shares(checked)
             _refuse_measured_algorithms(checked)
+            _refuse_accumulation(checked)
         return checked
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
@@ -124,6 +125,23 @@ def _refuse_measured_algorithms(config: Config) -> None:
     """
     if config.trainer.benchmark and config.trainer.deterministic:
         raise ConfigError("trainer.benchmark: true is not deterministic; set trainer.deterministic=false as well")
+
+
+def _refuse_accumulation(config: Config) -> None:
+    """Refuses to accumulate gradients where the model, or a CUDA graph, takes the optimizer's steps itself.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if config.trainer.accumulate_grad_batches == 1:
+        return
+    key = "trainer.accumulate_grad_batches"
+    if attribute_of(config.model.target, "automatic_optimization") is False:
+        raise ConfigError(
+            f"{key}: {config.model.target} takes its optimizers' steps itself; use data.loader.batch_size"
+        )
+    if config.trainer.cuda_graphs:
+        raise ConfigError(f"{key}: a CUDA graph takes an optimizer step each batch; set trainer.cuda_graphs=false")
 
 
 def _refuse_unequal_shares(config: Config) -> None:

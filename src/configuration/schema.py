@@ -301,6 +301,12 @@ class Trainer(Section):
         default=False, description="let cuDNN measure its algorithms and take the fastest; on a GPU, not deterministic"
     )
     max_epochs: PositiveInt = Field(description="epochs of training")
+    max_time: Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")] | None = Field(
+        default=None, description="DAYS:HH:MM:SS of training, after which the run ends and keeps its result; null: none"
+    )
+    accumulate_grad_batches: PositiveInt = Field(
+        default=1, description="batches whose gradients make one optimizer step; not for GANs, nor with cuda_graphs"
+    )
     gradient_clip: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
     validate_every: PositiveInt = Field(default=1, description="epochs from one validation to the next")
     log_every: PositiveInt = Field(default=50, description="steps from one point of the training loss to the next")

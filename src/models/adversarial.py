@@ -22,6 +22,8 @@ class Adversarial(Model):
     `gan=vanilla` is cross-entropy (with the non-saturating generator's loss), `lsgan` least squares (Mao et al., 2017).
     """
 
+    automatic_optimization = False  # composition reads it
+
     generator: nn.Module
     discriminator: nn.Module
 
@@ -29,7 +31,6 @@ class Adversarial(Model):
         self, *, optimizer: Optimizer, schedule: Schedule, gan: str, train: Sequence[str], val: Sequence[str]
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, train=train, val=val)
-        self.automatic_optimization = False
         self.gan = gan
 
     def judged(self, logits: Tensor, real: bool, smoothing: float = 0.0) -> Tensor:

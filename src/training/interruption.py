@@ -15,7 +15,7 @@ from src.common.signals import Interruption
 
 MAX_SAVING_SHARE = 0.02  # of the time
 EPOCH_SECONDS = 5.0  # since the last save, after which an epoch's end is saved
-AGREE_EVERY = 10  # batches, where several processes must agree whether to save
+AGREE_EVERY = 10  # optimizer steps, where several processes must agree whether to save
 CONTINUE, SAVE, STOP = range(3)  # the largest one that any process chooses is done by all
 
 
@@ -24,7 +24,7 @@ class WorkingCheckpoint(Checkpoint):
 
     An epoch's end is saved if `EPOCH_SECONDS` have passed: a GPU may need less for an epoch than a save takes. Both are
     stretched where saving takes long, so that it costs no more than `MAX_SAVING_SHARE` of the time; with `seconds` 0
-    every batch and every epoch is saved. Losses and weights that are NaN or infinite are never saved.
+    every optimizer step and every epoch is saved. Losses and weights that are NaN or infinite are never saved.
 
     Raises:
         Failure: the training loss or a weight is NaN or infinite.
@@ -49,7 +49,10 @@ class WorkingCheckpoint(Checkpoint):
             check_losses(trainer, pl_module)
         if trainer.is_last_batch:  # the epoch's end follows, after the validation
             return
-        if trainer.world_size > 1 and self.seconds and batch_idx % AGREE_EVERY:
+        steps, pending = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if pending:  # gradients that wait for the next step are not saved
+            return
+        if trainer.world_size > 1 and self.seconds and (steps - 1) % AGREE_EVERY:
             return
         action = max_over_ranks(trainer, self._action(self.seconds))
         if action >= SAVE:

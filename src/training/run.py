@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.trainer.states import TrainerStatus
 
 from src.common.console import console
 from src.common.errors import Failure
 from src.common.paths import ROOT
 from src.common.signals import Interruption
+from src.configuration import schema
 from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config
 from src.data import packed
@@ -102,10 +104,28 @@ def _fit(
             sys.exit(interruption.exit_code)
     if trainer.state.status != TrainerStatus.FINISHED:
         raise Failure(f"training ended early ({trainer.state.status}); the same command goes on with it")
+    if config.trainer.max_time and is_first:
+        _note_time_limit(trainer, history, config.trainer)
     optimizer_sha256 = sha256_of_state([optimizer.state_dict() for optimizer in trainer.optimizers])
     if config.trainer.keep == "best":
         _load_best(model, work)
     return Trained(model, history, optimizer_sha256)
+
+
+def _note_time_limit(trainer: Trainer, history: History, settings: schema.Trainer) -> None:
+    """Prints that `trainer.max_time` ended the training, if it did.
+
+    Raises:
+        Failure: it did so before the first epoch was validated.
+    """
+    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    if (timer.time_remaining() or 0) > 0:
+        return
+    if not history.rows:
+        raise Failure(f"trainer.max_time: {settings.max_time} is over before anything was trained; give it more")
+    console.print(
+        f"trainer.max_time: {settings.max_time} is over, in epoch {len(history.rows)} of {settings.max_epochs}"
+    )
 
 
 def _load_best(model: LightningModule, work: WorkFolder) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import Logger
 
 from src.common.errors import ConfigError
@@ -89,6 +89,8 @@ def build_trainer(
         *callbacks,
         *(_configured_callback(name, callback) for name, callback in settings.callbacks.items()),
     ]
+    if settings.max_time:
+        callbacks.append(Timer(settings.max_time, verbose=False))
     if settings.keep == "best":
         callbacks.append(
             ModelCheckpoint(
@@ -144,6 +146,7 @@ def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dic
     return {
         "accelerator": "gpu" if device_of(config).type == "cuda" else "cpu",
         "precision": "bf16-mixed" if uses_bf16(config) else "32-true",
+        "accumulate_grad_batches": config.accumulate_grad_batches,
         "gradient_clip_val": config.gradient_clip if model.automatic_optimization else None,
         "deterministic": config.deterministic,
         "benchmark": config.benchmark,
