@@ -122,3 +122,68 @@ def test_weights_that_are_not_finite_are_never_saved(tiny: Config, tmp_path: Pat
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["global_step"] == 5
     assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())
+
+
+# --- accumulated gradients, a limit of time ---------------------------------------------------------------------------
+
+
+class Steps(Callback):
+    """Counts the optimizer's steps and the schedule's, and ends the second epoch before a batch, as a kill does."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        self.killed_at = killed_at
+        self.counts = (0, 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 1 and batch_idx == self.killed_at:
+            raise Failure("killed")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+        self.counts = (trainer.global_step, schedule.last_epoch)
+
+
+@pytest.mark.parametrize("killed_at", [2, 3])
+def test_accumulated_gradients_make_a_step_and_are_resumed_to_the_same_bits(
+    killed_at: int, tiny: Config, tmp_path: Path
+) -> None:
+    """Three of an epoch's four batches make a step, the last one another; nothing is saved between two steps."""
+    config = with_trainer(tiny, accumulate_grad_batches=3, checkpoint_seconds=0.0)
+    steps = Steps()
+    uninterrupted, _ = train(config, tmp_path / "uninterrupted", steps)
+    assert steps.counts == (4, 4)
+    assert uninterrupted.history.rows[-1]["lr"] == train(tiny, tmp_path / "plain")[0].history.rows[-1]["lr"]
+    with pytest.raises(Failure, match="killed"):
+        train(config, tmp_path / "killed", Steps(killed_at))
+    resumed, _ = train(config, tmp_path / "killed", steps)
+    assert steps.counts == (4, 4)
+    assert resumed.optimizer_sha256 == uninterrupted.optimizer_sha256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=mnist_gan"], "src.models.gan.GAN takes its optimizers' steps itself; use data.loader.batch_size"),
+        (["experiment=mnist_mlp", "trainer=gpu"], "a CUDA graph takes an optimizer step each batch"),
+    ],
+)
+def test_gradients_are_not_accumulated_where_lightning_takes_no_step(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([*overrides, "output=out", "trainer.accumulate_grad_batches=2"])
+    assert str(refused.value).startswith(f"trainer.accumulate_grad_batches: {message}")
+
+
+def test_a_limit_of_time_ends_a_training_with_a_complete_result(
+    tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_trainer(tiny, max_epochs=100_000, max_time="00:00:00:01", keep="best")
+    trained, _ = train(config, tmp_path)
+    epochs = len(trained.history.rows)
+    assert 0 < epochs < 100_000
+    assert {"train_loss", "val_loss", "val_accuracy"} <= trained.history.rows[-1].keys()
+    assert f"trainer.max_time: 00:00:00:01 is over, in epoch {epochs} of 100000" in capsys.readouterr().out
+
+
+def test_a_limit_of_time_that_trains_nothing_is_named(tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"trainer\.max_time: 00:00:00:00 is over before anything was trained"):
+        train(with_trainer(tiny, max_time="00:00:00:00"), tmp_path)
