@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from src.common import hardware
+from src.common.paths import ROOT
 
 
 def write(path: Path, text: str) -> None:
@@ -49,3 +52,37 @@ def test_without_affinity_and_control_groups_all_cores_count(tmp_path: Path, mon
     assert list(hardware._cpu_quotas(tmp_path)) == []
     monkeypatch.setattr(hardware, "_cpu_quotas", lambda root: iter(()))
     assert hardware.cores() == 12
+
+
+LINUX_ONLY = (
+    "sched_getaffinity",
+    "sched_setaffinity",
+    "pidfd_open",
+    "memfd_create",
+    "posix_fadvise",
+    "eventfd",
+    "splice",
+)
+IMPORT_ALL = """
+import ctypes, importlib, os, pathlib, sys
+for name in sys.argv[1:]:
+    if hasattr(os, name):
+        delattr(os, name)
+for path in sorted(pathlib.Path("src").rglob("*.py")):
+    if path.name not in ("__init__.py", "preload.py", "on_ray.py"):
+        importlib.import_module(".".join(path.with_suffix("").parts))
+from src.common import hardware
+from src.common.paths import ROOT
+hardware.keep_freed_memory()
+print(hardware.cores())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_macos_lacks_is_not_needed_at_import() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *LINUX_ONLY], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.splitlines()[-1]) > 0
