@@ -43,7 +43,7 @@ def replace_sweeper(
     def instantiate(_: Plugins, *, hydra_context: Any, task_function: Any, config: DictConfig) -> _Sweeper:
         return _Sweeper(hydra_context, config, check, attempt, goes_on)
 
-    Plugins.instantiate_sweeper = instantiate
+    Plugins.instantiate_sweeper = instantiate  # type: ignore[method-assign, assignment]
 
 
 @dataclass
@@ -129,9 +129,8 @@ def _alternatives(override: Any) -> Iterator[str]:
     if not override.is_sweep_override():
         yield override.input_line
         return
-    key, values = override.get_key_element(), ()
-    if override.is_discrete_sweep():
-        values = list(override.sweep_string_iterator())
+    key = override.get_key_element()
+    values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     if not values:
         line = override.input_line.lstrip("+")
         raise ConfigError(f"{line}: names no values to run; write a list (1,2,3), range(1,4) or a glob that matches")
