@@ -118,7 +118,8 @@ def _note_time_limit(trainer: Trainer, history: History, settings: schema.Traine
     Raises:
         Failure: it did so before the first epoch was validated.
     """
-    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
     if (timer.time_remaining() or 0) > 0:
         return
     if not history.rows:
