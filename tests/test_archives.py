@@ -90,7 +90,7 @@ def zip_declaring(size: int) -> bytes:
 def refusal(tmp_path: Path) -> Callable[..., str]:
     """Reads bytes as an archive; returns the error message, one line that names the archive."""
 
-    def refusal(content: bytes, **limits: int) -> str:
+    def refusal(content: bytes, **limits: Any) -> str:
         path = tmp_path / "archive.tar.gz"
         path.write_bytes(content)
         with pytest.raises(SourceError) as error:
