@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from src.common.errors import ConfigError
+from src.common.files import write_text_atomically
 from src.common.yaml_files import read_yaml
 from src.compose import compose_experiment
 from src.configuration.params import PARAMS, read_params
@@ -43,7 +44,7 @@ def adopt(experiment: str, best: Path) -> None:
             section["overrides"] = merge(section.get("overrides") or {}, overrides)
         compose_experiment(read_params(), experiment)
     except BaseException:
-        PARAMS.write_text(original)
+        write_text_atomically(PARAMS, original)
         raise
 
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from src.common.errors import Failure
+from src.common.files import write_text_atomically
 from src.common.paths import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
@@ -49,7 +50,7 @@ def compare(names: list[str], metrics: list[str], csv: Path | None, page: Path |
     if csv:
         tables.write_csv(csv, list(comparison_page.rows(groups)))
     if page:
-        page.write_text(comparison_page.page(groups), encoding="utf-8")
+        write_text_atomically(page, comparison_page.page(groups))
 
 
 def main() -> None:

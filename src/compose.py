@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src.common.errors import ConfigError
+from src.common.files import write_text_atomically
 from src.common.paths import ROOT
 from src.common.yaml_files import dump_yaml
 from src.configuration.composing import compose, overrides_of, write_resolved
@@ -105,7 +106,7 @@ def write_data(params: Mapping[str, Any], name: str) -> None:
 def _write_code(path: Path, fingerprints: Mapping[str, str], **behind: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(fingerprints) | {key: dict(sorted(values.items())) for key, values in behind.items()}
-    path.write_text(CODE_HEADER + dump_yaml(content))
+    write_text_atomically(path, CODE_HEADER + dump_yaml(content))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.common.files import sha256_of
+from src.common.files import sha256_of, write_text_atomically
 from src.configuration.command import main
 from src.configuration.schema import Config
 
@@ -78,9 +78,9 @@ def export(config: Config) -> None:
             cost = quantization.cost(graph, int8, inputs, task.batches(model, val), task.int8_figures)
             signature |= {"int8_sha256": sha256_of(int8)}
         shutil.copyfile(config.folder / "train" / weights.NAME, building / weights.NAME)
-        (building / "signature.json").write_text(json.dumps(signature, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomically(building / "signature.json", json.dumps(signature, indent=1, ensure_ascii=False) + "\n")
         fields = _card(config, meta, task, signature, note["epochs"], difference, cost, building)
-        (building / "README.md").write_text(card.model_card(fields))
+        write_text_atomically(building / "README.md", card.model_card(fields))
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         print(f"largest difference to PyTorch on real inputs: {difference:.2e}", flush=True)
@@ -91,7 +91,8 @@ def export(config: Config) -> None:
         rows = onnx_export.latency(model, inputs, examples, graphs, config.export)
         table = tables.markdown(rows, list(rows[0]))
         # Times differ from run to run: this table stands beside DVC's outputs, not in them.
-        (config.folder / "latency.md").write_text(f"One thread, milliseconds a batch, this machine.\n\n{table}")
+        page = f"One thread, milliseconds a batch, this machine.\n\n{table}"
+        write_text_atomically(config.folder / "latency.md", page)
         print(table, flush=True)
         plots.latency(rows, config.folder / "latency.png", label=config.label, sample=config.sample)
         tracker.log_artifact(folder, "export")

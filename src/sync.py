@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from src.common.console import console
-from src.common.paths import ROOT
+from src.common.paths import WORK
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     ).parse_args()
     from src.tracking.tracker import send_unsent
 
-    report = send_unsent(ROOT / "experiments" / ".work")
+    report = send_unsent(WORK)
     for problem in report.problems:
         console.error(problem)
     console.print(f"{report.sent} records sent, {report.unsent} still unsent")

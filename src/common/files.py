@@ -1,4 +1,8 @@
-"""File digests, and atomic writes: a reader, or a crash, sees the old file or the new one, never half of it."""
+"""File digests, and atomic writes: a reader, or a crash, sees the old file or the new one, never half of it.
+
+A file that is replaced is a new inode: where the old one was a link into DVC's cache, or shared with it, the cache
+keeps its bytes. So every output is written by this module.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,15 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
         file.write(content)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content by a text in UTF-8, line ends unchanged.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    write_atomically(path, text.encode())
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yields a file that replaces `path` when the block succeeds, and is removed when it does not.
@@ -50,6 +63,9 @@ def replacing_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as `write_atomically`.
     """
+    if path.exists() and not path.is_file():  # a pipe or /dev/stdout, which a user may name, has nothing to replace
+        yield path
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src.common.errors import Failure
-from src.common.paths import ROOT
+from src.common.paths import ROOT, sqlite_address
 
 
 @contextlib.contextmanager
@@ -66,4 +66,4 @@ def git(
 def worktree_environment(folder: Path) -> dict[str, str]:
     """The environment of a command in a worktree: its own MLflow store, no DVC above it."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
-    return inherited | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'experiments' / 'mlflow.db'}"}
+    return inherited | {"MLFLOW_TRACKING_URI": sqlite_address(folder / "experiments" / "mlflow.db")}

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.common.errors import ConfigError
+from src.common.files import write_text_atomically
 from src.common.paths import CONF, ROOT
 from src.common.yaml_files import dump_yaml
 from src.configuration.declarations import (
@@ -272,4 +273,4 @@ def write_resolved(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a resolved configuration that the stages can be called on: `-cp FOLDER -cn NAME`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = "# Resolved from conf/ (and params.yaml): change those, not this.\n"
-    path.write_text(header + dump_yaml(RESOLVED_HEAD | dict(content), allow_unicode=True, width=120), encoding="utf-8")
+    write_text_atomically(path, header + dump_yaml(RESOLVED_HEAD | dict(content), allow_unicode=True, width=120))

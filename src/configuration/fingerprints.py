@@ -25,7 +25,7 @@ from typing import Any
 
 from src.common.files import sha256_of
 from src.common.identity import fingerprint
-from src.common.paths import ROOT
+from src.common.paths import ROOT, input_path
 from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config, DataConfig, plain
 from src.configuration.targets import attribute_of, targets_in
@@ -118,7 +118,7 @@ def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
 
 def _contents(archive: str) -> list[Any]:
     """What identifies the user's archive: a file's sha256; a folder's names, sizes and times; an address itself."""
-    path = Path(archive).expanduser()
+    path = input_path(archive)
     if path.is_file():
         return [sha256_of(path)]
     if path.is_dir():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.common.errors import Failure
-from src.common.files import sha256_of, write_atomically
+from src.common.files import sha256_of, write_atomically, write_text_atomically
 from src.configuration.declarations import load_kind
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Ma
     if packed.unused:
         origin["unused"] = dict(packed.unused)
     for name, content in (("meta.json", meta), ("origin.json", origin)):
-        (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text_atomically(folder / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return meta | origin
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.common.errors import Failure
+from src.common.files import write_atomically
 from src.configuration.schema import Export
 from src.data.batching import BatchSource
 from src.data.kinds import Feed, Inputs
@@ -85,7 +86,7 @@ def write(
     for node in exported.graph.node:
         node.doc_string = ""
     onnx.checker.check_model(exported)
-    path.write_bytes(exported.SerializeToString(deterministic=True))
+    write_atomically(path, exported.SerializeToString(deterministic=True))
 
 
 @contextlib.contextmanager

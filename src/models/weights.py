@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning import LightningModule
 
 from src.common.errors import Failure
-from src.common.files import sha256_of, write_atomically
+from src.common.files import sha256_of, write_atomically, write_text_atomically
 from src.configuration.schema import Build
 from src.models.base import Model
 
@@ -28,7 +28,7 @@ def save(model: LightningModule, folder: Path, **facts: Any) -> str:
     sha256 = sha256_of(folder / NAME)
     parameters = sum(p.numel() for p in model.parameters())
     note = {"sha256": sha256, "parameters": parameters} | facts
-    (folder / NOTE).write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
+    write_text_atomically(folder / NOTE, json.dumps(note, indent=1, sort_keys=True) + "\n")
     return sha256
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 import numpy as np
 
+from src.common.files import replacing
 from src.common.pictures import mosaic
 from src.configuration.metrics import SPLITS, Metric, metric_logged_as
 
@@ -88,7 +89,8 @@ def picture(path: Path | BinaryIO, headline: str, height: float, **title: Unpack
             figure.text(right, 1 - 0.2 / total, SAMPLE_NOTE, size=8, color=ORANGE, ha="right", va="top", bbox=badge)
         yield figure
         # Without the Software field the bytes do not change with matplotlib's version number.
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with replacing(path) as file:
+            figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def curves(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from src.common.files import write_text_atomically
 from src.reporting.plots import SAMPLE_NOTE, Title
 
 EXCERPT = 600  # characters of a text that a reader still reads
@@ -37,7 +39,7 @@ def _plain(value: Any) -> Any:
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Writes numbers, possibly nested, as JSON with sorted keys; a number that is not finite becomes null."""
     text = json.dumps(_plain(metrics), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_text_atomically(path, text + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -46,11 +48,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     A cell is empty where the row lacks the column, or where the number is not finite.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if columns:
-            writer.writeheader()
-        writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    if columns:
+        writer.writeheader()
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+    write_text_atomically(path, file.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
@@ -101,7 +104,7 @@ def text_mistakes(texts: Sequence[str], rows: Sequence[Mapping[str, Any]], path:
         blocks.append(f"> “{_escaped(_excerpt(text))}”")
     if not rows:
         blocks.append("None.")
-    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8", newline="\n")
+    write_text_atomically(path, "\n\n".join(blocks) + "\n")
 
 
 def _excerpt(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from src.common.errors import Failure
-from src.common.paths import ROOT
+from src.common.paths import WORK
 from src.common.signals import Interruption
 from src.data.preparing import prepared
 from src.sweeping import report
@@ -25,7 +25,7 @@ from src.sweeping.worker import Worker
 from src.tracking.folder_sender import FolderSender
 from src.tracking.tracker import DEFAULT_STORE, RunInfo, Tracker, resolve_store
 
-WORK = ROOT / "experiments" / ".work" / "sweeps"
+SWEEPS = WORK / "sweeps"
 POLL_S = 0.5  # after a signal at most this passes until it has an effect
 ASK_INTERVAL_S = 5.0  # while other processes train the last trials: one of them may die
 
@@ -38,7 +38,7 @@ def run(config: SweepConfig, overrides: Sequence[str]) -> None:
             failed.
         SystemExit: a signal stopped it; 143 or 130.
     """
-    folder, work = FOLDER / config.study, WORK / config.study
+    folder, work = FOLDER / config.study, SWEEPS / config.study
     folder.mkdir(parents=True, exist_ok=True)
     is_shared = config.sweep.storage is not None
     with (
@@ -140,7 +140,7 @@ class _Loop:
                 objectives=tuple(config.objectives),
                 prunes=config.sweep.pruner != "none",
                 parent=self.study.journal,
-                work=WORK / config.study / str(trial.number),
+                work=SWEEPS / config.study / str(trial.number),
             )
             self.sender.add(job.work)
             worker.assign(job)

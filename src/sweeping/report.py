@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from src.common.errors import Failure
+from src.common.files import write_text_atomically
 from src.common.paths import ROOT
 from src.common.yaml_files import dump_yaml
 from src.configuration.composing import as_assignments, overrides_of
@@ -96,7 +97,7 @@ def write(study: Study, tracker: Tracker) -> None:
     for trial in best:
         target = folder / BEST if trial.number == best[0].number else folder / "front" / f"{trial.number}.yaml"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(_as_overrides_file(study, trial))
+        write_text_atomically(target, _as_overrides_file(study, trial))
         tracker.log_artifact(target, "front" if target.parent != folder else None)
     values = dict(zip(config.objectives, best[0].values, strict=True))
     tracker.set_tags(

@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from src.common.errors import Failure
-from src.common.paths import ROOT
+from src.common.paths import ROOT, sqlite_address
 from src.sweeping.optuna_internals import stale_trial_ids, trial_id
 from src.sweeping.space import JOURNAL, Sweep
 
@@ -104,7 +104,7 @@ class _SQLite:
     lock: Lock = contextlib.nullcontext
 
     def __init__(self, folder: Path) -> None:
-        self.backend: BaseStorage = RDBStorage(f"sqlite:///{folder / DATABASE}")
+        self.backend: BaseStorage = RDBStorage(sqlite_address(folder / DATABASE))
 
     def record_heartbeat(self, trial_id: int) -> None:
         """No-op: a study with one process needs no heartbeat."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from src.common.files import write_atomically
-from src.common.paths import ROOT
+from src.common.paths import WORK
 
 # MLflow's own limits (mlflow.utils.validation); the tests compare them.
 MAX_PARAM_LENGTH = 6000
@@ -40,7 +40,7 @@ class State:
 
 def stage_journal(experiment: str, stage: str) -> Path:
     """The journal of a stage that joins the training's run: one for each process."""
-    return ROOT / "experiments" / ".work" / f"{experiment}-{stage}-{os.getpid()}.jsonl"
+    return WORK / f"{experiment}-{stage}-{os.getpid()}.jsonl"
 
 
 def create(journal: Path, header: Mapping[str, Any]) -> None:

@@ -7,10 +7,12 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
 from src.common.credentials import masked
+from src.common.paths import sqlite_address
 from src.tracking.journal import shorten
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def resolve_store(store: str | None, default: str) -> str:
     """
     store = store or os.environ.get("MLFLOW_TRACKING_URI") or default
     database = _sqlite_path(store)
-    return store if database is None else store.partition(":///")[0] + f":///{database}"
+    if database is None:
+        return store
+    return store.partition(":///")[0] + sqlite_address(database).removeprefix("sqlite") + _query(store)
 
 
 def connect(store: str) -> MlflowClient:
@@ -50,7 +54,7 @@ def connect(store: str) -> MlflowClient:
         if not database.exists():
             with tempfile.TemporaryDirectory(prefix=f"{database.name}.", dir=database.parent) as folder:
                 fresh = Path(folder, database.name)
-                MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+                MlflowClient(sqlite_address(fresh)).search_experiments(max_results=1)
                 fresh.replace(database)
         client = MlflowClient(store)
         client.search_experiments(max_results=1)
@@ -77,7 +81,13 @@ def experiment_id(client: MlflowClient, store: str, name: str) -> str:
 
 def _sqlite_path(store: str) -> Path | None:
     scheme, _, path = store.partition(":///")
-    return Path(path).absolute() if scheme.startswith("sqlite") else None
+    return Path(unquote(path.partition("?")[0])).absolute() if scheme.startswith("sqlite") else None
+
+
+def _query(store: str) -> str:
+    """SQLAlchemy's options at the end of a store's address, from the question mark on."""
+    _, mark, options = store.partition("?")
+    return mark + options
 
 
 def user_name() -> str:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from src.common.identity import flattened
-from src.common.paths import ROOT
+from src.common.paths import RECORD_ROOT, sqlite_address
 from src.common.retry import Backoff
 from src.tracking.journal import (
     MAX_PARAM_LENGTH,
@@ -58,7 +58,7 @@ CONFIG, PATCH = "config.yaml", "dirty.patch"  # artifacts
 DATA_TAG = "pipeline.data_sha256."  # followed by the split's name
 DESCRIPTION = "mlflow.note.content"  # MLflow shows it above a run
 
-DEFAULT_STORE = f"sqlite:///{ROOT / 'experiments' / 'mlflow.db'}"
+DEFAULT_STORE = sqlite_address(RECORD_ROOT / "experiments" / "mlflow.db")
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

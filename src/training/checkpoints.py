@@ -23,13 +23,12 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from src.common.console import console
 from src.common.errors import Failure
-from src.common.files import replacing, sha256_of, write_atomically
+from src.common.files import replacing, sha256_of, write_atomically, write_text_atomically
 from src.common.identity import described, differences, fingerprint
-from src.common.paths import ROOT
+from src.common.paths import WORK
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config, plain
 
-WORK = ROOT / "experiments" / ".work"
 LAST, NOTE = "last.ckpt", "run.json"
 
 
@@ -144,7 +143,7 @@ def lock_folder(folder: Path, what: str) -> Iterator[None]:
     except Timeout:
         raise Failure(f"{what} is under way already, by {_read(holder)}: wait for it, or stop it ({folder})") from None
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        write_text_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()

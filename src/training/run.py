@@ -17,7 +17,7 @@ from pytorch_lightning.trainer.states import TrainerStatus
 
 from src.common.console import console
 from src.common.errors import Failure
-from src.common.paths import ROOT
+from src.common.paths import ROOT, WORK
 from src.common.signals import Interruption
 from src.configuration import schema
 from src.configuration.declarations import monitor_direction
@@ -26,7 +26,7 @@ from src.data import packed
 from src.data.datamodule import PackedData
 from src.tracking.logger import LogMetrics, TrackerLogger
 from src.training import checkpoints, ranks
-from src.training.checkpoints import WORK, WorkFolder
+from src.training.checkpoints import WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, is_terminal
 from src.training.trainer import BEST, adapt, build_trainer, on_one_gpu, step_graphs, warm_up

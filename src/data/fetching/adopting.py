@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from src.common.files import replacing_path
+from src.common.paths import input_path
 from src.data.fetching.download import fetch
 from src.data.fetching.files import SourceError, disk_errors, expect_sha256, is_junk
 
@@ -27,7 +28,7 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", archive):
         return fetch([archive], destination, sha256=sha256, partial_dir=partial_dir)
-    path = Path(os.path.abspath(Path(archive).expanduser()))
+    path = Path(os.path.abspath(input_path(archive)))
     if not path.exists():
         raise SourceError(
             f"data.archive={archive}: nothing at {path} (working directory {Path.cwd()}): "

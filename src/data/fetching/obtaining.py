@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.common.errors import ConfigError
-from src.common.files import sha256_of
+from src.common.files import sha256_of, write_text_atomically
 from src.common.paths import ROOT
 from src.configuration.fingerprints import archive_fingerprint
 from src.configuration.schema import DataConfig
@@ -52,5 +52,5 @@ def obtain_archive(config: DataConfig) -> dict[str, Any]:
         "sha256": sha256,
         "fingerprint": archive_fingerprint(config),
     }
-    (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    write_text_atomically(folder / NOTE, json.dumps(note, indent=1) + "\n")
     return note
