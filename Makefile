@@ -80,5 +80,7 @@ lock: setup  ## both locks anew from pyproject.toml; versions that still fit are
 	$(COMPILE) --group setup -o requirements.lock
 	$(COMPILE) --group dev --extra cluster --constraint requirements.lock -o requirements-dev.lock
 
-clean:  ## removes what runs made outside DVC's outputs: direct runs, their data, unfinished work
+clean:  ## removes what runs made outside DVC's outputs: direct runs, their data, unfinished work; sends unsent records first
+	@if [ -z "$(FORCE)" ] && find experiments/.work -name '*.jsonl' 2> /dev/null | grep -q .; then \
+		python -m src.sync || { echo "make clean: nothing is removed: it would lose what MLflow has not got; FORCE=1 removes it"; exit 1; }; fi
 	rm -rf experiments/runs experiments/.work data/direct data/.partial

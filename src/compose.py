@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.common.credentials import masked
 from src.common.errors import ConfigError
 from src.common.files import write_text_atomically
 from src.common.paths import ROOT
@@ -67,7 +68,13 @@ def compose_data(params: Mapping[str, Any], name: str) -> Config:
     user = next((experiment for experiment, data in params["run"].items() if data == name), None)
     if user is None:
         raise ConfigError(f"data.{name}: no experiment that params.yaml runs uses it; remove the line")
-    return compose([f"experiment={user}", f"profile={params['profile']}", "output=.", *data_overrides(params, name)])
+    config = compose([f"experiment={user}", f"profile={params['profile']}", "output=.", *data_overrides(params, name)])
+    if (archive := config.data.archive or "") != masked(archive):
+        raise ConfigError(
+            f"data.{name}.archive: {archive} holds a credential that dvc.lock would keep: put a password into "
+            "~/.netrc, or download the archive and name its file"
+        )
+    return config
 
 
 def write_experiment(params: Mapping[str, Any], name: str) -> None:
@@ -78,7 +85,7 @@ def write_experiment(params: Mapping[str, Any], name: str) -> None:
     """
     config = compose_experiment(params, name)
     folder = ROOT / "experiments" / name
-    write_resolved(folder / "config.yaml", config.plain())
+    write_resolved(folder / "config.yaml", config.record())
     codes = {stage: stage_code(stage, config) for stage in ("train", "evaluate", "export")}
     _write_code(
         folder / "code.yaml",

@@ -139,7 +139,7 @@ def _card(
         counts={split: entry["examples"] for split, entry in meta["splits"].items()},
         source=meta["source"]["origin"],
         source_sha256=meta["source"]["sha256"],
-        config={key: value for key, value in config.plain().items() if key != "output"},
+        config={key: value for key, value in config.record().items() if key != "output"},
         seed=config.seed,
         epochs=epochs,
         metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},

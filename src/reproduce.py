@@ -26,7 +26,7 @@ from src.common.run_folder import RunFolder
 from src.common.yaml_files import parse_yaml
 from src.configuration.composing import check, write_resolved
 from src.configuration.fingerprints import LOCK, stage_code
-from src.tracking.store import QUIET_AND_BOUNDED
+from src.tracking.store import QUIET_AND_BOUNDED, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +49,7 @@ def reproduce(run_id: str) -> bool:
 
     from src.tracking.tracker import CONFIG, DEFAULT_STORE, PATCH, resolve_store
 
-    client = MlflowClient(resolve_store(None, DEFAULT_STORE))
+    client = connect(resolve_store(None, DEFAULT_STORE))
     try:
         run = client.get_run(run_id)
     except MlflowException as error:

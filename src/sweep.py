@@ -64,7 +64,7 @@ def main() -> None:
     try:
         sweep(parser.parse_args().overrides)
     except ConfigError as error:
-        sys.exit(refusal(masked(str(error))))
+        sys.exit(refusal(str(error)))
     except Failure as error:
         print(f"sweep failed: {masked(str(error))}", file=sys.stderr)
         sys.exit(1)

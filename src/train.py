@@ -73,7 +73,7 @@ def train(config: Config) -> None:
         lock_folder(folder.lock, f"another run into {config.output}"),
         Tracker.resume(work.journal, info) as tracker,
     ):
-        tracker.log_text(dump_yaml(config.plain()), CONFIG)
+        tracker.log_text(dump_yaml(config.record()), CONFIG)
         if patch := dirty_patch():
             tracker.log_text(patch, PATCH)
         _, task = tasks.of(config)
@@ -137,7 +137,7 @@ def _write(config: Config, folder: RunFolder, trained: Trained) -> str:
     from src.training.run import kept_row
 
     if not is_dvc_stage():  # there, it is compose's output
-        write_resolved(folder.config, config.plain())
+        write_resolved(folder.config, config.record())
     folder.train.mkdir(parents=True, exist_ok=True)
     rows = trained.history.rows
     kept = kept_row(config, rows)

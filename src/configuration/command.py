@@ -18,8 +18,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src.common.console import console
+from src.common.credentials import masked
 from src.common.dvc_stage import end_with_dvc, restore_outputs
 from src.common.errors import NO_ROOM, ConfigError, Failure
+from src.common.files import write_text_atomically
 from src.common.garbage import skip_collection_at_exit
 from src.common.paths import CONF
 from src.configuration.composing import as_assignments, check, register_resolvers
@@ -81,6 +83,7 @@ def main(
         def run(composed: DictConfig) -> None:
             nonlocal started
             started = True
+            _mask_hydra_files()
             try:
                 config = checked(composed)
             except ConfigError as error:
@@ -130,11 +133,23 @@ def main(
 def _explained(error: Exception) -> str | None:
     """One line for an error that needs no traceback, else None."""
     if isinstance(error, Failure):
-        return " ".join(str(error).splitlines())  # the name of a file may hold a line break
+        return masked(" ".join(str(error).splitlines()))  # the name of a file may hold a line break
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         remedy = "free some space and run the same command again"
         return f"no room to write {error.filename or 'its outputs'} ({error.strerror}): {remedy}"
     return None
+
+
+def _mask_hydra_files() -> None:
+    """Masks credentials in what Hydra wrote before the stage: the overrides and the configuration of this run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    output = Path(hydra.runtime.output_dir)
+    files = [*(output / hydra.output_subdir).glob("*.yaml")] if hydra.output_subdir else []
+    for path in (*files, output.parent / "multirun.yaml"):
+        if path.is_file() and (text := path.read_text()) != masked(text):
+            write_text_atomically(path, masked(text))
 
 
 def _remove_run_folder() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from src.common.credentials import masked
 from src.common.paths import CONF
 from src.configuration.schema import Section
 
@@ -14,7 +15,7 @@ from src.configuration.schema import Section
 def refusal(lines: str) -> int:
     """Prints the faults, one a line; returns the exit code."""
     for line in lines.splitlines():
-        print(f"configuration refused: {line}", file=sys.stderr)
+        print(f"configuration refused: {masked(line)}", file=sys.stderr)
     return 2
 
 

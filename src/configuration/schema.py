@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from src.common.credentials import masked_values
 from src.common.errors import ConfigError
 from src.common.hardware import cores
 from src.common.paths import ROOT
@@ -444,8 +445,13 @@ class Config(DataConfig):
         return self.data.loader
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as nested dicts, for YAML and MLflow."""
+        """The configuration as nested dicts."""
         return plain(self)
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as it is written and sent, for YAML and MLflow: credentials in addresses are masked."""
+        masked: dict[str, Any] = masked_values(self.plain())
+        return masked
 
 
 def plain(value: Any) -> Any:

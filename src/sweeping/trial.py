@@ -103,7 +103,7 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
         work.locked(),
         Tracker.resume(work.journal, info, sender=False) as tracker,
     ):
-        tracker.log_text(dump_yaml(config.plain()), CONFIG)
+        tracker.log_text(dump_yaml(config.record()), CONFIG)
         try:
             trained = training.fit(config, meta, work, tracker.log_metrics, [reporter])
             measurements = _measure(job.objectives, trained.model, config)
@@ -166,6 +166,6 @@ def _write(config: Config, rows: Sequence[Mapping[str, float]], metrics: Mapping
     """Writes the files of a direct run, except for weights and pictures."""
     folder = config.folder / "train"
     folder.mkdir(parents=True, exist_ok=True)
-    write_resolved(config.folder / "config.yaml", config.plain())
+    write_resolved(config.folder / "config.yaml", config.record())
     tables.write_csv(folder / "history.csv", rows)
     tables.write_metrics(folder / "metrics.json", {"profile": config.profile.name, **metrics})

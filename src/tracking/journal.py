@@ -6,11 +6,13 @@ line; nothing else can be lost. Names and texts are stored in the form that MLfl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import posixpath
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -128,9 +130,13 @@ def save_state(journal: Path, state: State) -> None:
 
 
 def remove(journal: Path) -> None:
-    """Removes the journal and the files beside it."""
+    """Removes the journal and the files beside it, and the folder of the run if nothing else is in it."""
     for path in (journal, state_path(journal), lock_path(journal)):
         path.unlink(missing_ok=True)
+    shutil.rmtree(artifacts_folder(journal), ignore_errors=True)
+    if journal.parent != WORK:
+        with contextlib.suppress(OSError):
+            journal.parent.rmdir()
 
 
 def state_path(journal: Path) -> Path:
@@ -141,6 +147,11 @@ def state_path(journal: Path) -> Path:
 def lock_path(journal: Path) -> Path:
     """The lock file of a journal that is being sent."""
     return journal.with_name(journal.name + ".lock")
+
+
+def artifacts_folder(journal: Path) -> Path:
+    """The folder of copies of artifacts whose originals may be gone before they are sent."""
+    return journal.with_name(journal.name + ".artifacts")
 
 
 @functools.lru_cache(maxsize=4096)

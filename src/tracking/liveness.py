@@ -32,12 +32,12 @@ def close_dead_runs(client: MlflowClient) -> None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     candidates = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{own_tags[HOST_TAG]}'"
     for run in client.search_runs(experiments, candidates):
-        if _is_certainly_dead(run.data.tags, own_tags):
+        if is_certainly_dead(run.data.tags, own_tags):
             client.set_tag(run.info.run_id, FAILURE_TAG, "the process ended without a word (killed, or power was lost)")
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _is_certainly_dead(tags: Mapping[str, str], own_tags: Mapping[str, str]) -> bool:
+def is_certainly_dead(tags: Mapping[str, str], own_tags: Mapping[str, str]) -> bool:
     """Whether the process of `tags` has ended, as far as this process, of `own_tags`, can see."""
     try:
         if (tags[HOST_TAG], tags[MACHINE_TAG]) != (own_tags[HOST_TAG], own_tags[MACHINE_TAG]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import platform
 import re
 import shutil
@@ -16,11 +17,14 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from src.common.credentials import masked
 from src.common.errors import Failure
 from src.common.files import sha256_of
 from src.common.git import git
 from src.common.hardware import cores
 from src.common.paths import ROOT
+
+log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 PACKAGES = ("torch", "torchvision", "pytorch-lightning")
@@ -29,6 +33,10 @@ ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # A git that hangs (a network file system, a credential prompt) must not hold a training up.
 GIT_TIMEOUT_S = 5.0
 PATCH_FILE_BYTES = 1_000_000
+# What a run can depend on. Of untracked files only those of these kinds: a .env or a key beside the code is left out.
+PATCH_PATHS = ("src", "conf", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock")
+PATCH_SUFFIXES = (".py", ".yaml", ".yml", ".toml", ".lock")
+_SECRET_NAME = re.compile(r"(?i)secret|credential|passw|token")
 LEFT_OUT = "# left out: "
 
 
@@ -59,14 +67,17 @@ def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path
 def dirty_patch(root: Path = ROOT) -> str:
     """The difference to the commit, as a patch that `git apply` takes; empty when there is none, or no git.
 
-    Untracked files are part of it; of those over `PATCH_FILE_BYTES` a leading line "# left out: NAME" alone.
+    It holds the files that a run can depend on. Untracked files are part of it, except for those that git ignores or
+    that look like secrets; of those over `PATCH_FILE_BYTES` a leading line "# left out: NAME" alone. Credentials in
+    addresses are masked, except in Python.
     """
 
     def run(*arguments: str, index: Path | None = None) -> str:
         return git(*arguments, cwd=root, index=index, timeout_s=GIT_TIMEOUT_S)
 
     with contextlib.suppress(Failure), tempfile.TemporaryDirectory() as folder:
-        untracked = run("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+        listed = run("ls-files", "--others", "--exclude-standard", "-z", "--", *PATCH_PATHS).split("\0")[:-1]
+        untracked = [name for name in listed if _is_code_or_configuration(Path(name))]
         small = [name for name in untracked if (root / name).lstat().st_size <= PATCH_FILE_BYTES]
         # On a copy of the index, so that the repository's own stays as it is; with its time, since git re-reads files
         # that were changed in the second in which the index was written.
@@ -76,15 +87,28 @@ def dirty_patch(root: Path = ROOT) -> str:
         if small:
             run("add", "--intent-to-add", "--", *small, index=index)
         notes = "".join(f"{LEFT_OUT}{name}\n" for name in untracked if name not in small)
-        return notes + run("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=index)
+        patch = run("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", "--", *PATCH_PATHS, index=index)
+        sections = re.split(r"(?m)^(?=diff --git )", patch)
+        is_python = re.compile(r"diff --git .*\.py\n")
+        return notes + "".join(text if is_python.match(text) else masked(text) for text in sections)
     return ""
+
+
+def _is_code_or_configuration(path: Path) -> bool:
+    """Whether an untracked file is recorded; the name of a Python file may hold "token"."""
+    return path.suffix == ".py" or (path.suffix in PATCH_SUFFIXES and not _SECRET_NAME.search(path.name))
 
 
 def _git_state(root: Path) -> tuple[str, str]:
     """The commit's hash, and "true" or "false" for uncommitted changes, untracked files included."""
     try:
         status = git("status", "--porcelain=v2", "--branch", cwd=root, timeout_s=GIT_TIMEOUT_S)
-    except Failure:
+    except Failure as error:
+        if (root / ".git").exists():
+            dubious = "dubious ownership" in str(error)
+            remedy = f"git config --global --add safe.directory {root}" if dubious else "check `git status`"
+            reason = "the folder belongs to another user" if dubious else str(error)
+            log.warning("the run's commit and changes are not recorded (%s): %s", reason, remedy)
         return UNKNOWN, UNKNOWN
     commit = re.search(r"^# branch\.oid ([0-9a-f]+)$", status, re.MULTILINE)
     is_dirty = any(not line.startswith("#") for line in status.splitlines())

@@ -25,7 +25,7 @@ def run_tags(config: Config, meta: Mapping[str, Any], *, fingerprint: str, threa
 
 def run_parameters(config: Config) -> dict[str, Any]:
     """The parameters of a run: all but the output folder, by which any two runs would differ."""
-    return {key: value for key, value in config.plain().items() if key != "output"}
+    return {key: value for key, value in config.record().items() if key != "output"}
 
 
 def run_description(config: Config) -> str:

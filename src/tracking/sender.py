@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from src.tracking.journal import State, load_state, lock_path, read_header, records, remove, save_state, shorten
 from src.tracking.liveness import close_dead_runs
-from src.tracking.store import QUIET_AND_BOUNDED, connect, experiment_id, one_line, user_name
+from src.tracking.store import QUIET_AND_BOUNDED, connect, experiment_id, one_line, restore_experiment, user_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +82,12 @@ class JournalSender:
         try:
             self._send_from(header, state)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state.run_id is None:
+            if state.run_id is None:
+                raise
+            if error.error_code == REFUSED and self._connection and self._restore(self._connection, state.run_id):
+                self._send_from(header, load_state(self.journal) or state)
+                return
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self._send_from(header, fresh)  # the store was made anew, or the run purged from it: the journal has it all
 
@@ -93,18 +98,33 @@ class JournalSender:
         if run_id is None:
             with self._run_lock():
                 run_id, joined = self._open_run(client, header)
+        elif connecting:
+            self._restore(client, run_id)
         record: Mapping[str, Any] = {}
         for end, record in _merge_metrics(records(self.journal, state.sent)):
             self._send(client, run_id, joined, record)
             save_state(self.journal, replace(state, run_id=run_id, joined=joined, sent=end))
         if connecting:  # after this run's own process tags are in place
             close_dead_runs(client)
-        if record.get("status") == "FINISHED" and read_header(self.journal) == header:
+        # A stage's journal is not resumed, however the stage ended.
+        is_over = record.get("status") == "FINISHED" or ("status" in record and header["joins"])
+        if is_over and read_header(self.journal) == header:
             remove(self.journal)
+
+    def _restore(self, client: MlflowClient, run_id: str) -> bool:
+        """Restores a run that was deleted on MLflow's page while it goes on here; whether it was deleted."""
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage != "deleted":
+            return False
+        restore_experiment(client, client.get_experiment(run.info.experiment_id), self.problems)
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            client.restore_run(run_id)
+            self.problems.append(f"the run {run.info.run_name} was deleted in MLflow: restored, since it goes on")
+        return True
 
     def _open_run(self, client: MlflowClient, header: Mapping[str, Any]) -> tuple[str, bool]:
         """Finds or creates the journal's run; returns its id and whether it belongs to another journal."""
-        experiment = experiment_id(client, self.store, header["experiment"])
+        experiment = experiment_id(client, self.store, header["experiment"], self.problems)
         own_runs = client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{header['journal']}'", max_results=1)
         if own_runs:
             return own_runs[0].info.run_id, False
@@ -177,6 +197,9 @@ class JournalSender:
         except MlflowException as error:
             if error.error_code != REFUSED:
                 raise
+            if self._restore(client, run_id):
+                self._log_batch(client, run_id, **entities)
+                return
             ((kind, items),) = entities.items()
             for item in items:
                 one: dict[str, Any] = {kind: [item]}

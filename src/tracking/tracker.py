@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from src.common.identity import flattened
-from src.common.paths import RECORD_ROOT, sqlite_address
+from src.common.paths import RECORD_ROOT, ROOT, sqlite_address
 from src.common.retry import Backoff
 from src.tracking.journal import (
     MAX_PARAM_LENGTH,
     append,
+    artifacts_folder,
     clean_name,
     clean_tags,
     count_unsent,
@@ -30,9 +32,10 @@ from src.tracking.journal import (
     now,
     read_header,
     records,
+    remove,
     shorten,
 )
-from src.tracking.liveness import FAILURE_TAG, process_tags
+from src.tracking.liveness import FAILURE_TAG, is_certainly_dead, process_tags
 from src.tracking.sender import MODEL_TAG, STATE_TAG, JournalSender
 from src.tracking.store import one_line, resolve_store
 
@@ -118,6 +121,7 @@ class Tracker:
         self._closed = threading.Event()
         self._warnings: set[str] = set()
         self._has_sender = False
+        self._copies = 0
         self._sender = JournalSender(journal, store)
         # A daemon: whatever MLflow does, it cannot hold up the end of the process.
         self._thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
@@ -224,8 +228,11 @@ class Tracker:
         self._append({"tags": clean_tags(tags)})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Sends a file or a folder, into the run's artifact folder `folder`; it is read when it is sent, not now."""
-        self._append({"artifact": str(path.resolve()), "folder": folder})
+        """Sends a file or a folder, into the run's artifact folder `folder`; it is read when it is sent, not now.
+
+        In a temporary copy of DVC's, which is deleted after the run, a copy of it is sent.
+        """
+        self._append({"artifact": str(self._lasting(path)), "folder": folder})
 
     def log_text(self, text: str, name: str) -> None:
         """Sends `text` as the artifact `name`."""
@@ -268,6 +275,19 @@ class Tracker:
             self.set_tags({FAILURE_TAG: one_line(error)})
             self.finish("FAILED")
 
+    def _lasting(self, path: Path) -> Path:
+        """The path, or a copy beside the journal where the repository is a temporary one."""
+        if RECORD_ROOT == ROOT:
+            return path.resolve()
+        self._copies += 1
+        copy = artifacts_folder(self.journal) / str(self._copies) / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, copy, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, copy)
+        return copy
+
     def _append(self, record: Mapping[str, Any]) -> None:
         try:
             append(self._file, record)
@@ -298,6 +318,12 @@ class Tracker:
             log.warning(message)
 
 
+def _remove_orphan(journal: Path, header: Mapping[str, Any]) -> None:
+    """Removes a stage's journal that was sent completely, if its process is dead: no later call goes on with it."""
+    if header["joins"] and is_certainly_dead(header["process"], process_tags()):
+        remove(journal)
+
+
 def send_unsent(folder: Path, store: str | None = None) -> Report:
     """Sends what the journals under `folder` still hold, oldest run first, and closes the runs of dead processes.
 
@@ -308,6 +334,7 @@ def send_unsent(folder: Path, store: str | None = None) -> Report:
     problems: list[str] = []
     for _, journal, header in sorted(journals, key=lambda entry: entry[0]):
         if not (before := count_unsent(journal)):
+            _remove_orphan(journal, header)
             continue
         sender = JournalSender(journal, resolve_store(store, header["store"]))
         sender.send()
@@ -315,6 +342,8 @@ def send_unsent(folder: Path, store: str | None = None) -> Report:
         if sender.failure:
             problems.append(f"{journal}: {sender.failure}")
         after = count_unsent(journal)
+        if not after:
+            _remove_orphan(journal, header)
         sent += before - after
         unsent += after
     return Report(sent, unsent, tuple(problems))

@@ -130,23 +130,40 @@ def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, what: str) -> Iterator[None]:
-    """Locks a folder against other processes; its file `holder` names this one.
+    """Locks a folder against other processes; its file `holder` names this one. An empty folder is removed at the end.
 
     Raises:
         Failure: another process has locked it: `what` is under way.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / "holder"
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, folder)
     except Timeout:
         raise Failure(f"{what} is under way already, by {_read(holder)}: wait for it, or stop it ({folder})") from None
     try:
         write_text_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        lock.release()
+        holder.unlink(missing_ok=True)
+        _remove_lock(lock, folder)
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    """Acquires the lock in a folder, which is made; its last holder may be removing it just then."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock.acquire(timeout=0)
+            return
+
+
+def _remove_lock(lock: FileLock, folder: Path) -> None:
+    """Releases the lock and removes its file, while it is held: whoever has opened it sees that it is gone."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+    with contextlib.suppress(OSError):  # the folder is not empty
+        folder.rmdir()
 
 
 class WorkFolder:
@@ -198,14 +215,19 @@ class WorkFolder:
             last = folder / LAST
             if folder == self.path or _note(folder).get("experiment") != self.experiment or not is_intact(last):
                 continue
-            with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            with contextlib.suppress(Timeout):
+                lock = FileLock(folder / "lock")
+                lock.acquire(timeout=0)
                 runs.append((last.stat().st_mtime, folder))
+                _remove_lock(lock, folder)
         return max(runs)[1] if runs else None
 
     def remove_checkpoints(self) -> None:
         """Removes what only a resume needs, of a complete run. An unsent journal stays."""
         for path in (*self.path.glob("*.ckpt*"), self.path / NOTE):
             path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an unsent journal is in it
+            self.path.rmdir()
 
 
 def _note(folder: Path) -> dict[str, Any]:
