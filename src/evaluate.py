@@ -24,6 +24,7 @@ def evaluate(config: Config) -> None:
     from src.models import weights
     from src.reporting import plots, tables
     from src.tracking.journal import stage_journal
+    from src.tracking.run_facts import run_datasets
     from src.tracking.tracker import RunInfo, Tracker
     from src.training import determinism
 
@@ -37,7 +38,9 @@ def evaluate(config: Config) -> None:
     # Joined first, so that MLflow's import overlaps with the work.
     sha256 = weights.read_note(config.folder / "train")["sha256"]
     journal = stage_journal(config.name, "evaluate")
-    with Tracker.join(journal, RunInfo(config.name, config.run_name), sha256) as tracker:
+    info = RunInfo(config.name, config.run_name, is_tracked=config.tracking)
+    with Tracker.join(journal, info, sha256) as tracker:
+        tracker.log_datasets(run_datasets(config, meta, "test"))
         evaluated = task.evaluate(model, test, config, meta, folder)
         metrics = evaluated.metrics
         tables.write_csv(config.folder / "confusion.csv", evaluated.pairs)

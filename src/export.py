@@ -46,7 +46,9 @@ def export(config: Config) -> None:
     model = weights.load(config.model, meta, config.folder / "train")
     note = weights.read_note(config.folder / "train")
     journal = stage_journal(config.name, "export")
-    with Tracker.join(journal, RunInfo(config.name, config.run_name), note["sha256"]) as tracker:
+    with Tracker.join(
+        journal, RunInfo(config.name, config.run_name, is_tracked=config.tracking), note["sha256"]
+    ) as tracker:
         name, task = tasks.of(config)
         inputs = task.inputs(meta["kind"])
 
@@ -98,6 +100,8 @@ def export(config: Config) -> None:
         tracker.log_artifact(folder, "export")
         tracker.log_artifact(config.folder / "latency.md", "export")
         tracker.log_artifact(config.folder / "latency.png", "plots")
+        example = inputs.trimmed(*(value[:1] for value in examples[0]))
+        tracker.log_model(folder / graph.name, config.name, onnx_export.feed(inputs, example))
         tracker.log_metrics({"onnx_largest_difference": difference} | cost, step=0)
         times = [(row["batch"], key, row[key]) for row in rows for key in row if key.endswith("_ms")]
         tracker.log_metrics({f"{key}_batch{size}": value for size, key, value in times}, step=0)
@@ -139,7 +143,7 @@ def _card(
         counts={split: entry["examples"] for split, entry in meta["splits"].items()},
         source=meta["source"]["origin"],
         source_sha256=meta["source"]["sha256"],
-        config={key: value for key, value in config.record().items() if key != "output"},
+        config=config.settings(),
         seed=config.seed,
         epochs=epochs,
         metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},

@@ -50,7 +50,7 @@ def train(config: Config) -> None:
         from src.data import packed
         from src.data.preparing import prepared
         from src.tracking.provenance import dirty_patch
-        from src.tracking.run_facts import run_description, run_parameters, run_tags
+        from src.tracking.run_facts import run_datasets, run_description, run_parameters, run_tags
         from src.tracking.tracker import CONFIG, PATCH, RunInfo, Tracker
         from src.training import determinism, run
         from src.training.checkpoints import lock_folder
@@ -67,6 +67,7 @@ def train(config: Config) -> None:
         params=run_parameters(config),
         tags=run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()),
         description=run_description(config),
+        is_tracked=config.tracking,
     )
     with (
         work.locked(),
@@ -74,6 +75,8 @@ def train(config: Config) -> None:
         Tracker.resume(work.journal, info) as tracker,
     ):
         tracker.log_text(dump_yaml(config.record()), CONFIG)
+        tracker.log_datasets(run_datasets(config, meta, "train", "val"))
+        tracker.sample_system()
         if patch := dirty_patch():
             tracker.log_text(patch, PATCH)
         _, task = tasks.of(config)

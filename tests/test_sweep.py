@@ -171,6 +171,7 @@ def test_a_run_s_name_says_what_the_command_line_changed_in_short(clone: Path, r
     small = (
         "+experiment=cifar10_resnet",
         "debug=fast",
+        "tracking=true",
         "model.label_smoothing=0.123456789",
         "data.sha256=null",
         "seed=3",

@@ -22,8 +22,12 @@ WORK = RECORD_ROOT / "experiments" / ".work"  # unfinished runs and unsent journ
 
 
 def sqlite_address(database: Path) -> str:
-    """The SQLAlchemy URL of an SQLite file, whatever characters its folders' names have."""
-    return "sqlite:///" + str(database).replace("%", "%25").replace("?", "%3F")
+    """The SQLAlchemy URL of an SQLite file, whatever characters its folders' names have.
+
+    With the driver's name where characters are escaped: MLflow (3.17) makes the folders of `sqlite:///` unescaped.
+    """
+    escaped = str(database).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite{'' if escaped == str(database) else '+pysqlite'}:///{escaped}"
 
 
 def input_path(name: str) -> Path:

@@ -197,6 +197,8 @@ Optimizer = _one_of(SGD, Muon, Adam, AdamW)
 
 Schedule = _one_of(Constant, Linear, Cosine, Step)
 
+RECORD_KEYS = ("output", "tags", "tracking")  # keys of a configuration on which no result depends
+
 STEPS = "steps"  # the value of a schedule's key that stands for the run's number of optimizer steps
 
 
@@ -416,6 +418,10 @@ class Config(DataConfig):
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
     output: str = Field(description="folder of the run, relative to the repository")
+    tags: dict[str, str | int | float | bool] = Field(
+        default={}, description="tags of the run in MLflow, e.g. +tags.purpose=baseline; they change no result"
+    )
+    tracking: bool = Field(default=True, description="record the run in MLflow; debug=... sets it to false")
 
     @property
     def folder(self) -> Path:
@@ -452,6 +458,10 @@ class Config(DataConfig):
         """The configuration as it is written and sent, for YAML and MLflow: credentials in addresses are masked."""
         masked: dict[str, Any] = masked_values(self.plain())
         return masked
+
+    def settings(self) -> dict[str, Any]:
+        """The record without the keys that say where and how a run is kept, on which no result depends."""
+        return {key: value for key, value in self.record().items() if key not in RECORD_KEYS}
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from src.common.identity import flattened
 from src.common.yaml_files import read_yaml
 from src.configuration.declarations import load_task, task_of
 from src.configuration.metrics import Direction, Metric, metric_logged_as
+from src.configuration.schema import RECORD_KEYS
 from src.reporting.significance import PairedTest, Summary, paired_tests, summarize
 from src.reporting.tables import read_csv
 
@@ -28,7 +29,7 @@ LEFT_OUT = {
     "description",
     "profile",
     "seed",
-    "output",
+    *RECORD_KEYS,
     "archive_folder",
     "data_folder",
     "evaluation",

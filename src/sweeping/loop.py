@@ -54,6 +54,7 @@ def run(config: SweepConfig, overrides: Sequence[str]) -> None:
             params=report.parameters(config),
             tags={"pipeline.profile": config.profile.name, "sweep.study": config.study},
             identity=study.journal,
+            is_tracked=config.tracking,
         )
         tracker = Tracker.resume(work / "processes" / name / "tracking.jsonl", info, sender=False)
         sender = FolderSender(resolve_store(None, DEFAULT_STORE), study.storage.lock)

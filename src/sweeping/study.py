@@ -22,6 +22,7 @@ from src.common.errors import ConfigError, Failure
 from src.common.identity import described, differences
 from src.common.paths import ROOT
 from src.configuration.fingerprints import stage_code
+from src.configuration.schema import RECORD_KEYS
 from src.sweeping import space, storage
 from src.sweeping.optuna_internals import running_trial, trial_id
 from src.sweeping.samplers import pruner, sampler
@@ -247,9 +248,9 @@ class Study:
 
     def _check_identity(self) -> None:
         """Raises Failure if the stored study differs from the configuration; stores the identity of a new one."""
-        config = self.config.plain()
+        config = self.config.record()
         config["trainer"].pop("threads")  # the number of workers decides
-        for key in ("output", "evaluation", "export", "description"):
+        for key in (*RECORD_KEYS, "evaluation", "export", "description"):
             config.pop(key)
         code = stage_code("train", self.config)
         identity = described({**config, "sweep": self.config.search, "objectives": self.config.objectives})

@@ -23,7 +23,7 @@ from src.exporting.latency import median_ms, one_thread
 from src.reporting import tables
 from src.sweeping.messages import Ended, Job
 from src.sweeping.space import LATENCY, PARAMETERS
-from src.tracking.run_facts import run_description, run_parameters, run_tags
+from src.tracking.run_facts import run_datasets, run_description, run_parameters, run_tags
 from src.tracking.tracker import CONFIG, STATE_TAG, RunInfo, Tracker
 from src.training import determinism
 from src.training import run as training
@@ -98,11 +98,13 @@ def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ende
         tags=tags,
         description=run_description(config),
         parent=job.parent,
+        is_tracked=config.tracking,
     )
     with (
         work.locked(),
         Tracker.resume(work.journal, info, sender=False) as tracker,
     ):
+        tracker.log_datasets(run_datasets(config, meta, "train", "val"))
         tracker.log_text(dump_yaml(config.record()), CONFIG)
         try:
             trained = training.fit(config, meta, work, tracker.log_metrics, [reporter])

@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from src.common.credentials import masked
+from src.common.paths import ROOT
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
-from src.tracking.provenance import environment
+from src.tracking.provenance import UNKNOWN, environment
 from src.tracking.tracker import DATA_TAG
 
 
 def run_tags(config: Config, meta: Mapping[str, Any], *, fingerprint: str, threads: int) -> dict[str, str]:
     """The tags of a run; `fingerprint`: of all that its bits depend on; `threads`: torch's."""
-    return _environment(config.trainer.accelerator, threads) | {
-        "pipeline.profile": config.profile.name,
-        "pipeline.fingerprint": fingerprint,
-        "pipeline.code": stage_code("train", config).fingerprint,
-        **{DATA_TAG + split: facts["sha256"] for split, facts in meta["splits"].items()},
-        "pipeline.output": config.output,
-    }
+    environment = _environment(config.trainer.accelerator, threads)
+    commit = {} if environment["git.commit"] == UNKNOWN else {"mlflow.source.git.commit": environment["git.commit"]}
+    # MLflow's own tags, which its column Source shows, come after the user's, which they replace.
+    return (
+        {key: str(value) for key, value in config.tags.items()}
+        | environment
+        | commit
+        | {
+            "mlflow.source.name": _entry_point(),
+            "mlflow.source.type": "LOCAL",
+            "pipeline.profile": config.profile.name,
+            "pipeline.fingerprint": fingerprint,
+            "pipeline.code": stage_code("train", config).fingerprint,
+            **{DATA_TAG + split: facts["sha256"] for split, facts in meta["splits"].items()},
+            "pipeline.output": config.output,
+        }
+    )
 
 
 def run_parameters(config: Config) -> dict[str, Any]:
-    """The parameters of a run: all but the output folder, by which any two runs would differ."""
-    return {key: value for key, value in config.record().items() if key != "output"}
+    """The parameters of a run: all that its results depend on."""
+    return config.settings()
+
+
+def run_datasets(config: Config, meta: Mapping[str, Any], *splits: str) -> list[dict[str, str]]:
+    """The splits that a run uses, as MLflow describes a data set, whose digest has at most 36 characters."""
+    folder = os.path.relpath(config.processed, ROOT)
+    return [
+        {
+            "name": config.data.name,
+            "digest": meta["splits"][split]["sha256"][:16],
+            "source_type": "local",
+            "source": json.dumps({"uri": f"{folder}/{split}.safetensors"}),
+            "profile": json.dumps(
+                {
+                    "num_rows": meta["splits"][split]["examples"],
+                    "split": split,
+                    "profile": config.profile.name,
+                    "sha256": meta["splits"][split]["sha256"],
+                    "archive": masked(str(meta["source"]["origin"])),
+                    "archive_sha256": meta["source"]["sha256"],
+                }
+            ),
+            "context": split,
+        }
+        for split in splits
+    ]
+
+
+def _entry_point() -> str:
+    """The command's file, relative to the repository."""
+    path = Path(sys.argv[0]).absolute()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def run_description(config: Config) -> str:

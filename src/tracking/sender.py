@@ -14,10 +14,12 @@ from filelock import FileLock, Timeout
 
 from src.tracking.journal import State, load_state, lock_path, read_header, records, remove, save_state, shorten
 from src.tracking.liveness import close_dead_runs
+from src.tracking.logged_model import send_model
 from src.tracking.store import QUIET_AND_BOUNDED, connect, experiment_id, one_line, restore_experiment, user_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 MODEL_TAG = "pipeline.model_sha256"  # `join` finds the run that trained a model by it
 STATE_TAG = "pipeline.optimizer_sha256"
@@ -178,6 +180,14 @@ class JournalSender:
             case {"artifact": path, "folder": folder}:
                 with self._dropping(f"artifact {path}"):
                     client.log_artifact(run_id, path, folder)
+            case {"datasets": datasets}:
+                with self._dropping("the data sets"):
+                    client.log_inputs(run_id, [_dataset(**dataset) for dataset in datasets])
+            case {"model": path} if not Path(path).exists():
+                self.problems.append(f"model {path} vanished before it could be sent to MLflow")
+            case {"model": path}:
+                with self._dropping(f"model {path}"):
+                    send_model(client, run_id, record)
             case {"text": text, "name": name}:
                 with self._dropping(f"artifact {name}"):
                     client.log_text(run_id, text, name)
@@ -217,6 +227,14 @@ class JournalSender:
             if error.error_code != REFUSED:
                 raise
             self.problems.append(f"MLflow refuses {what}: {one_line(error)}")
+
+
+def _dataset(*, context: str, **fields: str) -> DatasetInput:
+    """A data set as MLflow's entity; `context`: what the run uses it for."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    return DatasetInput(Dataset(**fields), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
 
 
 def _merge_metrics(entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -42,7 +42,10 @@ def resolve_store(store: str | None, default: str) -> str:
     database = _sqlite_path(store)
     if database is None:
         return store
-    return store.partition(":///")[0] + sqlite_address(database).removeprefix("sqlite") + _query(store)
+    scheme, _, path = sqlite_address(database).partition(":///")
+    if not store.startswith("sqlite:"):
+        scheme = store.partition(":///")[0]
+    return f"{scheme}:///{path}{_query(store)}"
 
 
 def connect(store: str) -> MlflowClient:

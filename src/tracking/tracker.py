@@ -6,6 +6,7 @@ journal for `send_unsent`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from src.common.clock_metrics import SYSTEM
 from src.common.identity import flattened
 from src.common.paths import RECORD_ROOT, ROOT, sqlite_address
 from src.common.retry import Backoff
@@ -38,6 +40,10 @@ from src.tracking.journal import (
 from src.tracking.liveness import FAILURE_TAG, is_certainly_dead, process_tags
 from src.tracking.sender import MODEL_TAG, STATE_TAG, JournalSender
 from src.tracking.store import one_line, resolve_store
+from src.tracking.system_metrics import system_metrics
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "CONFIG",
@@ -65,6 +71,7 @@ DEFAULT_STORE = sqlite_address(RECORD_ROOT / "experiments" / "mlflow.db")
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+SYSTEM_EVERY_S = 10.0  # MLflow's own interval; a shorter run has no system metrics
 SEND_EVERY_S = 1.0  # one call a second carries the points of hundreds of steps
 PATIENCE_S = 10.0
 KILLED_PATIENCE_S = 3.0  # whoever sent SIGTERM sends SIGKILL soon
@@ -76,6 +83,7 @@ class RunInfo:
 
     `identity`: of the journal; a run that was journaled under the same identity before is found and added to.
     `parent`: the identity of the journal of the run that this one is nested under.
+    `is_tracked`: False makes a tracker that records nothing and writes no journal.
     """
 
     experiment: str
@@ -85,6 +93,7 @@ class RunInfo:
     description: str = ""
     identity: str | None = None
     parent: str | None = None
+    is_tracked: bool = True
 
     @property
     def all_tags(self) -> dict[str, str]:
@@ -112,12 +121,14 @@ class Tracker:
     `experiments/`. With `sender=False` the run is only journaled, for another process to send.
     """
 
-    def __init__(self, journal: Path, store: str, logged: frozenset[tuple[str, int]] = frozenset()) -> None:
+    def __init__(
+        self, journal: Path, store: str, logged: frozenset[tuple[str, int]] = frozenset(), *, is_tracked: bool = True
+    ) -> None:
         """Opens an existing journal; `logged` are the (metric, step) pairs that it already holds."""
         self.journal = journal
         self._logged = logged
         self._params: dict[str, str] = {}
-        self._file = os.open(journal, os.O_WRONLY | os.O_APPEND)
+        self._file = os.open(journal, os.O_WRONLY | os.O_APPEND) if is_tracked else None
         self._closed = threading.Event()
         self._warnings: set[str] = set()
         self._has_sender = False
@@ -133,6 +144,8 @@ class Tracker:
         Raises:
             OSError: `journal` cannot be created.
         """
+        if not info.is_tracked:
+            return cls(journal, "", is_tracked=False)
         tracker = cls._begin(journal, info, store)
         if info.identity:
             tracker.set_tags({**info.all_tags, **process_tags()})
@@ -147,7 +160,7 @@ class Tracker:
         Steps that were journaled before are not journaled again, so that replaying from a checkpoint doubles no point.
         The parameters stay those of the start; the tags are set anew.
         """
-        header = read_header(journal)
+        header = read_header(journal) if info.is_tracked else None
         past = [record for _, record in records(journal, 0)] if header else []
         statuses = [record["status"] for record in past if "status" in record]
         if header is None or statuses[-1:] == ["FINISHED"]:
@@ -168,6 +181,8 @@ class Tracker:
         The run is looked up when the journal is sent. If there is none, a new run is made, tagged so that the next
         `join` finds it, and a warning is logged.
         """
+        if not info.is_tracked:
+            return cls(journal, "", is_tracked=False)
         info = replace(info, tags={**info.tags, MODEL_TAG: model_sha256})
         return cls._begin(journal, info, store, joins=model_sha256)._start_sender(sender)
 
@@ -238,16 +253,38 @@ class Tracker:
         """Sends `text` as the artifact `name`."""
         self._append({"text": text, "name": name})
 
+    def log_datasets(self, datasets: list[dict[str, str]]) -> None:
+        """Records the data sets that the run uses: name, digest, source_type, source, profile, context of each."""
+        self._append({"datasets": datasets})
+
+    def log_model(self, path: Path, name: str, example: Mapping[str, np.ndarray]) -> None:
+        """Records an ONNX file as a model of the run; `example`: its inputs by name, for MLflow's signature."""
+        arrays = {key: {"dtype": str(value.dtype), "values": value.tolist()} for key, value in example.items()}
+        self._append({"model": str(self._lasting(path)), "name": clean_name(name), "example": arrays})
+
+    def sample_system(self, interval_s: float = SYSTEM_EVERY_S) -> None:
+        """Records the load of the machine every `interval_s` seconds until the run ends, from a thread."""
+        step = max((step for name, step in self._logged if name.startswith(SYSTEM)), default=-1) + 1
+
+        def sample() -> None:
+            for number in itertools.count(step):
+                if self._closed.wait(interval_s):
+                    return
+                self.log_metrics(system_metrics(), number)
+
+        if self._file is not None:
+            threading.Thread(target=sample, name="system-metrics", daemon=True).start()
+
     def finish(self, status: Status, patience: float = PATIENCE_S) -> None:
         """Ends the run; waits at most `patience` seconds for the sender, then warns of what is unsent and where it is.
 
         The journal of a FINISHED run is removed when all of it was sent; any other stays, so that `resume` can go on.
         """
-        if self._closed.is_set():
+        if self._file is None:
             return
         self._append({"status": status, "time": now()})
         os.close(self._file)
-        self._file = -1
+        self._file = None
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(patience)
@@ -289,6 +326,8 @@ class Tracker:
         return copy
 
     def _append(self, record: Mapping[str, Any]) -> None:
+        if self._file is None:  # not tracked, or finished
+            return
         try:
             append(self._file, record)
         except OSError as error:
