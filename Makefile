@@ -73,7 +73,7 @@ format: setup-dev  ## what ruff fixes by itself
 
 UI_PORT ?= 5000
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000, for this machine alone
-	mlflow ui --host 127.0.0.1 --port $(UI_PORT) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/experiments/mlflow.db}"
+	@python -m src.ui --port $(UI_PORT)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml
 lock: setup  ## both locks anew from pyproject.toml; versions that still fit are kept

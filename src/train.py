@@ -123,9 +123,11 @@ def _changed_keys() -> list[str]:
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         values[key] = value.strip("\"'")
-    hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256")
+    hidden = ("experiment", "profile", "seed", "output", "data.archive", "data.sha256", "tracking")
     # MLflow's column shows the first twenty letters: single keys before whole groups.
-    keys = sorted((key for key in values if key not in hidden), key=lambda key: "." not in key)
+    keys = sorted(
+        (key for key in values if key not in hidden and not key.startswith("tags.")), key=lambda key: "." not in key
+    )
     words = [f"{key.rpartition('.')[2]}={values[key]}" if "." in key else values[key] for key in keys]
     return [shorten(re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.4g}", word), 40) for word in words][:6]
 

@@ -75,10 +75,7 @@ def test_make_ui_listens_on_localhost_only(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = commands_environment() | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
+    environment = commands_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     # -o: the environment exists; it is not set up again.
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -92,6 +89,7 @@ def test_make_ui_listens_on_localhost_only(tmp_path: Path) -> None:
     try:
         wait_for_page(f"http://127.0.0.1:{port}/health", tmp_path / "log")
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        assert len(family) <= 4  # make, MLflow's command, its server and that one's helper
         listening = [c.laddr for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert port in {address.port for address in listening}
         assert {address.ip for address in listening} == {"127.0.0.1"}

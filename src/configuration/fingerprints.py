@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from src.common.credentials import masked
 from src.common.files import sha256_of
 from src.common.identity import fingerprint
 from src.common.paths import ROOT, input_path
@@ -124,7 +125,7 @@ def _contents(archive: str) -> list[Any]:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return [[file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return ["archive", archive]
+    return ["archive", masked(archive)]  # a recorded configuration holds no more; another token is the same archive
 
 
 def closure(entries: Iterable[str], neutral: frozenset[str], root: Path = ROOT) -> Code:
