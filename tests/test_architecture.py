@@ -72,3 +72,12 @@ def test_data_and_models_know_nothing_of_dvc_and_mlflow() -> None:
             modules = {n.names[0].name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import)}
             assert not modules & {"mlflow", "dvc"}, path
             assert "mlflow" not in path.read_text().lower(), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_outputs_are_replaced_and_never_written_through_a_link(path: Path) -> None:
+    """DVC may keep its cache as links: a file that is written in place would change there."""
+    in_place = re.findall(r"\.write_(?:text|bytes)\(|(?<!tarfile\.)open\([^)\n]*[\"'][wax]b?\+?[\"']", path.read_text())
+    # The replacing itself, a download's partial file, a worker's log: none of them is an output of DVC's.
+    exceptions = {"src/common/files.py", "src/data/fetching/download.py", "src/sweeping/worker.py"}
+    assert not in_place or path.relative_to(ROOT).as_posix() in exceptions

@@ -189,6 +189,7 @@ def test_a_locked_folder_names_its_holder_and_is_free_after_a_failure(tmp_path: 
             pass
         with WorkFolder("digits", {"seed": "1"}, tmp_path).locked():
             raise ZeroDivisionError
+    assert not work.path.joinpath("lock").exists() and not work.path.joinpath("holder").exists()
     with work.locked():
         pass
 

@@ -359,3 +359,14 @@ def test_all_samples_are_drawn(tmp_path: Path) -> None:
     plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "l.png", label="x", sample=False)
     plots.latent_plane(points, np.arange(30) % 3, CLASSES, tmp_path / "again.png", label="x", sample=False)
     assert (tmp_path / "l.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_a_file_that_is_a_link_into_a_cache_is_replaced(tmp_path: Path) -> None:
+    cached = tmp_path / "cached"
+    cached.write_text("old")
+    for kind in ("symlink", "hardlink"):
+        output = tmp_path / f"{kind}.csv"
+        output.symlink_to(cached) if kind == "symlink" else output.hardlink_to(cached)
+        tables.write_csv(output, [{"a": 1}])
+        assert (output.read_text(), cached.read_text()) == ("a\n1\n", "old")
+        assert not output.is_symlink()

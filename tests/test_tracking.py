@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from src.common.paths import sqlite_address
 from src.tracking import journal, liveness, provenance, sender
 from src.tracking import store as tracking_store
 from src.tracking import tracker as tracking
@@ -592,3 +594,87 @@ def test_the_environment_needs_neither_git_nor_torch(tmp_path: Path) -> None:
     )
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0
+
+
+# --- what was deleted or moved, and what the pages show -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deleted", ["run", "experiment"])
+def test_what_was_deleted_in_mlflow_is_restored_when_the_run_goes_on(
+    deleted: str, store: str, run: dict[str, Any]
+) -> None:
+    from mlflow import MlflowClient
+
+    with pytest.raises(KeyboardInterrupt), Tracker.start(**run, store=store):
+        raise KeyboardInterrupt
+    send_unsent(run["journal"].parent, store)
+    tracked, client = only_run(store, experiment_of(run)), MlflowClient(store)
+    if deleted == "run":
+        client.delete_run(tracked.info.run_id)
+    else:
+        client.delete_experiment(tracked.info.experiment_id)
+    with Tracker.resume(**run, store=store, sender=False) as tracker:
+        tracker.log_metrics({"loss": 0.5}, 1)
+    report = send_unsent(run["journal"].parent, store)
+    assert report.unsent == 0
+    assert any("deleted in MLflow: restored" in problem for problem in report.problems)
+    assert history(store, only_run(store, experiment_of(run)).info.run_id, "loss") == [(1, 0.5)]
+
+
+def test_a_store_that_was_moved_finds_and_writes_its_artifacts_there(run: dict[str, Any], tmp_path: Path) -> None:
+    old, new = tmp_path / "old #1", tmp_path / "new 50%20"
+    for folder in (old, new):
+        if folder == new:
+            old.rename(new)
+        address = sqlite_address(folder / "experiments" / "mlflow.db")
+        tracking_store.connect(address)
+        with Tracker.start(**run, store=address) as tracker:
+            tracker.log_text("kept", "note.txt")
+    runs = tracked_runs(address, experiment_of(run))
+    assert [artifact(address, tracked.info.run_id, "note.txt", tmp_path) for tracked in runs] == ["kept", "kept"]
+    assert not old.exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {new.name, "note.txt"}  # no folder of an escaped name
+
+
+def test_a_stage_s_journal_is_removed_however_the_stage_ended(store: str, run: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="wrong"), Tracker.join(**run, model_sha256="a" * 64, store=store):
+        raise ValueError("wrong")
+    assert not run["journal"].parent.exists()
+
+
+def test_a_run_that_is_not_tracked_writes_nothing(run: dict[str, Any]) -> None:
+    with Tracker.resume(**changed(run, is_tracked=False)) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+        tracker.sample_system(0.01)
+    assert not run["journal"].parent.exists()
+
+
+def test_data_sets_system_metrics_and_the_onnx_model_are_on_the_run_s_page(
+    store: str, run: dict[str, Any], tmp_path: Path
+) -> None:
+    import numpy as np
+    import onnx
+    from mlflow import MlflowClient
+    from onnx import TensorProto, helper
+
+    shape: tuple[str | int, ...] = ("batch", 2)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    dataset = {"name": "digits", "digest": "0a1b", "source_type": "local", "source": "{}", "profile": '{"num_rows": 3}'}
+    with Tracker.start(**run, store=store, sender=False) as tracker:
+        tracker.sample_system(0.01)
+        tracker.log_datasets([dataset | {"context": "train"}])
+        tracker.log_model(tmp_path / "m.onnx", "relu", {"x": np.array([[-1, 2]], np.float32)})
+        wait_until(lambda: b"system/cpu" in run["journal"].read_bytes())
+    assert send_unsent(run["journal"].parent, store).problems == ()
+    tracked = only_run(store, experiment_of(run))
+    (use,) = tracked.inputs.dataset_inputs
+    assert (use.dataset.name, use.dataset.digest, use.tags[0].value) == ("digits", "0a1b", "train")
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= tracked.data.metrics.keys()
+    (output,) = tracked.outputs.model_outputs
+    logged = MlflowClient(store).get_logged_model(output.model_id)
+    assert (logged.name, logged.status.name, logged.source_run_id) == ("relu", "READY", tracked.info.run_id)
+    description = (Path(unquote(urlsplit(logged.artifact_location).path)) / "MLmodel").read_text()
+    assert "python_function" in description and "saved_input_example_info" in description
+    assert '"shape": [-1, 2]' in " ".join(description.split())
