@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -89,7 +89,7 @@ def picture(path: Path | BinaryIO, headline: str, height: float, **title: Unpack
             figure.text(right, 1 - 0.2 / total, SAMPLE_NOTE, size=8, color=ORANGE, ha="right", va="top", bbox=badge)
         yield figure
         # Without the Software field the bytes do not change with matplotlib's version number.
-        with replacing(path) as file:
+        with replacing(path) if isinstance(path, Path) else nullcontext(path) as file:
             figure.savefig(file, format="png", metadata={"Software": None})
 
 
