@@ -453,6 +453,7 @@ def test_a_journal_is_sent_completely_to_a_new_store(store: str, database: Path,
 def test_a_full_disk_is_reported_once_and_not_fatal(run: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker.start(**run, store=UNREACHABLE, sender=False)
     with open("/dev/full", "wb") as full:
+        assert tracker._file is not None
         os.dup2(full.fileno(), tracker._file)
     tracker.log_metrics({"loss": 0.5}, 0)
     tracker.log_metrics({"loss": 0.5}, 1)
