@@ -178,6 +178,31 @@ def test_the_gradient_penalty_is_the_squared_distance_of_the_norm_from_1(slope: 
     assert float(penalty) == pytest.approx((slope - 1) ** 2)
 
 
+def validated(eval_batch_size: int, count: int = 16) -> dict[str, float]:
+    """What a validation of an untrained GAN logs."""
+    split = {"images": images(count), "labels": torch.zeros(count, dtype=torch.int64)}
+    loader = ImageLoader(batch_size=4, eval_batch_size=eval_batch_size)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (metrics,) = trainer.validate(gan(), ImageBatches(split, {"kind": "images"}, loader, train=False), verbose=False)
+    return dict(metrics)
+
+
+@pytest.mark.parametrize("eval_batch_size", [8, 5, 3])  # the last batch has 8, 1 and 1 images
+def test_drawn_images_are_compared_over_the_complete_split_whatever_the_batch_size(eval_batch_size: int) -> None:
+    model = gan().eval()
+    drawn = model.answer(model.draw_latents(16, seed=0)).detach()
+    real = images().float() / 255
+    features = (F.adaptive_avg_pool2d(pictures, 7).flatten(1) for pictures in (real, drawn))
+    assert validated(eval_batch_size) == pytest.approx(
+        {"val_diversity": diversity(real, drawn), "val_frechet": frechet_distance(*features)}, rel=1e-4
+    )
+
+
+def test_a_validation_of_a_single_image_is_refused() -> None:
+    with pytest.raises(Failure, match="val_frechet: one validation image has no distribution"):
+        validated(1, count=1)
+
+
 # --- fidelity and diversity -------------------------------------------------------------------------------------------
 
 

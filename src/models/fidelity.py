@@ -2,8 +2,70 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from src.common.errors import Failure
+
+COARSE = 7  # pixels a side at which validation compares drawn images with real ones
+COMPARED = 5000  # images whose distances to each other are measured: memory grows with the square
+
+
+class DrawnAgainstReal(Metric):
+    """The Frechet distance at 7x7 pixels and the diversity of drawn images, over an epoch and all processes.
+
+    Neither is a mean over batches: the distance of two small sets is larger than that of two large ones.
+    """
+
+    full_state_update = False
+    real: list[Tensor]  # features of the real images, float [N, D]
+    drawn: list[Tensor]
+    real_images: list[Tensor]  # uint8 [N, C, H, W]
+    drawn_images: list[Tensor]  # fp32 [N, C, H, W] in 0..1
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("real", "drawn", "real_images", "drawn_images"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    @property
+    def real_count(self) -> int:
+        """The number of this process's real images."""
+        return sum(len(part) for part in self.real)
+
+    def update(self, real: Tensor | None = None, drawn: Tensor | None = None) -> None:
+        """Adds real images, uint8 [N, C, H, W], or drawn ones, fp32 in 0..1."""
+        if real is not None:
+            _add(self.real, self.real_images, real, real.float() / 255)
+        if drawn is not None:
+            _add(self.drawn, self.drawn_images, drawn, drawn)
+
+    def compute(self) -> dict[str, float]:
+        """Both figures by name.
+
+        Raises:
+            Failure: of fewer than two images there is no distance.
+        """
+        states = (self.real, self.drawn, self.real_images, self.drawn_images)
+        real, drawn, real_images, drawn_images = map(dim_zero_cat, states)  # of several processes tensors already
+        if len(real) < 2:
+            raise Failure(
+                "val_frechet: one validation image has no distribution; take more, with trainer.limit_val_batches "
+                "or data.loader.eval_batch_size"
+            )
+        variety = diversity(real_images[:COMPARED].float() / 255, drawn_images[:COMPARED])
+        return {"diversity": variety, "frechet": frechet_distance(real, drawn)}
+
+
+def _add(features: list[Tensor], kept: list[Tensor], images: Tensor, scaled: Tensor) -> None:
+    features.append(F.adaptive_avg_pool2d(scaled, COARSE).flatten(1))
+    if sum(len(part) for part in kept) < COMPARED:
+        kept.append(images)
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

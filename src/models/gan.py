@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.schema import Build, Dropout, NonNegative, Optimizer, PositiveInt, Probability, Schedule, Width
 from src.models.adversarial import Adversarial, initialise, scaled
 from src.models.base import Split
-from src.models.fidelity import diversity, frechet_distance
+from src.models.fidelity import DrawnAgainstReal
 from src.models.layers import activation_layer
 
-COARSE = 7  # pixels a side at which validation compares drawn images with real ones
+DRAWN_AT_ONCE = 500  # images that validation draws
 
 
 class DenseGenerator(nn.Module):
@@ -113,8 +112,9 @@ class GAN(Adversarial):
     (|grad D(x)| - 1)^2 times `penalty` between real and drawn images (Gulrajani et al., 2017). The generator learns at
     each `critic_steps`-th batch. `label_smoothing` is one-sided: real images are to be judged 1 minus so much.
 
-    After each epoch drawn images are compared with those of the validation split: `val_frechet` is the Frechet distance
-    of their pixels at 7x7, `val_diversity` how unlike each other they are.
+    After each epoch as many drawn images are compared with those of the validation split: `val_frechet` is the Frechet
+    distance of their pixels at 7x7, `val_diversity` how unlike each other they are; each over the whole split, whatever
+    the batch size and the number of processes.
     """
 
     task = "generation"
@@ -138,8 +138,9 @@ class GAN(Adversarial):
             schedule=schedule,
             gan=loss,
             train=("generator_loss", "discriminator_loss", "real_judgement", "drawn_judgement"),
-            val=("diversity", "frechet"),
+            val=(),
         )
+        self.drawn_against_real = DrawnAgainstReal()
         self.latent = latent
         self.label_smoothing = label_smoothing
         self.penalty = penalty
@@ -205,11 +206,17 @@ class GAN(Adversarial):
         return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        real = batch[0].float() / 255
-        drawn = self.answer(self.draw_latents(len(real), batch_idx))
-        distance = frechet_distance(*(F.adaptive_avg_pool2d(images, COARSE).flatten(1) for images in (real, drawn)))
-        values = self.val_sums.new_tensor([diversity(real, drawn), distance]) * len(real)
-        self.add("val", len(real), diversity=values[0], frechet=values[1])
+        self.drawn_against_real.update(real=batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws as many images as were real, each process its share of them, and compares the two sets."""
+        counts = self.all_gather(torch.tensor(self.drawn_against_real.real_count, device=self.device))
+        latents = self.draw_latents(int(counts.sum()), seed=0)
+        for part in latents[self.global_rank :: self.trainer.world_size].split(DRAWN_AT_ONCE):
+            self.drawn_against_real.update(drawn=self.answer(part))
+        distances = self.drawn_against_real.compute()
+        self.drawn_against_real.reset()
+        self.log_dict({f"val_{name}": value for name, value in distances.items()})
 
     def report(self, split: Split) -> dict[str, float]:
         means = super().report(split)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SHOWN = 100  # images in samples.png
 SHOWN_IN_TRAINING = 64  # images, of the same latent numbers after each validation
-COMPARED = 5000  # images whose distances to each other are measured: memory grows with the square
 COLLAPSED = 0.25  # the diversity below which a generator counts as collapsed
 
 
@@ -74,7 +73,7 @@ class Generation(Task):
         """
         import torch
 
-        from src.models.fidelity import diversity, frechet_distance, precision_recall
+        from src.models.fidelity import COMPARED, diversity, frechet_distance, precision_recall
         from src.scoring.image_classifier import judgements, train_judge
 
         options, classes = config.evaluation, meta["classes"]
