@@ -17,6 +17,7 @@ from src.configuration.schema import Config
 from src.data import packed
 from src.tasks import classification
 from src.training import determinism, run
+from src.training.checkpoints import AtomicCheckpointIO, is_finite
 from tests.tiny_data import noise_digits
 
 MONITOR = "{_target_: pytorch_lightning.callbacks.LearningRateMonitor, logging_interval: step}"
@@ -104,24 +105,44 @@ def test_a_monitor_that_is_never_logged_ends_the_first_epoch_with_those_that_are
 
 
 class Overflow(Callback):
-    """Makes a weight infinite, as a step does whose loss was still a number."""
+    """Makes a value infinite, as a step does whose loss was still a number: a weight, or Adam's second moment."""
+
+    def __init__(self, part: str, step: int) -> None:
+        self.part = part
+        self.step = step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == 6:
+        if trainer.global_step == self.step:
+            weight = next(pl_module.parameters())
+            moments = trainer.optimizers[0].state[weight]
+            value = weight if self.part == "weight" else next(v for v in moments.values() if v.shape == weight.shape)
             with torch.no_grad():
-                next(pl_module.parameters()).view(-1)[0] = float("inf")
+                value.view(-1)[0] = float("inf")
 
 
-def test_weights_that_are_not_finite_are_never_saved(tiny: Config, tmp_path: Path) -> None:
-    config = with_trainer(tiny, checkpoint_seconds=0.0)
-    with pytest.raises(Failure, match="a weight became NaN or infinite in epoch 2"):
-        train(config, tmp_path, Overflow())
+@pytest.mark.parametrize("step", [6, 8], ids=["within an epoch", "before a validation"])
+@pytest.mark.parametrize("part", ["weight", "optimizer"])
+def test_values_that_are_not_finite_are_never_saved(part: str, step: int, tiny: Config, tmp_path: Path) -> None:
+    config = with_trainer(tiny, checkpoint_seconds=0.0, keep="best")
+    with pytest.raises(Failure, match="a weight or the optimizer's state became NaN or infinite in epoch 2"):
+        train(config, tmp_path, Overflow(part, step))
     work = run.work_folder(config, packed.read_meta(config.processed), tmp_path)
-    checkpoint = work.resumable()
-    assert checkpoint
-    saved = torch.load(checkpoint, weights_only=True)
-    assert saved["global_step"] == 5
-    assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())
+    last = work.resumable()
+    assert last
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] == step - 1
+    best = torch.load(work.path / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 0
+    assert is_finite([saved["state_dict"], saved["optimizer_states"], best["state_dict"]])
+
+
+def test_no_callback_writes_a_checkpoint_that_is_not_finite(tmp_path: Path) -> None:
+    weights, path = torch.zeros(3), tmp_path / "any.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": weights}}, path)
+    for key, value in (("state_dict", {"w": weights / 0}), ("optimizer_states", [{"state": {0: {"m": weights / 0}}}])):
+        with pytest.raises(Failure, match="NaN or infinite"):
+            AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": weights}, key: value}, path)
+    assert bool((torch.load(path, weights_only=True)["state_dict"]["w"] == 0).all())
 
 
 # --- accumulated gradients, a limit of time ---------------------------------------------------------------------------

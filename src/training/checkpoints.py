@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
 
 from src.common.console import console
 from src.common.errors import Failure
@@ -41,7 +42,14 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            Failure: a weight, a statistic or the optimizer's state is NaN or infinite; the old checkpoint stays.
+        """
         path = Path(path)
+        if not is_finite([checkpoint.get(part) for part in ("state_dict", "optimizer_states")]):
+            raise Failure(f"{path} is not written: a value of the model or its optimizer is NaN or infinite")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             writer = _HashingWriter(file)
@@ -64,6 +72,24 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         for name in (Path(path), digest_file(Path(path))):
             name.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def is_finite(state: Any) -> bool:
+    """Whether no tensor in nested mappings and lists has a NaN or an infinity; one transfer from a GPU."""
+    sums: dict[torch.device, list[Tensor]] = {}  # Adam counts its steps on the CPU
+    for tensor in _tensors(state):
+        if tensor.is_floating_point():
+            sums.setdefault(tensor.device, []).append(tensor.sum(dtype=torch.float64))
+    return all(bool(torch.stack(each).isfinite().all()) for each in sums.values())
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping | list | tuple):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(part)
 
 
 class _HashingWriter:

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from src.common.errors import Failure
 from src.common.signals import Interruption
+from src.training.checkpoints import is_finite
 
 MAX_SAVING_SHARE = 0.02  # of the time
 EPOCH_SECONDS = 5.0  # since the last save, after which an epoch's end is saved
@@ -24,10 +25,11 @@ class WorkingCheckpoint(Checkpoint):
 
     An epoch's end is saved if `EPOCH_SECONDS` have passed: a GPU may need less for an epoch than a save takes. Both are
     stretched where saving takes long, so that it costs no more than `MAX_SAVING_SHARE` of the time; with `seconds` 0
-    every optimizer step and every epoch is saved. Losses and weights that are NaN or infinite are never saved.
+    every optimizer step and every epoch is saved. Values that are NaN or infinite are never saved, nor validated as the
+    best.
 
     Raises:
-        Failure: the training loss or a weight is NaN or infinite.
+        Failure: the training loss, a weight or the optimizer's state is NaN or infinite.
         SystemExit: on a signal; 143 or 130.
     """
 
@@ -58,6 +60,9 @@ class WorkingCheckpoint(Checkpoint):
         if action >= SAVE:
             check(trainer, pl_module)
         self._carry_out(action, trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_weights(trainer, pl_module)  # the accuracy of infinite weights is finite
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A sweep's pruner, for one, stops the first process alone.
@@ -94,7 +99,7 @@ def max_over_ranks(trainer: Trainer, value: int) -> int:
 
 
 def check(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Checks the epoch's losses, and the weights: the last step's loss was computed before it.
+    """Checks the epoch's losses, and what the last step made of the weights: its loss was computed before it.
 
     Raises:
         Failure: one of them is NaN or infinite.
@@ -116,15 +121,16 @@ def check_losses(trainer: Trainer, pl_module: LightningModule) -> None:
     _require_finite(trainer, all(bool(value.isfinite().all()) for value in losses), "the loss")
 
 
-@torch.no_grad()
 def check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Checks the parameters, in all processes, by their sums: one pass over them and one transfer from a GPU.
+    """Checks the weights, statistics such as batch norm's, and the optimizers' state, in all processes.
+
+    Adam's second moment becomes infinite where a gradient's square does: the losses stay finite, the weight stands still.
 
     Raises:
         Failure: one of them is NaN or infinite.
     """
-    sums = torch.stack([parameter.sum(dtype=torch.float64) for parameter in pl_module.parameters()])
-    _require_finite(trainer, bool(sums.isfinite().all()), "a weight")
+    optimizers = [list(optimizer.state.values()) for optimizer in trainer.optimizers]
+    _require_finite(trainer, is_finite([pl_module.state_dict(), optimizers]), "a weight or the optimizer's state")
 
 
 def _require_finite(trainer: Trainer, is_finite: bool, what: str) -> None:
