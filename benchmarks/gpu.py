@@ -112,12 +112,12 @@ def train(
 
     `is_evaluated`: its accuracy is measured with the configured views of each picture, and without.
     """
+    from src.common.hardware import device_of
     from src.data import packed
     from src.data.batching import batches
     from src.data.preparing import prepared
     from src.tasks.classification import probabilities
     from src.training import determinism, run
-    from src.training.trainer import device_of
 
     config = prepared(setting.real(experiment, *overrides))
     determinism.fix(config.seed, config.trainer.threads)
@@ -129,7 +129,7 @@ def train(
     accuracy = {}
     if is_evaluated:
         options: Any = config.evaluation
-        device = device_of(config.trainer)
+        device = device_of(config.trainer.accelerator)
         test = batches(config.processed, "test", config.loader, train=False).to(device)
         model.to(device).eval()
         for tta in dict.fromkeys((options.tta, "none")):

@@ -11,9 +11,8 @@ import torch
 from benchmarks.setting import Setting
 from benchmarks.table import Figure
 from benchmarks.timing import Measure, paired, per_call
-from src.common.hardware import fast_bf16
+from src.common.hardware import device_of, fast_bf16
 from src.tracking.provenance import environment
-from src.training.trainer import device_of
 
 
 def description() -> dict[str, str]:
@@ -51,7 +50,7 @@ def measure(setting: Setting) -> list[Figure]:
 
     The best of many short rounds is the machine's, the median what other load leaves.
     """
-    device = device_of(setting.compose(setting.experiments[0]).trainer)
+    device = device_of(setting.compose(setting.experiments[0]).trainer.accelerator)
     types = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bf16(device) else {})
     rounds = paired({name: gemm(dtype, device, seconds=0.1) for name, dtype in types.items()}, 4 * setting.rounds)
     return [

@@ -25,7 +25,7 @@ from benchmarks import machine, stock
 from benchmarks.setting import Setting
 from benchmarks.table import Figure, at_most
 from benchmarks.timing import Measure, StepClock, paired
-from src.common.hardware import keep_freed_memory
+from src.common.hardware import device_of, keep_freed_memory
 from src.common.signals import Interruption
 from src.configuration.schema import Config
 from src.data import kinds, packed
@@ -37,7 +37,7 @@ from src.models.cpu import Convolution
 from src.models.pix2pix import Pix2Pix
 from src.training import determinism
 from src.training.history import History
-from src.training.trainer import adapt, build_trainer, device_of, step_graphs, uses_bf16
+from src.training.trainer import adapt, build_trainer, step_graphs, uses_bf16
 
 LOOP_OVERHEAD = at_most(1.05)
 BATCH_SHARE = at_most(2.0)  # percent of a step
@@ -99,7 +99,7 @@ class Loops:
         loader = config.loader.model_copy(update={"low_resolution": None})
         self.config = config = config.model_copy(update={"data": config.data.model_copy(update={"loader": loader})})
         self.work = work
-        self.device = device_of(config.trainer)
+        self.device = device_of(config.trainer.accelerator)
         self.meta = packed.read_meta(config.processed)
         self.split = packed.read_split(config.processed, "train")
         self.model: Model = config.model(self.meta)

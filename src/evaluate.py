@@ -19,6 +19,7 @@ def evaluate(config: Config) -> None:
         Failure: there is no trained model, or the model or the data is damaged.
     """
     from src import tasks
+    from src.common.hardware import device_here
     from src.data import packed
     from src.data.batching import batches
     from src.models import weights
@@ -30,8 +31,9 @@ def evaluate(config: Config) -> None:
 
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
-    model = weights.load(config.model, meta, config.folder / "train")
-    test = batches(config.processed, "test", config.loader, train=False)
+    device = device_here(config.trainer.accelerator)
+    model = weights.load(config.model, meta, config.folder / "train").to(device)
+    test = batches(config.processed, "test", config.loader, train=False).to(device)
     _, task = tasks.of(config)
     folder = config.folder / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)

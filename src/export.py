@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def export(config: Config) -> None:
     """Exports, compares with the original on real inputs at several sizes, and measures the latency.
 
+    All on the CPU, where ONNX Runtime computes, also after a training on a GPU, as a line then says.
+
     Raises:
         Failure: there is no trained model, the exported one answers differently, or it can't be had in int8; then
             nothing of it is left in `export/`.
@@ -32,6 +34,8 @@ def export(config: Config) -> None:
     import shutil
 
     from src import tasks
+    from src.common.console import console
+    from src.common.hardware import device_of
     from src.data import packed
     from src.data.batching import batches
     from src.exporting import card, onnx_export, quantization
@@ -44,6 +48,8 @@ def export(config: Config) -> None:
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
     model = weights.load(config.model, meta, config.folder / "train")
+    if device_of(config.trainer.accelerator).type != "cpu":
+        console.print("exported, compared and timed on the CPU, where ONNX Runtime computes")
     note = weights.read_note(config.folder / "train")
     journal = stage_journal(config.name, "export")
     with Tracker.join(

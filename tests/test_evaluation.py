@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from src.data.batching import limited
+from src.common import hardware
+from src.configuration.schema import Config
+from src.data import packed
+from src.data.batching import Batches, limited
 from src.data.kinds.images import ImageBatches, ImageLoader
 from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.facade_palette import FACADE_PALETTE
+from src.evaluate import evaluate
+from src.models import weights
 from src.reporting import tables
 from src.reporting.plots import Title
 from src.scoring.segmenter import segmentation_scores, train_segmenter
-from src.tasks import classification, translation
+from src.tasks import Evaluated, classification, translation
 from src.tasks.classification import ClassificationOptions
 from src.tasks.translation import TranslationOptions
+from src.tracking.tracker import Tracker
+from tests.tiny_data import noise_digits
 
 CLASSES = ["cat", "dog", "ship"]
 TITLE = Title(label="test", sample=True)
@@ -130,6 +139,49 @@ def test_a_limit_counts_batches_or_is_a_fraction_and_leaves_one(limit: int | flo
     batches_of_limit = list(limited(batches, limit))
     assert [indices.tolist() for _, indices in batches_of_limit] == [[2 * i, 2 * i + 1] for i in range(count)]
     assert all(torch.equal(batch[1], indices % 3) for batch, indices in batches_of_limit)
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A network without training, as the train stage leaves it on a GPU; 21 validation and 22 test images of noise."""
+    monkeypatch.setattr(Tracker, "join", lambda *_: contextlib.nullcontext(MagicMock()))
+    config = noise_digits(tmp_path, "trainer.accelerator=gpu", "trainer.precision=32")
+    weights.save(config.model(packed.read_meta(config.processed)), config.folder / "train")
+    tables.write_csv(config.folder / "train" / "history.csv", [{"epoch": 1, "train_loss": 1.0}])
+    return config
+
+
+def test_evaluate_measures_the_test_split_and_says_that_there_is_no_gpu(
+    trained: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    evaluate(trained)
+    assert json.loads((trained.folder / "metrics.json").read_text())["examples"] == 22
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "trainer.accelerator: gpu, but torch sees no CUDA device here: computed on the CPU"
+
+
+def test_evaluate_computes_on_the_configured_device(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands for a GPU: it takes every call, and computes nothing."""
+    asked: list[str] = []
+    devices: set[str] = set()
+
+    def device(accelerator: str) -> torch.device:
+        asked.append(accelerator)
+        return torch.device("meta")
+
+    def measure(model: nn.Module, test: Batches, *_: Any) -> Evaluated:
+        ((images, labels), *_rest) = test
+        devices.update(str(tensor.device) for tensor in (images, labels, model(images), *model.state_dict().values()))
+        return Evaluated({})
+
+    monkeypatch.setattr(hardware, "device_here", device)
+    monkeypatch.setattr(classification.TASK, "evaluate", measure)
+    evaluate(trained)
+    assert (asked, devices) == (["gpu"], {"meta"})
 
 
 # --- labels on pictures -----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.common.errors import ConfigError
+from src.common.hardware import device_of
 from src.common.signals import Interruption
 from src.configuration.composing import compose
 from src.configuration.schema import Config
@@ -41,7 +42,7 @@ from src.sweeping import worker
 from src.training import determinism
 from src.training.determinism import RandomStatePerBatch
 from src.training.history import History
-from src.training.trainer import adapt, build_trainer, device_of, require_gpus, uses_bf16
+from src.training.trainer import adapt, build_trainer, require_gpus, uses_bf16
 from tests.conftest import Run
 
 META = torch.device("meta")
@@ -259,7 +260,7 @@ def test_trainer_gpu_sets_the_device_bf16_and_compilation() -> None:
         assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16")
         assert (trainer.compile, trainer.cuda_graphs) == (False, True)
         assert trainer.deterministic is True
-        assert device_of(trainer) == torch.device("cuda")
+        assert device_of(trainer.accelerator) == torch.device("cuda")
         assert uses_bf16(trainer)
         assert not uses_bf16(gpu_config(experiment, "trainer.precision=32").trainer)
         assert trainer.max_epochs == compose([f"experiment={experiment}", "output=out"]).trainer.max_epochs

@@ -10,8 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.common.console import console
+
 if TYPE_CHECKING:
     import torch
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that `trainer.accelerator` names: auto, cpu or gpu."""
+    import torch
+
+    gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def device_here(accelerator: str) -> torch.device:
+    """The same where it is there; without a GPU the CPU, which a line says."""
+    import torch
+
+    device = device_of(accelerator)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        console.print(f"trainer.accelerator: {accelerator}, but torch sees no CUDA device here: computed on the CPU")
+        return torch.device("cpu")
+    return device
 
 
 def fast_bf16(device: torch.device) -> bool:

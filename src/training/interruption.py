@@ -124,7 +124,8 @@ def check_losses(trainer: Trainer, pl_module: LightningModule) -> None:
 def check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
     """Checks the weights, statistics such as batch norm's, and the optimizers' state, in all processes.
 
-    Adam's second moment becomes infinite where a gradient's square does: the losses stay finite, the weight stands still.
+    Adam's second moment becomes infinite where a gradient's square does: the losses stay finite and the weight
+    stands still.
 
     Raises:
         Failure: one of them is NaN or infinite.

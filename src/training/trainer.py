@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from src.common.errors import ConfigError
-from src.common.hardware import fast_bf16
+from src.common.hardware import device_of, fast_bf16
 from src.common.signals import Interruption
 from src.configuration import schema
 from src.configuration.declarations import monitor_direction
@@ -35,15 +35,9 @@ BEST = "best"
 WARM_UP_EPOCHS = 10  # so that what changes on a run's way, such as the size of pictures, occurs
 
 
-def device_of(config: schema.Trainer) -> torch.device:
-    """The device that trains."""
-    gpu = config.accelerator == "gpu" or (config.accelerator == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if gpu else "cpu")
-
-
 def uses_bf16(config: schema.Trainer) -> bool:
     """Whether training computes in bf16 (weights stay fp32): asked for, or fast on this device."""
-    return config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device_of(config)))
+    return config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device_of(config.accelerator)))
 
 
 def require_gpus(config: schema.Trainer) -> None:
@@ -52,7 +46,7 @@ def require_gpus(config: schema.Trainer) -> None:
     Raises:
         ConfigError: there are fewer GPUs than asked for, or no C compiler.
     """
-    if device_of(config).type != "cuda":
+    if device_of(config.accelerator).type != "cuda":
         return
     if (count := torch.cuda.device_count()) < config.devices:
         raise ConfigError(
@@ -144,7 +138,7 @@ def build_trainer(
 def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dict[str, Any]:
     """How a step is computed, as arguments of Lightning's trainer."""
     return {
-        "accelerator": "gpu" if device_of(config).type == "cuda" else "cpu",
+        "accelerator": "gpu" if device_of(config.accelerator).type == "cuda" else "cpu",
         "precision": "bf16-mixed" if uses_bf16(config) else "32-true",
         "accumulate_grad_batches": config.accumulate_grad_batches,
         "gradient_clip_val": config.gradient_clip if model.automatic_optimization else None,
@@ -158,7 +152,7 @@ def _settings_of_steps(config: schema.Trainer, model: pl.LightningModule) -> dic
 
 def on_one_gpu(config: schema.Trainer) -> bool:
     """Whether one process trains on a GPU."""
-    return device_of(config).type == "cuda" and not config.distributed
+    return device_of(config.accelerator).type == "cuda" and not config.distributed
 
 
 def step_graphs(config: schema.Trainer, model: Model) -> StepGraphs | None:
