@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ BEST, TRIALS = "best.yaml", "trials.csv"
 NOT_ADOPTED = ("experiment", "profile", "trainer", "debug", "sweep", "output", "trainer.threads")
 
 BEST_SHARE = 0.25  # share of the trials that importance compares with all others
+MOST_REASONS = 3  # different ones that are printed where all trials failed
 MIN_VALUES = 4  # different values without which there is no best quarter
 
 
@@ -113,12 +115,15 @@ def write(study: Study, tracker: Tracker) -> None:
 
 
 def refuse_total_failure(study: Study) -> None:
-    """Raises Failure if trials have ended and all of them failed."""
+    """Raises Failure, with the reasons counted, if trials have ended and all of them failed."""
     trials = study.trials
     if trials and all(trial.state == TrialState.FAIL for trial in trials):
         folder = (study.folder / "trials").relative_to(ROOT)
-        reason = trials[-1].user_attrs.get(REASON)
-        raise Failure(f"all {len(trials)} trials failed, the last one: {reason} (logs: {folder}/*/log.txt)")
+        counts = Counter(str(trial.user_attrs.get(REASON)) for trial in trials).most_common()
+        reasons = [f"{count} x {reason}" for reason, count in counts[:MOST_REASONS]]
+        others = sum(count for _, count in counts[MOST_REASONS:])
+        more = f"; {others} x other reasons" if others else ""
+        raise Failure(f"all {len(trials)} trials failed: {'; '.join(reasons)}{more} (logs: {folder}/*/log.txt)")
 
 
 def _plots(study: Study) -> list[Path]:
