@@ -124,7 +124,7 @@ def test_fewer_than_two_common_seeds_are_not_tested(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [[0.002, 0.002], [0.3 - 0.1, 0.2, 0.2]], ids=["two seeds", "up to rounding"])
 def test_equal_differences_are_not_tested(values: list[float]) -> None:
     test = significance.paired_tests({2: values}, less_is_better=False)[2]
-    assert (test.p, test.verdict) == (None, "not tested: the differences are equal")
+    assert (test.p, test.verdict) == (None, "not tested: the differences are equal; add seeds")
     assert (test.seeds, test.difference) == (len(values), pytest.approx(values[0]))
 
 

@@ -212,9 +212,7 @@ def test_a_sweep_fails_if_all_its_trials_do(clone: Path, run: Run) -> None:
     words = [*CIFAR[:-1], space, "sweep.sampler=grid", "sweep.study=hopeless"]
     done = run(*SWEEP, *words, check=False)
     assert done.returncode == 1
-    assert re.search(
-        r"sweep failed: all 2 trials failed: (2 x .*NaN|1 x .*NaN.*; 1 x .*NaN).*/trials/\*/log\.txt", done.stderr
-    )
+    assert re.search(r"sweep failed: all 2 trials failed: [12] x .*NaN.*/trials/\*/log\.txt", done.stderr)
 
 
 def test_an_objective_that_the_model_never_logs_ends_the_sweep_at_the_first_validation(clone: Path, run: Run) -> None:

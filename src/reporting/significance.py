@@ -73,7 +73,9 @@ def _paired_test(values: Sequence[float], p: float | None, less_is_better: bool)
     if summary is None:
         return PairedTest(0, math.nan, None, None, None, "not tested: no seed in common")
     if p is None:
-        reason = "the differences are equal" if len(values) > 1 else "one seed in common; at least two are needed"
+        reason = (
+            "the differences are equal; add seeds" if len(values) > 1 else "one seed in common; at least two are needed"
+        )
         return PairedTest(summary.count, summary.mean, summary.low, summary.high, None, f"not tested: {reason}")
     is_better = (summary.mean < 0) == less_is_better
     verdict = NO_DIFFERENCE if p >= LEVEL else "better" if is_better else "worse"
