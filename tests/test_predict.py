@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,6 +315,109 @@ def test_a_generator_refuses_an_input_and_a_count_of_zero(refused: Callable[...,
 def test_a_missing_input_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no input: tiny wants an image" in refused(image_model(tmp_path / "images"))
     assert "no input: tiny wants a text" in refused(text_model(tmp_path / "texts"))
+
+
+# --- several inputs ---------------------------------------------------------------------------------------------------
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    """Plain pictures in red, green and blue by turns, in a folder beside what is passed over."""
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / ".hidden" / "photo.png").write_bytes(plain_png((9, 9, 9)))
+    (folder / "notes.txt").write_text("no picture")
+    paths = [folder / f"{number:03}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(plain_png(((200, 0, 0), (0, 200, 0), (0, 0, 200))[number % 3], (8 + number % 2, 8)))
+    return paths
+
+
+def test_a_folder_is_answered_in_order_as_each_file_alone(call: Call, tmp_path: Path) -> None:
+    model, paths = image_model(tmp_path / "export"), photos(tmp_path / "photos", 70)  # more than two batches
+    code, out, err = call(model, tmp_path / "photos", "--top", 1, "--format", "csv")
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["input"] for row in rows] == list(map(str, paths))
+    assert [row["class"] for row in rows] == [("red", "green", "blue")[number % 3] for number in range(70)]
+    share = np.exp(4.0) / (np.exp(4.0) + 2)
+    assert [float(row["probability"]) for row in rows] == pytest.approx([share] * 70)
+
+
+def test_the_session_is_called_once_a_batch(tmp_path: Path) -> None:
+    predictor = Predictor(image_model(tmp_path / "export"))
+    session, sizes = predictor.session, []
+    predictor.session = SimpleNamespace(
+        run=lambda names, feed: sizes.append(len(feed["image"])) or session.run(names, feed)
+    )
+    requests = [Request(str(path)) for path in photos(tmp_path / "photos", 5)]
+    assert [request.source for request, _ in predictor.answers(requests)] == [request.source for request in requests]
+    assert sizes == [5]
+
+
+def test_texts_of_several_lengths_are_answered_as_alone(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = text_model(tmp_path / "export")
+    texts = ["good", "bad film.", "good good bad . .", "film"]
+    alone = [call(model, text)[1] for text in texts]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*texts[:2], "", *texts[2:]]) + "\n"))
+    code, out, _ = call(model, "-")
+    assert code == 0
+    assert out == "".join(f"{text}:\n{answer}" for text, answer in zip(texts, alone, strict=True))
+
+
+def test_a_json_line_holds_an_input_s_answers(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("good bad\n"))
+    _, out, _ = call(text_model(tmp_path / "export"), "good", "-", "--format", "json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert answers == [
+        {"input": "good", "answers": [{"class": "pos", "probability": 1.0}, {"class": "neg", "probability": 0.0}]},
+        {"input": "good bad", "answers": [{"class": "neg", "probability": 0.5}, {"class": "pos", "probability": 0.5}]},
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_answered(call: Call, tmp_path: Path) -> None:
+    model, paths = image_model(tmp_path / "export"), photos(tmp_path / "photos", 4)
+    paths[1].write_bytes(b"no picture")
+    paths[2].unlink()
+    code, out, err = call(model, *paths, "--top", 1)
+    assert code == 1
+    assert out.splitlines()[::2] == [f"{paths[0]}:", f"{paths[3]}:"]
+    damaged, missing, summary = err.splitlines()
+    assert damaged.startswith(f"{paths[1]} is no image that can be read")
+    assert missing == f"{paths[2]}: no such file"
+    assert summary == "predict failed: 2 of 4 inputs could not be read; they are named above"
+
+
+def test_the_pictures_of_several_inputs_go_into_the_output_folder(call: Call, tmp_path: Path) -> None:
+    model, paths, output = pairs_model(tmp_path / "export"), photos(tmp_path / "photos", 3), tmp_path / "new" / "drawn"
+    code, out, err = call(model, *paths, "--output", output, "--format", "csv")
+    assert (code, err) == (0, "")
+    written = [output / f"{path.stem}-tiny.png" for path in paths]
+    assert out.splitlines() == ["input,picture", *(f"{a},{b}" for a, b in zip(paths, written, strict=True))]
+    assert [tuple(np.asarray(Image.open(path))[0, 0]) for path in written] == [
+        (55, 255, 255),
+        (255, 55, 255),
+        (255, 255, 55),
+    ]
+
+
+def test_several_pictures_without_a_folder_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    model = pairs_model(tmp_path / "export")
+    paths = [photos(tmp_path / name, 1)[0] for name in ("a", "b")]
+    assert "give a folder for them" in refused(model, *paths)
+    assert not list((tmp_path / "a").glob("*-tiny.png"))
+
+
+def test_a_picture_is_never_written_over_another_one_s(call: Call, tmp_path: Path) -> None:
+    paths = [photos(tmp_path / name, 1)[0] for name in ("a", "b")]
+    code, _, err = call(pairs_model(tmp_path / "export"), *paths, "--output", tmp_path / "drawn")
+    assert code == 1
+    assert f"000-tiny.png would be the picture of {paths[0]} and of {paths[1]}" in err
+
+
+def test_a_folder_without_a_picture_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no file that ends in .png" in refused(image_model(tmp_path / "export"), tmp_path / "empty")
 
 
 # --- int8 -------------------------------------------------------------------------------------------------------------

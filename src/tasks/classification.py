@@ -82,7 +82,8 @@ class Classification(Task):
     def decode(self, outputs: Sequence[np.ndarray], request: Request, signature: Mapping[str, Any]) -> Answer:
         probability = outputs[0][0]
         order = np.argsort(-probability, kind="stable")[: request.top]
-        return Answer([f"{probability[index]:7.2%}  {signature['classes'][index]}" for index in order])
+        rows = [{"class": signature["classes"][index], "probability": float(probability[index])} for index in order]
+        return Answer([f"{row['probability']:7.2%}  {row['class']}" for row in rows], rows)
 
     def hub_tag(self, signature: Mapping[str, Any]) -> str:
         return kinds.load(signature["kind"]).hub_prefix + "-classification"

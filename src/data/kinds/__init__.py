@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,10 @@ def _same(*inputs: Tensor) -> tuple[Tensor, ...]:
     return inputs
 
 
+def _joined(feeds: Sequence[Feed]) -> Feed:
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A network's inputs: their names in order, and of each the free dimensions, by axis."""
@@ -35,6 +39,7 @@ class Inputs:
     names: tuple[str, ...]
     free: tuple[dict[int, str], ...]
     trimmed: Callable[..., tuple[Tensor, ...]] = _same  # part of a batch, cut to the size that it has alone
+    joined: Callable[[Sequence[Feed]], Feed] = _joined  # feeds of one example each as one feed
 
 
 class Kind(Protocol):
@@ -44,6 +49,7 @@ class Kind(Protocol):
     batches: Callable[..., Batches]  # a subclass of Batches, or what makes one, with its arguments
     inputs: Inputs  # what a network takes: the first elements of a batch; the others are labels or targets
 
+    suffixes: tuple[str, ...]  # of the files that a caller's folder is searched for
     example_argument: str  # an input of this kind as typed after `python -m src.predict FOLDER`
     hub_prefix: str  # the hub's word for this kind in the names of tasks, as in image-classification
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +108,22 @@ def _trimmed(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return tokens[:, : int(lengths.max())], lengths
 
 
+def _padded(feeds: Sequence[Feed]) -> Feed:
+    """Texts of several lengths as one feed; what stands behind a text's length has no effect."""
+    lengths = np.concatenate([feed["lengths"] for feed in feeds])
+    tokens = np.zeros((len(feeds), int(lengths.max())), np.int64)
+    for row, feed in zip(tokens, feeds, strict=True):
+        row[: feed["tokens"].shape[1]] = feed["tokens"][0]
+    return {"tokens": tokens, "lengths": lengths}
+
+
 class Text:
     """The kind of labelled texts."""
 
     options = TextLoader
     batches = TextBatches
-    inputs = Inputs(("tokens", "lengths"), ({0: "batch", 1: "time"}, {0: "batch"}), _trimmed)
+    inputs = Inputs(("tokens", "lengths"), ({0: "batch", 1: "time"}, {0: "batch"}), _trimmed, _padded)
+    suffixes = (".txt",)
     example_argument = '"A text in quotation marks."'
     hub_prefix = "text"
 
