@@ -39,7 +39,7 @@ $(READY) $(READY_DEV):
 
 repro: setup  ## the whole pipeline on the sample profile: download, preprocess, train, evaluate, export
 	dvc repro
-	@dvc metrics show
+	@python -m src.summary
 
 # One worker a core, one thread a worker. The pipeline's trainings run last, alone: they use all cores.
 test: setup-dev  ## all tests but those marked long; last, the real pipeline in a clean clone

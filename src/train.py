@@ -49,6 +49,7 @@ def train(config: Config) -> None:
         from src import tasks
         from src.data import packed
         from src.data.preparing import prepared
+        from src.reporting import tables
         from src.tracking.provenance import dirty_patch
         from src.tracking.run_facts import run_datasets, run_description, run_parameters, run_tags
         from src.tracking.tracker import CONFIG, PATCH, RunInfo, Tracker
@@ -85,6 +86,7 @@ def train(config: Config) -> None:
         release_freed_memory()
         sha256 = _write(config, folder, trained)
         _track(config, folder, trained, sha256, tracker, task.remark(trained.history.rows))
+        tables.write_metrics(folder.training_time, {"seconds": trained.history.seconds, "sha256": sha256})
         console.print(f"trained in {trained.history.seconds:.1f} s: {config.output}/train")
     work.remove_checkpoints()
 

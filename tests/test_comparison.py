@@ -18,6 +18,7 @@ from scipy import stats
 from src.common.paths import ROOT
 from src.configuration.composing import compose
 from src.reporting import comparison, comparison_page, significance, tables
+from src.summary import summary
 
 
 def write_run(folder: Path, *overrides: str, value: float, experiment: str = "cifar10_resnet", **metrics: Any) -> Path:
@@ -158,6 +159,24 @@ def test_the_command_prints_a_table_and_writes_csv_and_html(tmp_path: Path) -> N
         [sys.executable, "-m", "src.compare", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert "no whole run" in empty.stderr
+
+
+def test_the_summary_of_the_pipeline_has_each_experiment_s_headline_in_80_columns(tmp_path: Path) -> None:
+    names = ["cifar10_resnet", "an_experiment_with_a_name_of_40_letters_", "facades_pix2pix"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"run": dict.fromkeys(names, "data")}, sort_keys=False))
+    folder = write_run(tmp_path / "experiments" / names[0], "seed=0", value=0.5)
+    write_run(tmp_path / "experiments" / names[1], value=0.5, experiment="mnist_autoencoder", mse=0.02)
+    (folder / "train" / "model.json").write_text(json.dumps({"sha256": "ab"}))
+    (folder / "training_time.json").write_text(json.dumps({"seconds": 12.4, "sha256": "ab"}))
+    lines = list(summary(tmp_path))
+    assert max(map(len, lines)) < 80
+    rows = [line.split() for line in lines[1:4]]
+    assert rows[0] == ["cifar10_resnet", "test_accuracy", "0.49", "higher", "12", "s"]
+    assert rows[1][1:] == ["test_mse", "0.02", "lower", "elsewhere"]
+    assert rows[2] == ["facades_pix2pix", "no", "result:", "dvc", "repro"]
+    assert "sample" in lines[-1]
+    (folder / "train" / "model.json").write_text(json.dumps({"sha256": "cd"}))  # fetched with DVC since
+    assert next(line for line in summary(tmp_path) if line.startswith("cifar")).endswith("elsewhere")
 
 
 def test_a_run_whose_files_are_damaged_is_left_out(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ class RunFolder:
         """The folder of the pictures drawn during training, one per validation."""
         return self.path / "progress"
 
+    @property
+    def training_time(self) -> Path:
+        """The training's seconds, with the weights' sha256: not DVC's, as they differ from run to run."""
+        return self.path / "training_time.json"
+
     # --- evaluate -----------------------------------------------------------------------------------------------------
 
     @property

@@ -56,6 +56,11 @@ class Run:
     history: Sequence[Mapping[str, float]]  # a row for each epoch
     time: float  # when it ended, seconds since 1970
 
+    def direction(self, metric: str) -> Direction | None:
+        """Which values of the metric are better, as its task says; None: neither more nor less is."""
+        declared = metric_logged_as(metric, self.table)
+        return declared.better if declared else None
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -102,11 +107,8 @@ class Group:
 
     @property
     def headline(self) -> list[str]:
-        """The monitor and, on the test split, the same metric or else the first of the task."""
-        table = self.variants[0].runs[0].table
-        names = [self.monitor.partition("_")[2], *table]
-        logged = {name for variant in self.variants for run in variant.runs for name in run.metrics}
-        return [self.monitor, *[f"test_{name}" for name in names if f"test_{name}" in logged][:1]]
+        """What a reader looks at first: see `headline_of`."""
+        return headline_of([run for variant in self.variants for run in variant.runs])
 
     @property
     def differing(self) -> list[str]:
@@ -116,8 +118,7 @@ class Group:
 
     def direction(self, metric: str) -> Direction | None:
         """Which values of the metric are better, as its task says; None: neither more nor less is."""
-        declared = metric_logged_as(metric, self.variants[0].runs[0].table)
-        return declared.better if declared else None
+        return self.variants[0].runs[0].direction(metric)
 
     def tests(self, metric: str) -> dict[int, PairedTest]:
         """Each further variant against the first, by the variant's number.
@@ -144,6 +145,14 @@ class Group:
             number: replace(test, verdict="different") if test.verdict in ("better", "worse") else test
             for number, test in tests.items()
         }
+
+
+def headline_of(runs: Sequence[Run]) -> list[str]:
+    """The monitor of runs of one experiment and, on the test split, the same metric or else the first of the task."""
+    monitor = runs[0].monitor
+    logged = {name for run in runs for name in run.metrics}
+    names = [f"test_{name}" for name in (monitor.partition("_")[2], *runs[0].table)]
+    return [monitor, *[name for name in names if name in logged][:1]]
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[Run]:
