@@ -51,6 +51,12 @@ def images(
     )
 
 
+def augmented_images(**loader: Any) -> Batches:
+    """Training images whose meta has their mean, as cutout takes it."""
+    options = ImageLoader(**{"batch_size": 8, "eval_batch_size": 16} | loader)
+    return ImageBatches(image_split(), {"kind": "images", "mean": [0.5] * 3}, options, train=True)
+
+
 def texts(lengths: list[int], train: bool = True, seed: int = 0, **loader: Any) -> Batches:
     options = TextLoader(**{"batch_size": 8, "eval_batch_size": 8} | loader)
     return TextBatches(text_split(lengths), {"kind": "text", "vocabulary": VOCABULARY}, options, train=train, seed=seed)
@@ -119,6 +125,17 @@ def test_another_seed_gives_another_order(kind: str) -> None:
     assert examples(epoch_of(AUGMENTED[kind](seed=1), 0)) != examples(epoch_of(AUGMENTED[kind](seed=0), 0))
 
 
+@pytest.mark.parametrize("dataloader", [images(), texts([1 + i % 13 for i in range(60)])], ids=["images", "texts"])
+def test_every_epoch_has_an_order_of_its_own(dataloader: Batches) -> None:
+    """Without augmentation, which would hide that the order is the same."""
+    orders = [examples(epoch_of(dataloader, epoch)) for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_every_seed_has_an_order_of_its_own() -> None:
+    assert len({tuple(examples(epoch_of(images(seed=seed), 0))) for seed in range(30)}) == 30
+
+
 @pytest.mark.parametrize("kind", AUGMENTED)
 @pytest.mark.parametrize("consumed", [0, 1, 2])
 def test_a_resumed_epoch_continues_with_the_next_batch(kind: str, consumed: int) -> None:
@@ -135,11 +152,13 @@ def test_a_resumed_epoch_continues_with_the_next_batch(kind: str, consumed: int)
     [
         images(crop_padding=2),
         images(flip="random"),
+        images(rotation=30.0),
+        augmented_images(cutout=3),
         texts([20] * 60, word_dropout=0.3),
         pairs(flip="random"),
         pairs(enlarge=1.25),
     ],
-    ids=["crop", "flip", "words", "mirror", "enlarge"],
+    ids=["crop", "flip", "rotation", "cutout", "words", "mirror", "enlarge"],
 )
 def test_augmentation_differs_between_epochs_and_batches(dataloader: Batches) -> None:
     indices = torch.arange(12)
@@ -176,6 +195,16 @@ def test_the_ranks_share_every_batch_without_overlap(world: int) -> None:
         parts = [share[index] for share in shares]
         assert [len(part) for part in parts] == [8 // world] * world
         assert sorted(chain(*parts)) == sorted(batch)
+
+
+def test_the_ranks_draw_augmentations_of_their_own() -> None:
+    """Of one image for all ranks."""
+    flips = []
+    for rank in range(2):
+        dataloader = images(count=16, rank=rank, world=2, flip="random", crop_padding=3)
+        dataloader.split["images"] = dataloader.split["images"][:1].repeat(16, 1, 1, 1)
+        flips.append([batch[0] for batch in epoch_of(dataloader, 0)])
+    assert not any(torch.equal(first, second) for first, second in zip(*flips, strict=True))
 
 
 def test_evaluation_shows_every_image_once_in_order_unaugmented() -> None:

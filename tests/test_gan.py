@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from src.common.errors import Failure
 from src.configuration.composing import compose
-from src.configuration.schema import Adam, Constant
+from src.configuration.schema import SGD, Adam, Constant
 from src.data import packed
 from src.data.kinds.images import ImageBatches, ImageLoader
 from src.exporting import onnx_export
@@ -157,6 +158,37 @@ def test_the_target_of_real_images_is_one_minus_the_smoothing() -> None:
     expected = F.binary_cross_entropy_with_logits(logits, torch.full((2,), 0.9))
     torch.testing.assert_close(model.judged(logits, True, 0.1), expected)
     torch.testing.assert_close(model.judged(logits, True), F.binary_cross_entropy_with_logits(logits, torch.ones(2)))
+
+
+@pytest.mark.parametrize("loss", ["vanilla", "lsgan", "wgan_gp"])
+def test_a_discriminator_learns_to_judge_real_images_higher_and_a_generator_to_raise_its_own(loss: str) -> None:
+    """In one step from the same weights: the discriminator widens the gap, the generator raises what is drawn."""
+    model = gan(loss=loss, penalty=0.0)
+    model.optimizer_config = SGD(name="sgd", lr=0.01)
+    real, latents = images(64), torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    scaled_real = real.float() / 127.5 - 1
+
+    def judgements_of(generator: nn.Module, discriminator: nn.Module) -> tuple[float, float]:
+        return float(discriminator(scaled_real).mean()), float(discriminator(generator(latents)).mean())
+
+    before = copy.deepcopy(model).train()
+    split = {"images": real, "labels": torch.zeros(64, dtype=torch.int64)}
+    loader = ImageBatches(split, {"kind": "images"}, ImageLoader(batch_size=64), train=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=5,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, loader)
+    with torch.no_grad():
+        real_before, drawn_before = judgements_of(before.generator, before.discriminator)
+        real_after, drawn_after = judgements_of(before.generator, model.discriminator)
+        assert real_after - drawn_after > real_before - drawn_before
+        assert judgements_of(model.generator, model.discriminator)[1] > drawn_after
 
 
 class LinearCritic(nn.Module):

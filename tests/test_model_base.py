@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
+from src.configuration.composing import compose
 from src.configuration.schema import Adam, Constant
+from src.data import packed
+from src.data.datamodule import PackedData
 from src.data.kinds.images import ImageBatches, ImageLoader
 from src.models.base import Model
+from src.models.optimization import rate_factor
+from tests.tiny_data import noise_digits
 
 
 class Tiny(Model):
@@ -80,6 +85,43 @@ def test_what_an_epoch_gathered_is_part_of_a_checkpoint_be_it_a_mean_or_a_metric
     assert resumed.state[0] == interrupted.state[0]
     assert float(interrupted.state[1][0, 1]) == 4
     assert torch.equal(resumed.state[1], interrupted.state[1])
+
+
+class Rates(pl.Callback):
+    """Records the rate of each step, by optimizer."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+
+@pytest.mark.parametrize(("experiment", "optimizers"), [("mnist_mlp", 1), ("mnist_autoencoder", 1), ("mnist_gan", 2)])
+def test_every_model_s_rate_follows_its_schedule_over_the_complete_run(
+    experiment: str, optimizers: int, tmp_path: Path
+) -> None:
+    noise_digits(tmp_path)
+    schedule = "model.schedule={name: linear, warmup: 0.25, final: 0.1}"
+    sizes = ("data.loader.batch_size=20", "model.optimizer.lr=0.01")
+    config = compose([f"experiment={experiment}", "output=out", f"data_folder={tmp_path}", schedule, *sizes])
+    rates = Rates()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=4,
+        limit_val_batches=0,
+        callbacks=[rates],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        config.model(packed.read_meta(config.processed)), PackedData(config.processed, config.loader, config.seed)
+    )
+    expected = [0.01 * rate_factor(config.model.schedule, (step + 0.5) / 8) for step in range(8)]
+    assert [rate for rate, *_ in rates.rates] == pytest.approx(expected)
+    assert all(step == [step[0]] * optimizers for step in rates.rates)
 
 
 def test_means_are_added_by_name_alone_or_with_their_neighbours() -> None:
