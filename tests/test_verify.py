@@ -11,7 +11,9 @@ import pytest
 from src.common.errors import Failure
 from src.common.git import git, worktree, worktree_environment
 from src.tracking.provenance import dirty_patch
+from verification import mutants
 from verification.claims import Claim, compare
+from verification.mutants import Fault
 from verification.small_run import stage_outputs
 
 BITS = {"weights": "1234", "optimizer": "5678"}
@@ -39,6 +41,32 @@ def test_a_claim_is_broken_by_differing_digests_and_names_them(digests: dict[str
 def test_every_output_of_the_stages_in_dvc_yaml_is_compared() -> None:
     expected = {"train/model.safetensors", "train/history.csv", "metrics.json", "evaluation", "export"}
     assert expected <= set(stage_outputs())
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_planted_faults_fits_the_code_and_the_tests() -> None:
+    faults = mutants.read_faults()
+    assert list(mutants.mismatches(faults)) == []
+    assert len(faults) >= 100
+
+
+def test_a_fault_that_fits_no_more_is_named_and_one_that_no_test_notices_is_told_from_others(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text("def total(a, b):\n    return a + b\n\n\nspare = 1\n")
+    (tmp_path / "test_sums.py").write_text("from sums import total\n\ndef test_sum():\n    assert total(1, 2) == 3\n")
+    wrong, hidden = (
+        Fault("sums.py", "a sum", "a + b", "a - b", ("test_sums.py::test_sum",)),
+        Fault("sums.py", "a spare", "spare = 1", "spare = 2", ("test_sums.py::test_sum",)),
+    )
+    assert mutants.plant(wrong, tmp_path)
+    assert not mutants.plant(hidden, tmp_path)
+    assert "return a + b" in (tmp_path / "sums.py").read_text()
+    gone = Fault("sums.py", "gone", "a * b", "a", ("test_sums.py::test_product",))
+    assert list(mutants.mismatches([wrong, gone], tmp_path)) == [
+        "sums.py: gone: the old text occurs 0 times, not once",
+        "sums.py: gone: there is no test test_sums.py::test_product",
+    ]
 
 
 # --- scratch worktrees ------------------------------------------------------------------------------------------------

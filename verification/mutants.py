@@ -1,6 +1,6 @@
 """Plants faults in the code, one at a time, and runs the tests that should notice them.
 
-    nice -n 19 python -m verification.mutants              every fault of verification/mutants.yaml
+    nice -n 19 python -m verification.mutants              every fault of verification/mutants.toml
     nice -n 19 python -m verification.mutants gan schedule those whose file or description holds one of these words
 
 Works in a copy of the tree, uncommitted changes included. Each selection of tests must pass without a fault first. Exit
@@ -15,17 +15,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from src.common.errors import Failure
 from src.common.git import git
 from src.common.paths import ROOT
 
-TABLE = ROOT / "verification" / "mutants.yaml"
+TABLE = ROOT / "verification" / "mutants.toml"
 TIMEOUT_S = 300
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; a module that can't be imported interrupts it
 
@@ -48,7 +47,7 @@ class Fault:
 
 def read_faults(table: Path = TABLE) -> list[Fault]:
     """The faults of the table."""
-    content = yaml.safe_load(table.read_text())
+    content = tomllib.loads(table.read_text())
     return [
         Fault(file, entry["fault"], entry["old"], entry["new"], tuple(entry["tests"].split()))
         for file, entries in content.items()
