@@ -10,15 +10,18 @@ codes: 0 every fault was noticed, 1 one was not, or the table does not fit the c
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from src.common.errors import Failure
 from src.common.git import git
@@ -26,7 +29,8 @@ from src.common.paths import ROOT
 
 TABLE = ROOT / "verification" / "mutants.toml"
 TIMEOUT_S = 300
-PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; a module that can't be imported interrupts it
+PASSED, FAILED, USAGE_ERROR, NO_TESTS = 0, 1, 4, 5  # pytest's exit codes
+PRELOADED = ("torch", "pytorch_lightning", "torchmetrics", "torchvision", "optuna", "mlflow", "onnx", "hydra", "pytest")
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,46 @@ def plant(fault: Fault, root: Path) -> bool:
 
 
 def _run(tests: Sequence[str], root: Path) -> int:
-    """pytest's exit code; a run that does not end within the time limit has failed.
+    """pytest's exit code, in a fork of this process; a run that does not end within the time limit has failed.
 
     Raises:
         Failure: there is no such test.
     """
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    # Bytecode is valid for a second: a fault of the same length would be run once it has been taken out.
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    pid = os.fork()
+    if not pid:
+        _become_pytest(tests, root)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return FAILED
+        time.sleep(0.05)
+    code = os.waitstatus_to_exitcode(ended[1])
+    if code in (USAGE_ERROR, NO_TESTS):
+        raise Failure(f"pytest {' '.join(tests)}: exit code {code}, no such test")
+    return code
+
+
+def _become_pytest(tests: Sequence[str], root: Path) -> NoReturn:
+    """Runs tests of a copy in this process, in which of the repository's modules none may be imported yet."""
+    import pytest
+
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("src", "tests", "verification"):
+            del sys.modules[name]
+    sys.path[:] = [str(root), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    sys.dont_write_bytecode = True  # it is valid for a second: a fault that has been taken out would be run
+    os.chdir(root)
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    code: int = FAILED
     try:
-        done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return FAILED
-    if done.returncode not in (PASSED, FAILED, INTERRUPTED):
-        raise Failure(f"pytest {' '.join(tests)}: {done.stdout.strip().splitlines()[-1]}")
-    return done.returncode
+        code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+    finally:
+        os._exit(code)
 
 
 def _copy(target: Path) -> None:
@@ -120,6 +149,9 @@ def main() -> None:
     faults = [fault for fault in read_faults() if not words or any(word in fault.title for word in words)]
     if faulty := list(mismatches(faults)):
         sys.exit("\n".join(["mutants: the table does not fit the code", *faulty]))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for module in PRELOADED:  # once, for all forks
+        importlib.import_module(module)
     unnoticed: list[Fault] = []
     passing: dict[tuple[str, ...], bool] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
