@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,6 +234,32 @@ def test_drawn_images_are_compared_over_the_complete_split_whatever_the_batch_si
 def test_a_validation_of_a_single_image_is_refused() -> None:
     with pytest.raises(Failure, match="val_frechet: one validation image has no distribution"):
         validated(1, count=1)
+
+
+def test_two_processes_draw_the_images_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each its share; the metric gathers them. The next validation begins with none."""
+    compared: list[Tensor] = []
+
+    def validate(rank: int, world: int) -> Tensor:
+        model = gan().eval()
+        monkeypatch.setattr(GAN, "global_rank", rank)
+        monkeypatch.setattr(GAN, "trainer", SimpleNamespace(world_size=world))
+        monkeypatch.setattr(model, "all_gather", lambda count: count.repeat(world))
+        monkeypatch.setattr(model, "log_dict", lambda values: None)
+        monkeypatch.setattr(
+            model.drawn_against_real,
+            "compute",
+            lambda: compared.append(torch.cat(model.drawn_against_real.drawn_images)) or {},
+        )
+        for part in images(16)[rank::world].split(3):
+            model.validation_step((part,), 0)
+        model.on_validation_epoch_end()
+        assert model.drawn_against_real.real_count == 0
+        return compared[-1]
+
+    alone = validate(0, 1)
+    first, second = validate(0, 2), validate(1, 2)
+    assert torch.equal(torch.stack([first, second], dim=1).flatten(0, 1), alone)
 
 
 # --- fidelity and diversity -------------------------------------------------------------------------------------------

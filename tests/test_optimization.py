@@ -19,6 +19,7 @@ from src.common.errors import ConfigError, Failure
 from src.common.paths import ROOT
 from src.configuration.composing import check, compose
 from src.configuration.schema import SGD, Adam, AdamW, Constant, Cosine, Linear, Muon, Step
+from src.models import muon
 from src.models.muon import orthogonalize
 from src.models.optimization import build_optimizer, build_schedule, rate_factor
 
@@ -334,3 +335,21 @@ def test_checking_a_target_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_muon_descends_on_a_filter_s_loss() -> None:
+    """Towards filters of the norm that each keeps, sqrt(out)."""
+    torch.manual_seed(0)
+    target = torch.randn(8, 4, 3, 3)
+    target *= 8**0.5 / target.norm()
+    weight = nn.Parameter(torch.randn(8, 4, 3, 3) * 5)
+    optimizer = muon.Muon([weight], [], lr=0.02, momentum=0.6)
+    losses = []
+    for _ in range(60):
+        loss = (weight - target).square().sum()
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[1] < losses[0]
+    assert float(weight.detach().norm()) == pytest.approx(8**0.5, rel=0.1)

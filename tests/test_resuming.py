@@ -12,6 +12,8 @@ from torch import Tensor
 
 from src.configuration.schema import Config
 from src.data import packed
+from src.models.base import Model
+from src.models.classifier import ImageClassifier
 from src.training import determinism, run
 from tests.tiny_data import noise_digits
 
@@ -151,3 +153,43 @@ def test_the_weights_that_are_kept_are_those_of_the_epoch_that_is_reported(
     trained = train(chosen, tmp_path, Worsen())
     assert run.kept_row(chosen, trained.history.rows)["epoch"] == kept
     assert torch.equal(next(trained.model.parameters()), weights[kept - 1])
+
+
+def test_the_seed_decides_the_initial_weights(config: Config) -> None:
+    meta = packed.read_meta(config.processed)
+
+    def model(seed: int) -> LightningModule:
+        determinism.fix(seed, 1)
+        module: LightningModule = config.model(meta)
+        return module
+
+    assert equal(model(1), model(1))
+    assert not equal(model(1), model(2))
+
+
+def test_a_digest_of_a_state_depends_on_each_part_of_it() -> None:
+    def state(**changes: Any) -> dict[str, Any]:
+        return {"moments": [torch.arange(3.0), torch.zeros(2)], "groups": {"lr": 0.1, "betas": (0.9, 0.99)}} | changes
+
+    others = [
+        state(),
+        state(moments=[torch.arange(3.0) + 1, torch.zeros(2)]),
+        state(moments=[torch.arange(3.0).bfloat16(), torch.zeros(2)]),
+        state(moments=[torch.arange(3.0)[None], torch.zeros(2)]),
+        state(moments=[torch.zeros(2), torch.arange(3.0)]),
+        state(groups={"lr": 0.2, "betas": (0.9, 0.99)}),
+        state(groups={"rate": 0.1, "betas": (0.9, 0.99)}),
+    ]
+    assert len({determinism.sha256_of_state(other) for other in others}) == len(others)
+    assert determinism.sha256_of_state(state()) == determinism.sha256_of_state(others[0])
+
+
+def test_only_a_run_that_begins_is_prepared(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network takes from the training images, such as whitening, is in its checkpoint."""
+    prepared: list[int] = []
+    monkeypatch.setattr(Model, "prepare", lambda self, split: prepared.append(len(split["labels"])))
+    monkeypatch.delattr(ImageClassifier, "prepare")
+    with pytest.raises(Killed):
+        train(config, tmp_path, KillBefore(2))
+    train(config, tmp_path)
+    assert prepared == [40]

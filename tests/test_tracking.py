@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -679,3 +680,100 @@ def test_data_sets_system_metrics_and_the_onnx_model_are_on_the_run_s_page(
     description = (Path(unquote(urlsplit(logged.artifact_location).path)) / "MLmodel").read_text()
     assert "python_function" in description and "saved_input_example_info" in description
     assert '"shape": [-1, 2]' in " ".join(description.split())
+
+
+# --- how far a journal was sent ---------------------------------------------------------------------------------------
+
+
+class Client:
+    """A client of MLflow that notes what it gets, and whose connection is lost at the calls of these numbers."""
+
+    def __init__(self, lost_at: set[int]) -> None:
+        self.lost_at = lost_at
+        self.calls = 0
+        self.received: list[tuple[str, Any]] = []
+
+    def _call(self, what: str, content: Any) -> None:
+        self.calls += 1
+        if self.calls in self.lost_at:
+            raise ConnectionError("lost")
+        self.received.append((what, content))
+
+    def log_batch(self, run_id: str, **entities: Any) -> None:
+        ((kind, items),) = entities.items()
+        self._call(kind, [(item.key, item.value) for item in items])
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        self._call("text", (name, text))
+
+    def set_terminated(self, run_id: str, status: str, ended: int) -> None:
+        self._call("status", status)
+
+    def search_runs(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+    def create_run(self, *_: Any) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="the-run"))
+
+
+RECORDS: list[dict[str, Any]] = [
+    {"params": {"lr": "0.1"}},
+    {"metrics": {"loss": 1.0}, "time": 1, "step": 0},
+    {"metrics": {"loss": 0.5, "accuracy": 0.25}, "time": 2, "step": 1},
+    {"tags": {"kind": "test"}},
+    {"metrics": {"loss": 0.25}, "time": 3, "step": 2},
+    {"text": "seed: 0", "name": "config.yaml"},
+    {"metrics": {"loss": 0.125}, "time": 4, "step": 3},
+]
+
+
+@pytest.mark.parametrize("lost_at", [set(), {1}, {2}, {3}, {4}, {5}, {6}, {7}, {2, 4, 5, 9}])
+def test_a_sending_that_fails_between_two_records_goes_on_with_the_next(
+    lost_at: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is missing, nothing is sent twice; the journal is removed when all of a finished run was sent."""
+    client, path = Client(lost_at), tmp_path / "tracking.jsonl"
+    monkeypatch.setattr(sender, "connect", lambda store: client)
+    monkeypatch.setattr(sender, "close_dead_runs", lambda client: None)
+    monkeypatch.setattr(sender, "experiment_id", lambda *_: "1")
+    journal.create(path, {"experiment": "e", "joins": None, "tags": {}, "process": {}, "name": "n"})
+
+    def write(*records: dict[str, Any]) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        for record in records:
+            journal.append(descriptor, record)
+        os.close(descriptor)
+
+    def send() -> None:
+        for _ in range(len(lost_at) + 1):
+            sender.JournalSender(path, "a store").send()
+
+    write(*RECORDS)
+    send()
+    assert path.exists()
+    assert journal.count_unsent(path) == 0
+    write({"status": "FINISHED", "time": 5})
+    send()
+    assert not path.exists()
+    assert client.received == [
+        ("params", [("lr", "0.1")]),
+        ("metrics", [("loss", 1.0), ("loss", 0.5), ("accuracy", 0.25)]),
+        ("tags", [("kind", "test")]),
+        ("metrics", [("loss", 0.25)]),
+        ("text", ("config.yaml", "seed: 0")),
+        ("metrics", [("loss", 0.125)]),
+        ("status", "FINISHED"),
+    ]
+
+
+def test_a_torn_line_is_neither_sent_nor_counted(tmp_path: Path) -> None:
+    path = tmp_path / "tracking.jsonl"
+    journal.create(path, {"experiment": "e"})
+    with path.open("a") as file:
+        file.write('{"tags": {"a": "1"}}\n{"tags": {"b"')
+    assert [record for _, record in journal.records(path, 0)] == [{"tags": {"a": "1"}}]
+    assert journal.count_unsent(path) == 1
+    journal.cut_torn_line(path)
+    with path.open("a") as file:
+        file.write('{"tags": {"c": "3"}}\n')
+    assert [record for _, record in journal.records(path, 0)] == [{"tags": {"a": "1"}}, {"tags": {"c": "3"}}]
