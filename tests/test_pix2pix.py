@@ -221,24 +221,6 @@ def test_the_rate_is_constant_for_half_a_run_then_falls_linearly_to_zero() -> No
     assert rate_factor(schedule, 1.0) == 0
 
 
-class Rates(pl.Callback):
-    """Records the rates of both optimizers before each batch."""
-
-    def __init__(self) -> None:
-        self.rates: list[list[float]] = []
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
-
-
-def test_both_rates_are_scheduled_per_batch() -> None:
-    callback = Rates()
-    train(pix2pix(lr=0.4), callback, epochs=4)
-    expected = [0.4, 0.4, 0.4, 0.4, 0.35, 0.25, 0.15, 0.05]  # eight steps; each rate is that of its middle
-    assert [rates[0] for rates in callback.rates] == pytest.approx(expected)
-    assert [rates[1] for rates in callback.rates] == pytest.approx(expected)
-
-
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
