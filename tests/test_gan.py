@@ -19,7 +19,7 @@ from src.configuration.schema import SGD, Adam, Constant
 from src.data import packed
 from src.data.kinds.images import ImageBatches, ImageLoader
 from src.exporting import onnx_export
-from src.models.fidelity import diversity, frechet_distance, precision_recall
+from src.models.fidelity import DrawnAgainstReal, diversity, frechet_distance, precision_recall
 from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
 from src.scoring.image_classifier import judgements, train_judge
 from src.tasks import generation
@@ -240,17 +240,17 @@ def test_two_processes_draw_the_images_of_one(monkeypatch: pytest.MonkeyPatch) -
     """Each its share; the metric gathers them. The next validation begins with none."""
     compared: list[Tensor] = []
 
+    def note(metric: DrawnAgainstReal) -> dict[str, float]:
+        compared.append(torch.cat(metric.drawn_images))
+        return {}
+
     def validate(rank: int, world: int) -> Tensor:
         model = gan().eval()
         monkeypatch.setattr(GAN, "global_rank", rank)
         monkeypatch.setattr(GAN, "trainer", SimpleNamespace(world_size=world))
         monkeypatch.setattr(model, "all_gather", lambda count: count.repeat(world))
         monkeypatch.setattr(model, "log_dict", lambda values: None)
-        monkeypatch.setattr(
-            model.drawn_against_real,
-            "compute",
-            lambda: compared.append(torch.cat(model.drawn_against_real.drawn_images)) or {},
-        )
+        monkeypatch.setattr(model.drawn_against_real, "compute", lambda: note(model.drawn_against_real))
         for part in images(16)[rank::world].split(3):
             model.validation_step((part,), 0)
         model.on_validation_epoch_end()

@@ -116,10 +116,9 @@ def test_every_model_s_rate_follows_its_schedule_over_the_complete_run(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(
-        config.model(packed.read_meta(config.processed)), PackedData(config.processed, config.loader, config.seed)
-    )
-    expected = [0.01 * rate_factor(config.model.schedule, (step + 0.5) / 8) for step in range(8)]
+    model = config.model(packed.read_meta(config.processed))
+    trainer.fit(model, PackedData(config.processed, config.loader, config.seed))
+    expected = [0.01 * rate_factor(model.schedule_config, (step + 0.5) / 8) for step in range(8)]
     assert [rate for rate, *_ in rates.rates] == pytest.approx(expected)
     assert all(step == [step[0]] * optimizers for step in rates.rates)
 

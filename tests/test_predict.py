@@ -345,9 +345,12 @@ def test_a_folder_is_answered_in_order_as_each_file_alone(call: Call, tmp_path: 
 def test_the_session_is_called_once_a_batch(tmp_path: Path) -> None:
     predictor = Predictor(image_model(tmp_path / "export"))
     session, sizes = predictor.session, []
-    predictor.session = SimpleNamespace(
-        run=lambda names, feed: sizes.append(len(feed["image"])) or session.run(names, feed)
-    )
+
+    def run(names: list[str], feed: dict[str, np.ndarray]) -> Any:
+        sizes.append(len(feed["image"]))
+        return session.run(names, feed)
+
+    predictor.session = SimpleNamespace(run=run)
     requests = [Request(str(path)) for path in photos(tmp_path / "photos", 5)]
     assert [request.source for request, _ in predictor.answers(requests)] == [request.source for request in requests]
     assert sizes == [5]

@@ -75,7 +75,7 @@ def test_a_budget_is_of_all_trials_and_of_the_points_of_a_grid(open_study: Open)
 
 def test_no_trial_starts_after_the_minutes_of_all_sessions(open_study: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("src.sweeping.study.time.monotonic", lambda: clock[0])
     opened = open_study("sweep.trials=null", "sweep.minutes=2")
     assert opened.next_trial()
     clock[0] += 100

@@ -210,7 +210,7 @@ class GAN(Adversarial):
 
     def on_validation_epoch_end(self) -> None:
         """Draws as many images as were real, each process its share of them, and compares the two sets."""
-        counts = self.all_gather(torch.tensor(self.drawn_against_real.real_count, device=self.device))
+        counts: Any = self.all_gather(torch.tensor(self.drawn_against_real.real_count, device=self.device))
         latents = self.draw_latents(int(counts.sum()), seed=0)
         for part in latents[self.global_rank :: self.trainer.world_size].split(DRAWN_AT_ONCE):
             self.drawn_against_real.update(drawn=self.answer(part))
