@@ -136,6 +136,17 @@ def test_the_loss_is_cross_entropy_and_the_sums_count_correct_answers(smoothing:
     assert model.val_sums.flatten().tolist() == pytest.approx([8 * loss.item(), 8, correct, 8])
 
 
+def test_training_smooths_the_labels_and_validation_does_not() -> None:
+    model = classifier(lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes)))
+    model.label_smoothing = 0.2
+    batch = (photos(8), torch.arange(8))
+    smoothed, plain = (float(model.loss(batch, "train", smoothing)) for smoothing in (0.2, 0.0))
+    assert smoothed != plain
+    assert float(model.step_loss(batch)) == smoothed
+    model.validation_step(batch, 0)
+    assert float(model.val_sums[0, 0]) == pytest.approx(8 * plain)
+
+
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(2, 16, 48), (3, 32, 32), (7, 16, 48), (8, 5, 7)])
 def test_small_maps_have_the_gradients_of_a_plain_convolution(
     size: int, inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch

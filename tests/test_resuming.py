@@ -89,6 +89,17 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(config: Config,
     assert resumed.history.rows == expected.history.rows
 
 
+def test_a_resumed_training_on_the_same_batches_goes_on_with_these(config: Config, tmp_path: Path) -> None:
+    """`trainer.overfit_batches`: two batches, again and again, whatever the epoch in which the run was killed."""
+    changes = {"overfit_batches": 2, "limit_train_batches": 2}
+    same = config.model_copy(update={"trainer": config.trainer.model_copy(update=changes)})
+    expected = train(same, tmp_path / "whole")
+    for step in (3, 4):
+        with pytest.raises(Killed):
+            train(same, tmp_path / "killed", KillBefore(step))
+    assert equal(train(same, tmp_path / "killed").model, expected.model)
+
+
 def test_another_seed_gives_another_training_of_the_same_weights(config: Config, tmp_path: Path) -> None:
     """The seed decides the order and the augmentation, not the initial weights alone."""
     images = []

@@ -31,7 +31,8 @@ class PackedData(LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         train = self._batches("train", train=True)
-        train.epoch, train.skip = self.position
+        epoch, train.skip = self.position
+        train.epoch = 0 if self.same_batches else epoch
         train.frozen = self.same_batches
         return train
 
@@ -56,9 +57,7 @@ class PackedData(LightningDataModule):
         trainer: Trainer = self.trainer  # type: ignore[assignment]
         # Not `completed`, which Lightning counts after the hooks of a batch's end, where checkpoints are taken.
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        consumed = progress.processed
-        if consumed == trainer.num_training_batches:
-            return {"epoch": trainer.current_epoch + 1, "consumed": 0}
+        consumed = progress.processed % trainer.num_training_batches  # at its end the next epoch has consumed none
         return {"epoch": trainer.current_epoch, "consumed": consumed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
