@@ -69,6 +69,15 @@ def test_the_loss_is_the_mse_of_pixels_from_0_to_1_weighted_by_images() -> None:
     assert count == 6
 
 
+def test_the_psnr_of_an_epoch_is_the_mean_of_the_images_own() -> None:
+    model, batch = autoencoder("conv"), images(6)
+    batch[:3] = 128  # some are easier than others
+    model.loss((batch, torch.zeros(6)), "val")
+    errors = (model.answer(batch).detach() - batch / 255).square().flatten(1).mean(1)
+    total, _ = model.val_sums[model.means["val"].index("psnr")].tolist()
+    assert total == pytest.approx(float((-10 * errors.log10()).sum()), rel=1e-4)
+
+
 def test_psnr_is_in_decibels_and_at_most_100() -> None:
     assert psnr(torch.tensor([1.0, 0.01, 0.0])).tolist() == pytest.approx([0.0, 20.0, 100.0])
 
