@@ -386,7 +386,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_answered(call: C
     assert code == 1
     assert out.splitlines()[::2] == [f"{paths[0]}:", f"{paths[3]}:"]
     damaged, missing, summary = err.splitlines()
-    assert damaged.startswith(f"{paths[1]} is no image that can be read")
+    assert damaged.startswith(f"{paths[1]} can't be read as an image")
     assert missing == f"{paths[2]}: no such file"
     assert summary == "predict failed: 2 of 4 inputs could not be read; they are named above"
 

@@ -12,8 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm")  # of files read from a folder
-
 
 def to_bytes(images: Tensor) -> Tensor:
     """Images in 0..1 as uint8 of the same shape."""

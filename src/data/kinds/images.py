@@ -12,10 +12,9 @@ from pydantic import Field
 
 from src.common.errors import Failure
 from src.common.hardware import release_freed_memory
-from src.common.pictures import PICTURE_SUFFIXES
 from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
 from src.data.batching import Batches, generator
-from src.data.image_files import WHITE, decode, resized
+from src.data.image_files import SUFFIXES, WHITE, decode, resized
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class Images:
     options = ImageLoader
     batches = ImageBatches
     inputs = Inputs(("image",), ({0: "batch"},))
-    suffixes = PICTURE_SUFFIXES
+    suffixes = SUFFIXES
     example_argument = "input.png"
     hub_prefix = "image"
 

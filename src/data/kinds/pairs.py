@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from src.common.pictures import PICTURE_SUFFIXES
 from src.configuration.schema import Loader
 from src.data.batching import Batches, generator
+from src.data.image_files import SUFFIXES
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.images import image_snippet, read_image
 
@@ -51,7 +51,7 @@ class Pairs:
     options = PairLoader
     batches = PairBatches
     inputs = Inputs(("image",), ({0: "batch"},))
-    suffixes = PICTURE_SUFFIXES
+    suffixes = SUFFIXES
     example_argument = "input.png"
     hub_prefix = "image"
 
