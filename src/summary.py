@@ -10,10 +10,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from src.common.paths import ROOT
 from src.common.run_folder import RunFolder
+from src.common.yaml_files import read_yaml
 from src.reporting import comparison
 
 NAME_WIDTH, METRIC_WIDTH = 24, 24  # letters, so that a line has less than 80
@@ -27,7 +26,7 @@ SAMPLE_NOTE = "The data is the sample: these figures show that the pipeline work
 
 def summary(root: Path = ROOT) -> Iterator[str]:
     """The summary's lines, of less than 80 letters each."""
-    names = list(yaml.safe_load((root / "params.yaml").read_text())["run"])
+    names = list(read_yaml(root / "params.yaml")["run"])
     profiles = set()
     yield _line("experiment", "metric", "value", "better", "training")
     for name in names:

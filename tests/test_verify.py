@@ -76,9 +76,9 @@ def test_a_fault_that_fits_no_more_is_named_and_one_that_no_test_notices_is_told
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, in which `git` runs in place of this one."""
     folder = tmp_path / "repository"
-    folder.mkdir()
-    (folder / "kept.txt").write_text("kept\n")
-    (folder / "changed.txt").write_text("before\n")
+    (folder / "src").mkdir(parents=True)
+    (folder / "src/kept.py").write_text("kept\n")
+    (folder / "src/changed.py").write_text("before\n")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
     for words in (["init", "--quiet"], ["add", "."], [*identity, "commit", "--quiet", "-m", "first"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
@@ -92,35 +92,35 @@ def worktrees(repository: Path) -> list[str]:
 
 
 def test_a_worktree_holds_the_commit_without_uncommitted_changes(repository: Path) -> None:
-    (repository / "changed.txt").write_text("after\n")
-    (repository / "new.txt").write_text("new\n")
+    (repository / "src/changed.py").write_text("after\n")
+    (repository / "src/new.py").write_text("new\n")
     with worktree("HEAD", "") as folder:
-        assert {path.name: path.read_text() for path in folder.glob("*.txt")} == {
-            "kept.txt": "kept\n",
-            "changed.txt": "before\n",
+        assert {path.name: path.read_text() for path in folder.glob("*/*.py")} == {
+            "kept.py": "kept\n",
+            "changed.py": "before\n",
         }
     assert not folder.exists()
     assert worktrees(repository) == []
 
 
 def test_a_patch_restores_uncommitted_changes_and_new_files(repository: Path) -> None:
-    (repository / "changed.txt").write_text("after\n")
-    (repository / "kept.txt").unlink()
-    (repository / "new").mkdir()
-    (repository / "new" / "picture.bin").write_bytes(bytes(range(256)))
+    (repository / "src/changed.py").write_text("after\n")
+    (repository / "src/kept.py").unlink()
+    (repository / "conf").mkdir()
+    (repository / "conf" / "new.yaml").write_text("seed: 1\n")
     with worktree("HEAD", dirty_patch(repository)) as folder:
-        assert (folder / "changed.txt").read_text() == "after\n"
-        assert (folder / "new" / "picture.bin").read_bytes() == bytes(range(256))
-        assert not (folder / "kept.txt").exists()
-        (folder / "kept.txt").write_text("of the worktree\n")
-    assert not (repository / "kept.txt").exists()  # the worktree does not write into the repository
+        assert (folder / "src/changed.py").read_text() == "after\n"
+        assert (folder / "conf" / "new.yaml").read_text() == "seed: 1\n"
+        assert not (folder / "src/kept.py").exists()
+        (folder / "src/kept.py").write_text("of the worktree\n")
+    assert not (repository / "src/kept.py").exists()  # the worktree does not write into the repository
 
 
 def test_a_patch_leaves_out_files_too_large_to_record(repository: Path) -> None:
-    (repository / "large.bin").write_bytes(bytes(2_000_000))
+    (repository / "src" / "large.py").write_bytes(bytes(2_000_000))
     with worktree("HEAD", dirty_patch(repository)) as folder:
-        assert not (folder / "large.bin").exists()
-        assert (folder / "kept.txt").exists()
+        assert not (folder / "src" / "large.py").exists()
+        assert (folder / "src/kept.py").exists()
 
 
 def test_a_worktree_is_removed_after_a_failure(repository: Path) -> None:
@@ -141,9 +141,9 @@ def test_an_unknown_commit_is_refused_in_one_line(repository: Path) -> None:
 
 
 def test_a_patch_that_does_not_apply_is_refused_and_leaves_no_worktree(repository: Path) -> None:
-    (repository / "changed.txt").write_text("after\n")
+    (repository / "src/changed.py").write_text("after\n")
     patch = dirty_patch(repository).replace("-before", "-something else")
-    with pytest.raises(Failure, match=r"^git apply failed: .*changed\.txt"), worktree("HEAD", patch):
+    with pytest.raises(Failure, match=r"^git apply failed: .*src/changed\.py"), worktree("HEAD", patch):
         pass
     assert worktrees(repository) == []
 
