@@ -252,19 +252,31 @@ def test_each_half_of_a_step_trains_its_own_network_only(gan: Literal["vanilla",
     assert callback.changed == [{"discriminator"}, {"generator"}] * 2
 
 
+class Norms(pl.Callback):
+    """The norm of the gradients at each optimizer step."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+            self.norms.append(float(torch.stack(gradients).norm()))
+
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(note)
+
+
+def test_gradients_are_those_of_one_step() -> None:
+    """With weights that hardly move they stay as large as at the first step."""
+    noted = Norms()
+    train(pix2pix(lr=1e-12), noted, epochs=2)
+    for network in (noted.norms[0::2], noted.norms[1::2]):
+        assert len(network) == 4
+        assert max(network) < 1.5 * min(network)
+
+
 def test_a_gradient_clip_limits_the_gradients_of_both_networks() -> None:
-    class Norms(pl.Callback):
-        def __init__(self) -> None:
-            self.norms: list[float] = []
-
-        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-                gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
-                self.norms.append(float(torch.stack(gradients).norm()))
-
-            for optimizer in trainer.optimizers:
-                optimizer.register_step_pre_hook(note)
-
     free, clipped = Norms(), Norms()
     train(pix2pix(), free)
     assert min(free.norms) > 1e-3
