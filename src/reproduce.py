@@ -21,6 +21,7 @@ from src.common.clock_metrics import is_clock_metric
 from src.common.errors import ConfigError, Failure
 from src.common.files import sha256_of
 from src.common.git import git, worktree, worktree_environment
+from src.common.hardware import describe_device
 from src.common.paths import ROOT
 from src.common.run_folder import RunFolder
 from src.common.yaml_files import parse_yaml
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 OUTPUT = "experiments/reproduced"
 ARTIFACTS = {"evaluate": "evaluation", "export": "export"}  # the folder that each stage adds to the run in MLflow
 # What of the machine may change the last bits, by the names of its tags.
-MACHINE = ("cpu", "cpu.isa", "torch", "torchvision", "pytorch-lightning", "python", "cuda")
+MACHINE = ("cpu", "cpu.isa", "device", "gpu.driver", "torch", "torchvision", "pytorch-lightning", "python", "cuda")
 
 
 def reproduce(run_id: str) -> bool:
@@ -156,7 +157,7 @@ def _link_data(config: Mapping[str, Any], worktree: Path) -> None:
 def _machine_differences(tags: Mapping[str, str]) -> Iterator[str]:
     from src.tracking.provenance import environment
 
-    current = environment()
+    current = environment(device="cpu" if tags.get("device") == "cpu" else describe_device("auto"))
     for key in MACHINE:
         if key in tags and current.get(key) != tags[key]:
             yield f"{key} was {tags[key]}, is {current.get(key)}: the last bits may differ"

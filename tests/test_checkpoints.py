@@ -152,6 +152,17 @@ def test_the_identity_names_code_packages_and_threads() -> None:
     assert names["package torch"] == torch.__version__.partition("+")[0]
 
 
+def test_the_fingerprint_changes_with_the_kind_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that `auto` began on a GPU is not resumed on another, nor on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    keys = set()
+    for name, cudnn in (("NVIDIA A100", 92000), ("NVIDIA H100", 92000), ("NVIDIA H100", 91300)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        keys |= {fingerprint_of((*CONFIG, f"trainer.accelerator={device}"), DATA) for device in ("auto", "cpu")}
+    assert len(keys) == 4
+
+
 def test_the_fingerprint_changes_with_the_number_of_threads() -> None:
     threads = torch.get_num_threads()
     before = fingerprint_of(CONFIG, DATA)

@@ -35,6 +35,16 @@ def device_here(accelerator: str) -> torch.device:
     return device
 
 
+def describe_device(accelerator: str) -> str:
+    """What the last bits depend on: cpu, or the GPU's name and the version of cuDNN."""
+    import torch
+
+    device = device_of(accelerator)
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return device.type
+    return f"{torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}"
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere bf16 is slower than fp32."""
     import torch

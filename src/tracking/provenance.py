@@ -43,7 +43,7 @@ LEFT_OUT = "# left out: "
 def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path = ROOT) -> dict[str, str]:
     """Describes the code, the packages and the machine as flat text, for tags and reports.
 
-    The caller passes `device` (such as "cpu" or "cuda:0") and `threads` (torch's intra-op thread count), since asking
+    The caller passes `device` (see `describe_device`) and `threads` (torch's intra-op thread count), since asking
     torch would import it. A value that can't be determined is "unknown"; nothing is raised.
     """
     commit, dirty = _git_state(root)
@@ -61,6 +61,7 @@ def environment(*, device: str = UNKNOWN, threads: int | None = None, root: Path
         "cpu.cores": str(cores()),
         "threads": UNKNOWN if threads is None else str(threads),
         "device": device,
+        "gpu.driver": _driver(),
     }
 
 
@@ -138,6 +139,15 @@ def _torch_cuda() -> str:
         text = ""
     match = re.search(r"^cuda\b[^=]*=\s*(?:'([^']+)'|None)", text, re.MULTILINE)
     return UNKNOWN if match is None else match[1] or "none"
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver; "none" without one."""
+    try:
+        match = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return "none"
+    return match[0] if match else UNKNOWN
 
 
 def _cpu() -> tuple[str, str]:

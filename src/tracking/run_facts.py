@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.common.credentials import masked
+from src.common.hardware import describe_device
 from src.common.paths import ROOT
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
@@ -20,7 +21,7 @@ from src.tracking.tracker import DATA_TAG
 
 def run_tags(config: Config, meta: Mapping[str, Any], *, fingerprint: str, threads: int) -> dict[str, str]:
     """The tags of a run; `fingerprint`: of all that its bits depend on; `threads`: torch's."""
-    environment = _environment(config.trainer.accelerator, threads)
+    environment = _environment(describe_device(config.trainer.accelerator), threads)
     commit = {} if environment["git.commit"] == UNKNOWN else {"mlflow.source.git.commit": environment["git.commit"]}
     # MLflow's own tags, which its column Source shows, come after the user's, which they replace.
     return (

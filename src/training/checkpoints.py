@@ -25,6 +25,7 @@ from torch import Tensor
 from src.common.console import console
 from src.common.errors import Failure
 from src.common.files import replacing, sha256_of, write_atomically, write_text_atomically
+from src.common.hardware import describe_device
 from src.common.identity import described, differences, fingerprint
 from src.common.paths import WORK
 from src.configuration.fingerprints import stage_code
@@ -151,6 +152,7 @@ def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
         **code.modules,
         **{f"package {name}": version(name) for name in code.packages},
         "threads": str(torch.get_num_threads()),
+        "device": describe_device(config.trainer.accelerator),
     }
 
 
