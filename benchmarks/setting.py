@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.common.errors import Failure
 from src.configuration.composing import compose
 from src.configuration.schema import Config
 from src.data import packed
@@ -60,11 +61,19 @@ class Setting:
         return compose(self.arguments(experiment))
 
     def real(self, experiment: str, *overrides: str) -> Config:
-        """The experiment's configuration on real data: the official archive, or the sample."""
+        """The experiment's configuration on real data: the official archive, or the sample.
+
+        Raises:
+            Failure: `archives` has no archive of this data set.
+        """
         words = [f"experiment={experiment}", f'output="{self.folder / experiment}"', *self.overrides, *overrides]
         config = compose(words)
-        archives = sorted(self.archives.glob(ARCHIVES[config.data.name])) if self.archives else []
-        return compose([*words, "profile=full", f'data.archive="{archives[0]}"']) if archives else config
+        if self.archives is None:
+            return config
+        archives = sorted(self.archives.glob(pattern := ARCHIVES[config.data.name]))
+        if not archives:
+            raise Failure(f"--archives {self.archives}: no {pattern} in it; add it, or leave --archives for the sample")
+        return compose([*words, "profile=full", f'data.archive="{archives[0]}"'])
 
     def prepare(self, experiment: str) -> Config:
         """The experiment's configuration, with generated packed data in place."""

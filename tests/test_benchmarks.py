@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inference, machine, memory, pipeline, training
+from benchmarks import gpu, inference, machine, memory, pipeline, training
 from benchmarks.__main__ import main
 from benchmarks.setting import EXAMPLES, EXPERIMENTS, Setting
 from benchmarks.table import Figure, at_least, at_most, print_table
@@ -187,3 +187,37 @@ def test_machine_and_start_up_are_measured(tmp_path: Path) -> None:
     figures = [*machine.measure(tiny(tmp_path, "imdb_lstm")), *pipeline.measure(tiny(tmp_path, "imdb_lstm"))]
     assert all(figure.spread.low > 0 for figure in figures)
     assert {"commit", "processor", "packages"} <= set(machine.description())
+
+
+# --- one GPU, tried on the CPU ----------------------------------------------------------------------------------------
+
+ON_CPU = ("trainer=cpu", "trainer.threads=1", "data.loader.batch_size=50", "model.network.width=4")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_trains_and_evaluates_with_the_views_of_its_recipe(tmp_path: Path) -> None:
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
+    setting = Setting(tmp_path, overrides=(*ON_CPU, *short), rounds=1)
+    seconds, *accuracies = gpu.classification(setting, gpu.EXPERIMENT, target=at_least(94))
+    assert (seconds.name, seconds.unit) == ("training, 1 epochs", "s")
+    assert [figure.name for figure in accuracies] == ["accuracy, six_views", "accuracy"]
+    assert [figure.target is None for figure in accuracies] == [False, True]
+    assert all(0 <= figure.spread.median <= 100 for figure in accuracies)
+
+
+@pytest.mark.long
+def test_the_benchmark_of_a_gpu_compares_the_bits_of_repeated_and_resumed_trainings(tmp_path: Path) -> None:
+    figures = gpu.bits(Setting(tmp_path, overrides=ON_CPU, rounds=1))
+    assert [figure.spread.median for figure in figures] == [1, 1]
+
+
+def test_a_part_that_takes_too_long_or_fails_is_ended_and_named() -> None:
+    with pytest.raises(Failure, match="ended after 1 s"):
+        gpu.in_process(time.sleep, 60, limit_s=1)
+    with pytest.raises(Failure, match="ValueError"):
+        gpu.in_process(int, "no number", limit_s=60)
+
+
+def test_an_archive_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"no cifar-10-binary\.tar\.gz in it"):
+        Setting(tmp_path, archives=tmp_path).real(gpu.EXPERIMENT)
