@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,8 +26,8 @@ from src.training import run
 from tests.tiny_data import noise_digits
 
 STAGES: dict[str, Callable[[Config], None]] = {"train": train, "evaluate": evaluate, "export": export}
-# Where a run lies; each name of an experiment and a data set has its own entry in dvc.yaml.
-PLACES = {"output", "data_folder", "archive_folder"}
+# Where a run lies and how it is recorded; each name of an experiment and a data set has its own entry in dvc.yaml.
+PLACES = {"output", "data_folder", "archive_folder", "tracking", "tags"}
 
 
 class FilesRead:
@@ -42,7 +43,7 @@ class FilesRead:
             path, mode = str(arguments[0]), arguments[1]
             if isinstance(mode, str) and set(mode) & set("wax+"):
                 self.written.add(path)
-            elif path not in self.written:
+            elif path not in self.written and not os.path.isdir(path):  # a folder is opened to flush it
                 self.read.add(path)
 
 
@@ -105,7 +106,7 @@ def test_every_file_that_a_stage_opens_is_a_dependency_in_dvc_yaml(config: Confi
         own = {
             path
             for path in below
-            if "/.export/" in path or "/.held/" in path or f"{config.folder / name}/" in f"{path}/"
+            if "/.export/" in path or "/.held" in path or f"{config.folder / name}/" in f"{path}/"
         }
         if name != "export":  # read with meta.json; only the model card makes something of it
             own.add(str(config.processed / "origin.json"))

@@ -138,7 +138,13 @@ def test_an_epoch_is_saved_only_if_seconds_have_passed_and_saving_costs_little(
         now += 1.0
 
     trainer: Any = SimpleNamespace(
-        world_size=1, should_stop=False, current_epoch=0, max_epochs=1000, callback_metrics={}, save_checkpoint=save
+        world_size=1,
+        should_stop=False,
+        current_epoch=0,
+        max_epochs=1000,
+        callback_metrics={},
+        optimizers=[],
+        save_checkpoint=save,
     )
     callback = WorkingCheckpoint(tmp_path / "last.ckpt", seconds=60, interruption=Interruption())
     model: Any = nn.Linear(2, 2)

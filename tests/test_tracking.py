@@ -715,6 +715,9 @@ class Client:
     def create_run(self, *_: Any) -> Any:
         return SimpleNamespace(info=SimpleNamespace(run_id="the-run"))
 
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id, lifecycle_stage="active"))
+
 
 RECORDS: list[dict[str, Any]] = [
     {"params": {"lr": "0.1"}},

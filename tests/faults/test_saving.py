@@ -111,7 +111,7 @@ def test_a_kill_during_a_save_keeps_the_previous_checkpoint(repository: Path, ou
         done = run(repository, *TRAIN, TMPDIR=tmpdir)
         assert "goes on with the run that was interrupted" in done.stdout
         assert_same_run(repository, done.stdout, output)
-        assert not [path for path in checkpoint.parent.iterdir() if ".ckpt" in path.name]
+        assert not list(checkpoint.parent.glob("*.ckpt*"))
         assert not [path for path in Path(tmpdir).rglob("*") if path.is_file()]
 
 
