@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import pstats
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from src.configuration.command import bound_spinning
 from tests.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,17 @@ def test_cprofile_writes_the_profile_of_a_training(run: Run, tmp_path: Path) -> 
 def test_coverage_writes_the_data_of_a_training(run: Run, tmp_path: Path) -> None:
     run("python", "-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), *TRAINING, "seed=1")
     assert (tmp_path / "coverage").stat().st_size > 10_000
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_has_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # put back at the end
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    bound_spinning()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    bound_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
 OPTIONAL = """
