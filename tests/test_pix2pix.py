@@ -267,6 +267,15 @@ class Norms(pl.Callback):
             optimizer.register_step_pre_hook(note)
 
 
+def test_the_discriminator_learns_to_tell_real_pictures_from_drawn_ones() -> None:
+    model = pix2pix(lr=2e-3)
+    source, target = (scaled(side, torch.float32) for side in pairs())
+    train(model, epochs=10)
+    with torch.no_grad():
+        real, drawn = (model.discriminator(source, side).mean() for side in (target, model.generator(source)))
+    assert real > drawn + 1
+
+
 def test_gradients_are_those_of_one_step() -> None:
     """With weights that hardly move they stay as large as at the first step."""
     noted = Norms()
