@@ -145,6 +145,19 @@ def test_no_callback_writes_a_checkpoint_that_is_not_finite(tmp_path: Path) -> N
     assert bool((torch.load(path, weights_only=True)["state_dict"]["w"] == 0).all())
 
 
+def test_gradients_are_clipped_before_a_step(tiny: Config, tmp_path: Path) -> None:
+    class Norms(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            def note(*_: Any) -> None:
+                norms.append(float(torch.stack([p.grad.norm() for p in pl_module.parameters()]).norm()))  # type: ignore[union-attr]
+
+            trainer.optimizers[0].register_step_post_hook(note)
+
+    norms: list[float] = []
+    train(with_trainer(tiny, gradient_clip=1e-3), tmp_path, Norms())
+    assert norms == pytest.approx([1e-3] * 8, rel=1e-2)
+
+
 # --- accumulated gradients, a limit of time ---------------------------------------------------------------------------
 
 
