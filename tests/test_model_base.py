@@ -57,19 +57,23 @@ class Interrupted(pl.Callback):
             raise KeyboardInterrupt
 
 
-def run(callback: Interrupted, checkpoint: Path | None = None) -> None:
-    torch.manual_seed(0)
-    split = {"images": torch.zeros(8, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(8)}
-    batches = ImageBatches(split, {"kind": "images"}, ImageLoader(batch_size=2), train=True)
-    trainer = pl.Trainer(
+def quiet_trainer(**options: Any) -> pl.Trainer:
+    """A trainer on the CPU that trains and nothing else."""
+    return pl.Trainer(
         accelerator="cpu",
-        max_epochs=1,
-        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
+
+
+def run(callback: Interrupted, checkpoint: Path | None = None) -> None:
+    torch.manual_seed(0)
+    split = {"images": torch.zeros(8, 1, 2, 2, dtype=torch.uint8), "labels": torch.arange(8)}
+    batches = ImageBatches(split, {"kind": "images"}, ImageLoader(batch_size=2), train=True)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[callback])
     trainer.fit(Tiny(), batches, ckpt_path=checkpoint, weights_only=False)
 
 
@@ -106,16 +110,7 @@ def test_every_model_s_rate_follows_its_schedule_over_the_complete_run(
     sizes = ("data.loader.batch_size=20", "model.optimizer.lr=0.01")
     config = compose([f"experiment={experiment}", "output=out", f"data_folder={tmp_path}", schedule, *sizes])
     rates = Rates()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=4,
-        limit_val_batches=0,
-        callbacks=[rates],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(max_epochs=4, limit_val_batches=0, callbacks=[rates])
     model = config.model(packed.read_meta(config.processed))
     trainer.fit(model, PackedData(config.processed, config.loader, config.seed))
     expected = [0.01 * rate_factor(model.schedule_config, (step + 0.5) / 8) for step in range(8)]
