@@ -157,10 +157,10 @@ def _mask_hydra_files() -> None:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    output = Path(hydra.runtime.output_dir)
-    files = [*(output / hydra.output_subdir).glob("*.yaml")] if hydra.output_subdir else []
-    for path in (*files, output.parent / "multirun.yaml"):
-        if path.is_file() and (text := path.read_text()) != masked(text):
+    if not hydra.output_subdir:
+        return
+    for path in Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml"):
+        if (text := path.read_text()) != masked(text):
             write_text_atomically(path, masked(text))
 
 
