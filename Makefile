@@ -78,7 +78,7 @@ ui: setup  ## MLflow's pages on http://127.0.0.1:5000, for this machine alone
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml
 lock: setup  ## both locks anew from pyproject.toml; versions that still fit are kept
 	$(COMPILE) --group setup -o requirements.lock
-	$(COMPILE) --group dev --extra cluster --constraint requirements.lock -o requirements-dev.lock
+	$(COMPILE) --group dev --extra cluster --extra pretrained --constraint requirements.lock -o requirements-dev.lock
 
 clean:  ## removes what runs made outside DVC's outputs: direct runs, their data, unfinished work; sends unsent records first
 	@if [ -z "$(FORCE)" ] && find experiments/.work -name '*.jsonl' 2> /dev/null | grep -q .; then \
