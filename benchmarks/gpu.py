@@ -118,8 +118,9 @@ def train(
     from src.data.preparing import prepared
     from src.tasks.classification import probabilities
     from src.training import determinism, run
+    from src.training.start import with_weights
 
-    config = prepared(setting.real(experiment, *overrides))
+    config = with_weights(prepared(setting.real(experiment, *overrides)))
     determinism.fix(config.seed, config.trainer.threads)
     meta = packed.read_meta(config.processed)
     work = run.work_folder(config, meta, setting.folder / "work")
@@ -161,11 +162,12 @@ def record(setting: Setting) -> list[Figure]:
 
     from src.data import packed
     from src.data.preparing import prepared
+    from src.training.start import with_weights
 
     if not setting.record:
         return []
     figures = []
-    config = prepared(setting.real(EXPERIMENT))
+    config = with_weights(prepared(setting.real(EXPERIMENT)))
     folder = setting.folder / "record"
     (folder / "cifar10").mkdir(parents=True)
     for name, parts in {"train": ("train", "val"), "test": ("test",)}.items():

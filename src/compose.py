@@ -23,7 +23,7 @@ from src.common.files import write_text_atomically
 from src.common.paths import ROOT
 from src.common.yaml_files import dump_yaml
 from src.configuration.composing import compose, overrides_of, write_resolved
-from src.configuration.fingerprints import archive_fingerprint, stage_code
+from src.configuration.fingerprints import archive_fingerprint, stage_code, weights_fingerprint
 from src.configuration.params import read_params
 from src.configuration.refusing import refusal
 from src.configuration.schema import Config
@@ -89,7 +89,7 @@ def write_experiment(params: Mapping[str, Any], name: str) -> None:
     codes = {stage: stage_code(stage, config) for stage in ("train", "evaluate", "export")}
     _write_code(
         folder / "code.yaml",
-        {stage: code.fingerprint for stage, code in codes.items()},
+        {"weights": weights_fingerprint(config)} | {stage: code.fingerprint for stage, code in codes.items()},
         modules={name: digest for code in codes.values() for name, digest in code.modules.items()},
         packages={name: version for code in codes.values() for name, version in code.packages.items()},
     )

@@ -56,9 +56,10 @@ def train(config: Config) -> None:
         from src.training import determinism, run
         from src.training.checkpoints import lock_folder
         from src.training.progress import Progress
+        from src.training.start import weights_tags, with_weights
 
     keep_freed_memory()
-    config = prepared(config)
+    config = with_weights(prepared(config))
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
     work, folder = run.work_folder(config, meta), RunFolder(config.folder)
@@ -66,7 +67,7 @@ def train(config: Config) -> None:
         experiment=config.name,
         name=" ".join([*_changed_keys(), config.run_name]),
         params=run_parameters(config),
-        tags=run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()),
+        tags=run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()) | weights_tags(config),
         description=run_description(config),
         is_tracked=config.tracking,
     )

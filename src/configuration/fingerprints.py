@@ -28,7 +28,7 @@ from src.common.files import sha256_of
 from src.common.identity import fingerprint
 from src.common.paths import ROOT, input_path
 from src.configuration.declarations import monitor_direction
-from src.configuration.schema import Config, DataConfig, plain
+from src.configuration.schema import Config, DataConfig, Pretrained, plain
 from src.configuration.targets import attribute_of, targets_in
 
 LOCK = "requirements.lock"
@@ -58,6 +58,7 @@ NEUTRAL |= dict.fromkeys(
 NEUTRAL_IN = {
     "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
     "train": {
+        "src.data.fetching": "what it brings counts by its sha256",
         "src.tasks": "evaluation; `stage_code` adds the direction of the monitored metric",
         "src.reporting.plots": "train writes no picture that DVC hashes",
         "onnxscript": "a model's operators for ONNX are export's",
@@ -103,8 +104,14 @@ def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
     """What the raw archive depends on: its sha256; else where it comes from; of a sample the code that draws it.
 
     So an archive is fetched again only if another one is wanted, whatever else changes. A file of the user's counts by
-    its content, which is read here unless `data.sha256` is given.
+    its content, which is read here unless `data.sha256` is given. With the archive comes a tokenizer, if one is named.
     """
+    archive = _archive_fingerprint(config, root)
+    tokenizer = getattr(config.data, "tokenizer", None)
+    return fingerprint([archive, _described(tokenizer)]) if tokenizer else archive
+
+
+def _archive_fingerprint(config: DataConfig, root: Path) -> str:
     data = config.data
     if config.profile.name == "sample":
         drawn_by = attribute_of(data.target, "sample")
@@ -115,6 +122,28 @@ def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
         return "none"
     official = data.official
     return fingerprint([official.sha256] if official.sha256 else [official.files or official.urls])
+
+
+def weights_fingerprint(config: Config) -> str:
+    """What the weights that a training begins with depend on; `none` where it begins with random ones.
+
+    A file or a folder of the user's counts by its content.
+    """
+    pretrained = [_described(config.pretrained)] if config.pretrained else []
+    earlier = [_earlier_run(config.init_from)] if config.init_from else []
+    return fingerprint([pretrained, earlier]) if pretrained or earlier else "none"
+
+
+def _described(pretrained: Pretrained) -> list[Any]:
+    """What identifies a pretrained network: its names and pins, and the content of what is a path."""
+    paths = [value for value in (pretrained.name, pretrained.weights) if input_path(value).exists()]
+    return [plain(pretrained), [_contents(path) for path in paths]]
+
+
+def _earlier_run(name: str) -> list[str]:
+    """What identifies an earlier run: the sha256 of its model.json, or its id."""
+    notes = [input_path(name) / "train" / "model.json", input_path(name) / "model.json"]
+    return next(([sha256_of(note)] for note in notes if note.is_file()), [name])
 
 
 def _contents(archive: str) -> list[Any]:

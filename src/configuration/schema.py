@@ -58,6 +58,11 @@ Dropout = Annotated[Probability, Field(description="probability that a unit is s
 
 LabelSmoothing = Annotated[Probability, Field(description="share of each label that is spread over all classes")]
 
+LayerDecay = Annotated[
+    float,
+    Field(gt=0, le=1, description="factor on the learning rate from each layer to the one below it; 1: one for all"),
+]
+
 Layers = Annotated[PositiveInt, Field(description="layers on top of each other")]
 
 Width = Annotated[PositiveInt, Field(description="channels of the first layer; the others have multiples of it")]
@@ -217,6 +222,21 @@ class Build(Section):
         general = type(self).__base__.model_fields  # type: ignore[union-attr]
         own = {key: getattr(self, key) for key in type(self).model_fields if key not in general}
         return getattr(importlib.import_module(module), attribute)(*args, **more, **own)
+
+
+class Pretrained(Section):
+    """A network of a library, by name, and where its weights come from."""
+
+    name: str = Field(description="in the library: a network of timm's, a repository of the model hub, or a folder")
+    weights: str = Field(
+        default="hub",
+        description="hub (the model hub), package (an installed package that carries them), none, or a path of a file "
+        "or folder",
+    )
+    revision: str = Field(default="main", description="of the hub's repository; the hash of a commit pins it")
+    sha256: Sha256 | None = Field(
+        default=None, description="of the file with the weights as its source has it; null: any content is accepted"
+    )
 
 
 class Loader(Section):
@@ -412,6 +432,13 @@ class Config(DataConfig):
         description="name of the experiment, of its output folder and of its MLflow experiment"
     )
     description: str = Field(default="", description="a sentence for the model card and for MLflow")
+    init_from: str | None = Field(
+        default=None,
+        description="an earlier run whose weights training begins with: its id in MLflow, or its folder; null: none",
+    )
+    weights_folder: str | None = Field(
+        default=None, description="folder of the weights that training begins with; null: weights/ in output"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="seed of weights, order, augmentation and dropout")
     model: Build
     trainer: Trainer
@@ -427,6 +454,16 @@ class Config(DataConfig):
     def folder(self) -> Path:
         """The folder that this run's stages write to."""
         return ROOT / self.output
+
+    @property
+    def start(self) -> Path:
+        """The folder of the weights that training begins with."""
+        return ROOT / (self.weights_folder or f"{self.output}/weights")
+
+    @property
+    def pretrained(self) -> Pretrained | None:
+        """The section of the model that names a pretrained network, if it has one."""
+        return next((value for _, value in self.model if isinstance(value, Pretrained)), None)
 
     @property
     def label(self) -> str:

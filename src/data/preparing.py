@@ -34,7 +34,7 @@ def prepared(config: AnyConfig) -> AnyConfig:
         return config
     packing = fingerprint([config.packing, wanted_archive])[:8]
     own = config.model_copy(update={"data_folder": f"{DIRECT}/{packing}"})
-    with _locked(own.data_folder):
+    with locked(own.data_folder):
         if not _is_packed(own, wanted_archive):
             pack_splits(own, *verified_archive(_with_archive(config, wanted_archive)))
     return own
@@ -54,7 +54,7 @@ def _with_archive(config: AnyConfig, wanted_archive: str) -> AnyConfig:
         return config
     folder = f"{DIRECT}/archives/{wanted_archive[:8]}"
     own = config.model_copy(update={"archive_folder": folder})
-    with _locked(folder):
+    with locked(folder):
         if not _has_archive(own, wanted_archive):
             obtain_archive(own)
     return own
@@ -65,6 +65,7 @@ def _has_archive(config: DataConfig, wanted_archive: str) -> bool:
     return note is not None and note.get("fingerprint") == wanted_archive
 
 
-def _locked(folder: str) -> FileLock:
+def locked(folder: str) -> FileLock:
+    """A lock in a folder of the repository, which is made, against a second process that fills it."""
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     return FileLock(ROOT / folder / ".lock")

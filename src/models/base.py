@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,6 +40,13 @@ class Model(LightningModule):
     # Whether batches differ in shape: each shape would be compiled, and captured as a graph, anew.
     varies_in_shape: ClassVar[bool] = False
 
+    # The library of the pretrained network, for models with a section of the configuration that names one.
+    library: ClassVar[Literal["timm", "transformers"]]
+
+    # The config.json of the pretrained network, where the model has one: it is built by it, and it is kept beside the
+    # trained weights.
+    architecture: Mapping[str, Any] | None = None
+
     gradient_clip: float | None = None  # a norm, where a step is not taken by Lightning
     step_graphs: StepGraphs | None = None  # takes the training steps, on a GPU
 
@@ -61,6 +69,14 @@ class Model(LightningModule):
 
     def prepare(self, split: Mapping[str, Tensor]) -> None:
         """Sees the packed training split before the first step of a run; does nothing unless a model needs it."""
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Takes over the weights of a pretrained network, in a folder as src/data/fetching/pretrained.py makes it.
+
+        Raises:
+            Failure: they are of another network.
+        """
+        raise NotImplementedError
 
     def compiled_parts(self) -> Iterable[nn.Module]:
         """The modules that `trainer.compile` compiles: the networks, or the parts of one that is not called itself."""
@@ -172,8 +188,12 @@ class Model(LightningModule):
 
     # --- optimization ---
 
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        """Parameters whose learning rate is a multiple of the optimizer's; those not named have the optimizer's."""
+        return {}
+
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer([self], self.optimizer_config)
+        optimizer = build_optimizer([self], self.optimizer_config, self.rate_factors())
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

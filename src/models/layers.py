@@ -22,6 +22,11 @@ def activation_layer(name: str) -> nn.Module:
     return nn.LeakyReLU(0.2) if name == "leaky_relu" else ACTIVATIONS[name]()
 
 
+def is_token(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Which positions of padded texts hold a token: [B, T] and lengths [B] -> bool [B, T]."""
+    return torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
+
+
 def run_cells(cells: nn.Module, x: Tensor) -> Tensor:
     """The outputs of recurrent layers for all steps: [B, T, in] -> [B, T, hidden], on a GPU in fp32.
 

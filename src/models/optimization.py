@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +18,26 @@ from src.models.muon import Muon
 
 
 def build_optimizer(
-    modules: Iterable[nn.Module], config: SGDConfig | MuonConfig | Adam | AdamW | Build
+    modules: Iterable[nn.Module],
+    config: SGDConfig | MuonConfig | Adam | AdamW | Build,
+    rate_factors: Mapping[nn.Parameter, float] = {},
 ) -> torch.optim.Optimizer:
     """The optimizer of all trainable parameters of `modules`.
 
+    `rate_factors`: parameters whose learning rate is that multiple of the configured one.
+
     Raises:
-        Failure: the class of a `_target_` refuses its arguments.
+        Failure: the class of a `_target_` refuses its arguments, or takes no rates of single parameters.
     """
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if rate_factors and isinstance(config, Build | MuonConfig):
+        raise Failure("model.optimizer: only sgd, adam and adamw give layers rates of their own; use one of them")
     if isinstance(config, Build):
         optimizer: torch.optim.Optimizer = _build(config, parameters, "model.optimizer")
     elif isinstance(config, SGDConfig):
-        optimizer = torch.optim.SGD(_sgd_groups(modules, parameters, config), lr=config.lr)
+        sgd_groups = _with_rates(_sgd_groups(modules, parameters, config), rate_factors)
+        optimizer = torch.optim.SGD(sgd_groups, lr=config.lr)
         _add_l1(optimizer, parameters, config.l1)
     elif isinstance(config, MuonConfig):
         groups = _sgd_groups(modules, [p for p in parameters if p.ndim != 4], config.rest)
@@ -38,7 +45,7 @@ def build_optimizer(
     else:
         optimizer_class: Any = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.Adam
         optimizer = optimizer_class(
-            parameters,
+            _with_rates([{"params": parameters, "lr": config.lr}], rate_factors) if rate_factors else parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
@@ -50,6 +57,19 @@ def build_optimizer(
     # in fp32 and bf16 nothing is scaled.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
+
+
+def _with_rates(groups: list[dict[str, Any]], factors: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """Parameter groups split by the factors on their parameters' learning rates, in the order of the parameters."""
+    if not factors:
+        return groups
+    split = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        split += [group | {"params": part, "lr": group["lr"] * factor} for factor, part in parts.items()]
+    return split
 
 
 def _build(config: Build, subject: Any, path: str) -> Any:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule
-
 from src.common.errors import Failure
 from src.common.files import sha256_of, write_atomically, write_text_atomically
 from src.configuration.schema import Build
@@ -18,7 +16,7 @@ NAME = "model.safetensors"
 NOTE = "model.json"
 
 
-def save(model: LightningModule, folder: Path, **facts: Any) -> str:
+def save(model: Model, folder: Path, **facts: Any) -> str:
     """Writes the weights, fp32, and `model.json` with their sha256 and `facts`; returns the sha256."""
     from safetensors.torch import save as serialized
 
@@ -28,6 +26,8 @@ def save(model: LightningModule, folder: Path, **facts: Any) -> str:
     sha256 = sha256_of(folder / NAME)
     parameters = sum(p.numel() for p in model.parameters())
     note = {"sha256": sha256, "parameters": parameters} | facts
+    if model.architecture is not None:
+        note["architecture"] = dict(model.architecture)
     write_text_atomically(folder / NOTE, json.dumps(note, indent=1, sort_keys=True) + "\n")
     return sha256
 
@@ -61,7 +61,7 @@ def load(model: Build, meta: Mapping[str, Any], folder: Path) -> Model:
         raise Failure(
             f"{path} is damaged (sha256 {digest[:12]}…, {note['sha256'][:12]}… was written): delete it and train again"
         )
-    module: Model = model(meta)
+    module: Model = model({**meta, **{key: note[key] for key in ("architecture",) if key in note}})
     try:
         module.load_state_dict(load_file(path))
     except RuntimeError as error:

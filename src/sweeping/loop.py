@@ -24,6 +24,7 @@ from src.sweeping.study import FOLDER, Study
 from src.sweeping.worker import Worker
 from src.tracking.folder_sender import FolderSender
 from src.tracking.tracker import DEFAULT_STORE, RunInfo, Tracker, resolve_store
+from src.training.start import with_weights
 
 SWEEPS = WORK / "sweeps"
 POLL_S = 0.5  # after a signal at most this passes until it has an effect
@@ -47,7 +48,7 @@ def run(config: SweepConfig, overrides: Sequence[str]) -> None:
         Interruption().handling() as interruption,
     ):
         study = Study(config, overrides, folder)
-        prepared(config)
+        with_weights(prepared(config))
         info = RunInfo(
             experiment=config.name,
             name=f"sweep {config.study}",

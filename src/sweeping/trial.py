@@ -27,6 +27,7 @@ from src.tracking.run_facts import run_datasets, run_description, run_parameters
 from src.tracking.tracker import CONFIG, STATE_TAG, RunInfo, Tracker
 from src.training import determinism
 from src.training import run as training
+from src.training.start import weights_tags, with_weights
 from src.training.trainer import require_gpus
 
 STUDY_TAG, TRIAL_TAG, STATE = "sweep.study", "sweep.trial", "sweep.state"
@@ -82,15 +83,19 @@ def run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended
 
 def _run(job: Job, config: Config, report: Callable[[int, float], bool]) -> Ended:
     require_gpus(config.trainer)
-    config = prepared(config)
+    config = with_weights(prepared(config))
     determinism.fix(config.seed, config.trainer.threads_each)
     meta = packed.read_meta(config.processed)
     work = training.work_folder(config, meta, job.work)
     reporter = Reporter(job.objectives[0], report, _required_metrics(job.objectives, config))
-    tags = run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads()) | {
-        STUDY_TAG: job.study,
-        TRIAL_TAG: str(job.number),
-    }
+    tags = (
+        run_tags(config, meta, fingerprint=work.key, threads=torch.get_num_threads())
+        | weights_tags(config)
+        | {
+            STUDY_TAG: job.study,
+            TRIAL_TAG: str(job.number),
+        }
+    )
     info = RunInfo(
         experiment=config.name,
         name=f"{job.study} {job.number}",

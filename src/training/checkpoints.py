@@ -139,11 +139,11 @@ def is_intact(path: Path) -> bool:
     return path.is_file() and sha256_of(path) in known_digests(path)
 
 
-def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
+def identity(config: Config, splits: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, str]:
     """Everything that the bits of a training depend on, as far as this repository knows it, by name.
 
-    `splits`: the sha256 of each packed split. The code is the train stage's, as DVC watches it; of its packages the
-    versions count that are installed.
+    `splits`: the sha256 of each packed split; `weights`: that of each file of weights that training begins with. The
+    code is the train stage's, as DVC watches it; of its packages the versions count that are installed.
     """
     sections = {key: value for key, value in config.plain().items() if key in ("seed", "model", "trainer")}
     code = stage_code("train", config)
@@ -153,6 +153,7 @@ def identity(config: Config, splits: Mapping[str, Any]) -> dict[str, str]:
         **{f"package {name}": version(name) for name in code.packages},
         "threads": str(torch.get_num_threads()),
         "device": describe_device(config.trainer.accelerator),
+        **{f"{source} weights": sha256 for source, sha256 in weights.items()},
     }
 
 

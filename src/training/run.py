@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.trainer.states import TrainerStatus
 
@@ -24,8 +24,9 @@ from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config
 from src.data import packed
 from src.data.datamodule import PackedData
+from src.models.base import Model
 from src.tracking.logger import LogMetrics, TrackerLogger
-from src.training import checkpoints, ranks
+from src.training import checkpoints, ranks, start
 from src.training.checkpoints import WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, is_terminal
@@ -36,14 +37,14 @@ from src.training.trainer import BEST, adapt, build_trainer, on_one_gpu, step_gr
 class Trained:
     """The result of a run: the model, its history, the sha256 of its optimizers' last state."""
 
-    model: LightningModule
+    model: Model
     history: History
     optimizer_sha256: str
 
 
 def work_folder(config: Config, meta: Mapping[str, Any], root: Path = WORK) -> WorkFolder:
     """The folder of this run's checkpoints and journal. Call it after `determinism.fix`: threads count."""
-    return WorkFolder(config.name, checkpoints.identity(config, meta["splits"]), root)
+    return WorkFolder(config.name, checkpoints.identity(config, meta["splits"], start.digests(config)), root)
 
 
 def fit(
@@ -84,12 +85,13 @@ def _fit(
     history = History(logger.log_history, prints_lines=is_first and not is_terminal())
     interruption = Interruption(announce=is_first)
     data = PackedData(config.processed, config.loader, config.seed, same_batches=config.trainer.overfit_batches > 0)
-    model = config.model(meta)
+    model = config.model(meta | start.architecture(config))
     trainer = build_trainer(config, model, history, work.path, interruption, callbacks, logger)
 
     if checkpoint and is_first:
         console.print(f"goes on with the run that was interrupted ({os.path.relpath(checkpoint, ROOT)})")
     if not checkpoint:
+        start.load_start(model, config)
         model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)
     if on_one_gpu(config.trainer):
@@ -129,7 +131,7 @@ def _note_time_limit(trainer: Trainer, history: History, settings: schema.Traine
     )
 
 
-def _load_best(model: LightningModule, work: WorkFolder) -> None:
+def _load_best(model: Model, work: WorkFolder) -> None:
     """Loads the weights of the best epoch; the last ones stay where no epoch was validated."""
     best = work.path / f"{BEST}.ckpt"
     if not best.exists():

@@ -14,6 +14,7 @@ from src.configuration.fingerprints import archive_fingerprint
 from src.configuration.schema import DataConfig
 from src.data.fetching.adopting import adopt
 from src.data.fetching.official import fetch_official
+from src.data.fetching.pretrained import TOKENIZER, obtain_tokenizer
 from src.data.raw import NOTE
 
 
@@ -45,6 +46,8 @@ def obtain_archive(config: DataConfig) -> dict[str, Any]:
         raise ConfigError(
             f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
         )
+    if tokenizer := getattr(dataset, "tokenizer", None):
+        obtain_tokenizer(tokenizer, folder / TOKENIZER)
     note = {
         "origin": origin,
         "archive": archive.name,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from src.common.hardware import cores
-from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
+from src.configuration.schema import PositiveInt, Pretrained, SplitSeed, ValFraction
+from src.data import subwords
 from src.data.fetching.files import SourceError
 from src.data.folders import read_folders
 from src.data.packed import PADDING, SPLITS, UNKNOWN, Arrays, Packed, duplicates, stratified_holdout
@@ -23,9 +24,10 @@ BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 class ReviewFolders:
-    """Reads a folder or an archive of class folders of texts; tokenizes with torchtext's `basic_english`.
+    """Reads a folder or an archive of class folders of texts.
 
-    The vocabulary is the `vocabulary` most frequent tokens of the training part, after `<unk>` and `<pad>`.
+    Tokenizes with torchtext's `basic_english`; the vocabulary is the `vocabulary` most frequent tokens of the training
+    part, after `<unk>` and `<pad>`. Or into the subwords of a text encoder, by its `tokenizer` and with its vocabulary.
     """
 
     kind = "text"
@@ -33,9 +35,15 @@ class ReviewFolders:
     sample: ClassVar[str] = "src.data.samples.reviews"
 
     def __init__(
-        self, *, vocabulary: PositiveInt = 25000, val_fraction: ValFraction = 0.1, split_seed: SplitSeed = 0
+        self,
+        *,
+        vocabulary: PositiveInt = 25000,
+        tokenizer: Pretrained | None = None,
+        val_fraction: ValFraction = 0.1,
+        split_seed: SplitSeed = 0,
     ) -> None:
         self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
@@ -45,13 +53,12 @@ class ReviewFolders:
         Raises:
             SourceError: a folder is missing, or a file is not UTF-8 or empty.
         """
-        from torchtext.vocab import Vocab
-
         folders = read_folders(archive, _text, (".txt",), left_out=UNLABELLED)
         classes = folders.classes(archive, "*.txt in it")
-        parts = {
+        settings = self._subword_settings(archive) if self.tokenizer else None
+        parts: dict[str, tuple[list[Any], np.ndarray]] = {
             split: (
-                tokenize([example.content for example in folders.examples[split]]),
+                _encoded([example.content for example in folders.examples[split]], settings),
                 np.array([classes.index(example.label) for example in folders.examples[split]]),
             )
             for split in SPLITS
@@ -62,19 +69,30 @@ class ReviewFolders:
                 ("train", "val"), stratified_holdout(labels, self.val_fraction, self.split_seed), strict=True
             ):
                 parts[split] = [tokens[i] for i in indices], labels[indices]
-        counts = Counter(token for example in parts["train"][0] for token in example)
-        vocabulary = Vocab(counts, max_size=self.vocabulary, specials=[UNKNOWN, PADDING])
+        vocabulary = subwords.vocabulary(settings) if settings else self._vocabulary(parts["train"][0])
         meta = {
             "kind": self.kind,
             "classes": classes,
-            "vocabulary": list(vocabulary.itos),
-            "tokenizer": tokenizer_settings(),
-            "duplicates": duplicates({k: [" ".join(example).encode() for example in x] for k, (x, _) in parts.items()}),
+            "vocabulary": vocabulary,
+            "tokenizer": settings or tokenizer_settings(),
+            "duplicates": duplicates(
+                {k: [" ".join(map(str, example)).encode() for example in x] for k, (x, _) in parts.items()}
+            ),
         }
-        # Vocab.stoi is a defaultdict that grows at every look-up of an unknown token; a plain dict does not.
-        ids = dict(vocabulary.stoi)
+        ids = {} if settings else {token: number for number, token in enumerate(vocabulary)}
         splits = {split: _flat(examples, y, ids) for split, (examples, y) in parts.items()}
         return Packed(splits, meta, folders.unused)
+
+    def _subword_settings(self, archive: Path) -> dict[str, Any]:
+        """The tokenizer beside the archive."""
+        return subwords.read_settings(archive.with_name(subwords.FILE), [(f"(?i){BREAK.pattern}", " ")])
+
+    def _vocabulary(self, train: Iterable[Iterable[str]]) -> list[str]:
+        """The most frequent tokens of the training part, after two that stand for others."""
+        from torchtext.vocab import Vocab
+
+        counts = Counter(token for example in train for token in example)
+        return list(Vocab(counts, max_size=self.vocabulary, specials=[UNKNOWN, PADDING]).itos)
 
 
 def _text(content: bytes, name: str) -> str:
@@ -87,9 +105,17 @@ def _text(content: bytes, name: str) -> str:
     return text
 
 
-def _flat(examples: list[list[str]], labels: np.ndarray, ids: dict[str, int]) -> Arrays:
-    """The tokens of all examples in one array, the offset of every example in it, and the labels."""
-    flat = [ids.get(token, 0) for example in examples for token in example]
+def _encoded(texts: list[str], settings: Mapping[str, Any] | None) -> list[Any]:
+    """The tokens of each text: words, or the ids of subwords by their tokenizer's `settings`."""
+    return subwords.encode(texts, settings) if settings else tokenize(texts)
+
+
+def _flat(examples: list[Any], labels: np.ndarray, ids: Mapping[str, int]) -> Arrays:
+    """The ids of all examples in one array, the offset of every example in it, and the labels.
+
+    `ids`: of words; without them the examples hold ids.
+    """
+    flat = [ids.get(token, 0) if ids else token for example in examples for token in example]
     offsets = np.cumsum([0, *(len(example) for example in examples)])
     return {"tokens": np.array(flat, np.int32), "offsets": offsets.astype(np.int64), "labels": labels.astype(np.int64)}
 
