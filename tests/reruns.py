@@ -65,6 +65,7 @@ def _answer() -> dict[str, Any]:
     from src.configuration import composing
     from src.data import packed
     from src.training.checkpoints import identity
+    from src.training.start import digests
 
     once = functools.cache(lambda overrides: composing.compose(list(overrides)))
     # Several files hold the same configuration.
@@ -73,7 +74,10 @@ def _answer() -> dict[str, Any]:
     compose.main()
     params = yaml.safe_load(Path("params.yaml").read_text())
     configs = {name: compose.compose_experiment(params, name) for name in params["run"]}
-    keys = {name: identity(config, packed.read_meta(config.processed)["splits"]) for name, config in configs.items()}
+    keys = {
+        name: identity(config, packed.read_meta(config.processed)["splits"], digests(config))
+        for name, config in configs.items()
+    }
     with Repo() as repo:
         changed = sorted(stage for stage in repo.status() if not stage.startswith("compose"))
     return {"stages": changed, "training": keys}

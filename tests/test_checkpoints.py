@@ -121,8 +121,10 @@ CONFIG = ("experiment=imdb_lstm", "output=.")
 DATA = {"train": {"sha256": "aa"}, "val": {"sha256": "bb"}}
 
 
-def fingerprint_of(overrides: tuple[str, ...], data: dict[str, Any]) -> str:
-    return fingerprint(identity(compose(list(overrides)), data))
+def fingerprint_of(
+    overrides: tuple[str, ...], data: dict[str, Any], weights: dict[str, str] | None = None
+) -> str:
+    return fingerprint(identity(compose(list(overrides)), data, weights or {}))
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
@@ -146,8 +148,13 @@ def test_the_fingerprint_changes_with_configuration_seed_and_data(
     assert fingerprint_of(overrides, data) != fingerprint_of(CONFIG, DATA)
 
 
+def test_the_fingerprint_changes_with_the_weights_that_training_begins_with() -> None:
+    keys = {fingerprint_of(CONFIG, DATA, weights) for weights in ({}, {"pretrained": "aa"}, {"pretrained": "ab"})}
+    assert len(keys) == 3
+
+
 def test_the_identity_names_code_packages_and_threads() -> None:
-    names = identity(compose(list(CONFIG)), DATA)
+    names = identity(compose(list(CONFIG)), DATA, {})
     assert {"src/models/lstm.py", "src/common/hardware.py", "package torch", "threads"} <= names.keys()
     assert names["package torch"] == torch.__version__.partition("+")[0]
 

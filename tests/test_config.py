@@ -255,7 +255,7 @@ def test_an_integer_is_a_valid_learning_rate() -> None:
             ],
         ),
         ("model=pix2pix", ["data: cifar10 holds images", "(translation) takes pairs; data sets that fit: facades"]),
-        ("data=imdb", ["data: imdb holds text", "takes images; data sets that fit: cifar10, fashion_mnist, mnist"]),
+        ("data=imdb", ["data: imdb holds text", "takes images; data sets that fit: cifar10, fashion_mnist"]),
         (
             "data.loader.max_tokens=4",
             ["data.loader.max_tokens: unknown key; allowed: batch_size, crop_padding", "(max_tokens is for text)"],

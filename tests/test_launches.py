@@ -28,7 +28,14 @@ EXAMPLES = 12
 EPOCHS = 3
 TRAINING_BATCH, VALIDATION_BATCH = 4, 8
 TOKENS = 5  # of each text
-IMAGES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "facades": (3, 64, 64)}
+IMAGES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "facades": (3, 64, 64), "horse_or_zebra": (3, 32, 32)}
+ARCHITECTURES = {
+    "TimmClassifier": {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224]},
+    "TransformerClassifier": {
+        **{"model_type": "bert", "vocab_size": 3, "hidden_size": 16, "num_hidden_layers": 6},
+        **{"num_attention_heads": 2, "intermediate_size": 32},
+    },
+}
 # Launches of one training step, all batches of it included: forward, loss, sums, backward, optimizers. Counted on
 # 27 November 2026 with torch 2.12, rounded up to the next ten.
 LAUNCHES = {
@@ -37,7 +44,9 @@ LAUNCHES = {
     "cifar10_resnet_gpu": 370,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
+    "horse_or_zebra_timm": 1590,
     "imdb_lstm": 550,
+    "imdb_transformer": 1370,
     "mnist_autoencoder": 140,
     "mnist_cnn": 110,
     "mnist_dcgan": 220,
@@ -128,6 +137,8 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
         if kind == "images":
             split["labels"] = torch.arange(EXAMPLES) % 10
         meta |= {"shape": list(shape), "mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
+    if config.pretrained:
+        meta |= {"architecture": ARCHITECTURES[config.model.target.rpartition(".")[2]]}
     assert config.data.loader is not None
     loader = config.data.loader.model_copy(update={"batch_size": TRAINING_BATCH, "eval_batch_size": VALIDATION_BATCH})
     make = kinds.load(kind).batches

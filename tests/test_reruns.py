@@ -79,6 +79,10 @@ TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
         ("src/data/packed.py", "def stratified_holdout(", "x = 1\n\n\ndef stratified_holdout("),
         stages("preprocess", of=("cifar10", "imdb", "facades")) | stages(*ALL),
     ),
+    "weights that training begins with": (
+        ("conf/experiment/imdb_lstm.yaml", "name: imdb_lstm", "name: imdb_lstm\ninit_from: a_run"),
+        stages("weights", of=LSTM),
+    ),
     "learning rate": (("conf/model/lstm.yaml", "lr: ", "lr: 1"), stages(*ALL, of=LSTM)),
     "version of torch": (("requirements.lock", "\ntorch==", "\ntorch==9."), stages(*ALL)),
     "byte of an archive": (

@@ -54,7 +54,10 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         mask = is_token(tokens, lengths)
-        states: Tensor = self.transformer(input_ids=tokens * mask, attention_mask=mask.long()).last_hidden_state
+        # As the layers take it: the library would make it of a mask of two dimensions after a look at its values, for
+        # which the CPU would wait for a GPU.
+        attended = mask[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+        states: Tensor = self.transformer(input_ids=tokens * mask, attention_mask=attended).last_hidden_state
         return states
 
     def load(self, folder: Path) -> None:
