@@ -172,7 +172,7 @@ class CsvWriter:
 
 
 def _rows(answer: Answer) -> list[Mapping[str, Any]]:
-    return list(answer.rows or [{"answer": line} for line in answer.lines])
+    return [{"answer": line} for line in answer.lines] if answer.rows is None else list(answer.rows)
 
 
 def predict(
@@ -240,7 +240,7 @@ def _with_picture(answer: Answer, path: Path) -> Answer:
     if answer.picture is None:
         return answer
     write_picture(answer.picture, path)
-    return replace(answer, lines=[*answer.lines, str(path)], rows=[*answer.rows, {"picture": str(path)}])
+    return replace(answer, lines=[*answer.lines, str(path)], rows=[*(answer.rows or ()), {"picture": str(path)}])
 
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:

@@ -55,7 +55,7 @@ class Answer:
     """An answer as a caller reads it: lines, a picture, or both."""
 
     lines: Sequence[str] = ()
-    rows: Sequence[Mapping[str, Any]] = ()  # what the lines say, for CSV and JSON
+    rows: Sequence[Mapping[str, Any]] | None = None  # what the lines say, for CSV and JSON; None: the lines
     picture: np.ndarray | None = None  # uint8 [H, W] or [H, W, 3]
     file: Path = field(default=Path("answer.png"))  # where the picture goes unless the caller says otherwise
 
