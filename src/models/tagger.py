@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from src.common.tag_schemes import is_allowed, parts_of, scheme_of
 from src.configuration.schema import Dropout, Layers, Optimizer, Positive, PositiveInt, Schedule
 from src.models.base import Model, Split
-from src.models.lstm import BidirectionalLSTM, TextClassifier, reverse_by_length
+from src.models.lstm import BidirectionalLSTM, EmbeddingDropout, TextClassifier, reverse_by_length
 
 FORBIDDEN = -10_000.0  # the score of a transition that the tags' scheme does not have
 
@@ -27,39 +27,45 @@ def mask_of(lengths: Tensor, longest: int) -> Tensor:
 
 
 class _LogPartition(torch.autograd.Function):
-    """The logarithm of the sum over all tag sequences: scores [B, T, K], lengths [B], ... -> [B].
+    """The logarithm of the sum over all tag sequences: scores [B, T, K], lengths [B], ... -> fp32 [B].
 
     Its gradient is the tags' probabilities, which the sums over beginnings and ends of sequences give without a
-    backward pass through the steps. Both are taken in the same loop: the ends' on the reversed sentences.
+    backward pass through the steps. Both are taken in the same loop: the ends' on the reversed sentences. In fp64 a
+    step is a product of small matrices of exponentials: these reach down to e^-700, where fp32's end at e^-87.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        scores, start, transitions, end, lengths = inputs
+        *scored, lengths = inputs
+        scores, start, transitions, end = (values.double() for values in scored)
         both = torch.stack([scores, reverse_by_length(scores, lengths)])  # [2, B, T, K]
-        step = torch.stack([transitions, transitions.T])[:, None]  # [2, 1, K, K]
+        factors = torch.stack([transitions, transitions.T]).exp()  # [2, K, K]
         state = both[:, :, 0] + torch.stack([start, end])[:, None]
         states = [state]
         for position in range(1, scores.shape[1]):
-            state = both[:, :, position] + (state[..., None] + step).logsumexp(2)
+            most = state.max(2, keepdim=True).values
+            state = both[:, :, position] + most + ((state - most).exp() @ factors).log()
             states.append(state)
         begun, ended = torch.stack(states, 2)  # [B, T, K] each, the tag's own score in both
         last = begun.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, begun.shape[2]))[:, 0]
         total = (last + end).logsumexp(1)
-        ctx.save_for_backward(scores, transitions, lengths, begun, reverse_by_length(ended, lengths), total)
-        return total
+        ctx.save_for_backward(scores, factors[0], lengths, begun, reverse_by_length(ended, lengths), total)
+        return total.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        scores, transitions, lengths, begun, ended, total = ctx.saved_tensors
+        gradient = gradients[0].double()
+        scores, factors, lengths, begun, ended, total = ctx.saved_tensors
         is_word = mask_of(lengths, scores.shape[1])[..., None]
-        single = torch.where(is_word, (begun + ended - scores - total[:, None, None]).exp(), 0)
+        single = torch.where(is_word, (begun + ended - scores - total[:, None, None]).exp(), 0)  # probabilities
         single = single * gradient[:, None, None]
-        joint = begun[:, :-1, :, None] + transitions + ended[:, 1:, None, :] - total[:, None, None, None]
-        joint = torch.where(is_word[:, 1:, :, None], joint.exp(), 0) * gradient[:, None, None, None]
+        # The probability of a transition is a product of what leads to it, its own factor and what follows.
+        most = begun[:, :-1].max(2, keepdim=True).values
+        before = (begun[:, :-1] - most).exp()
+        after = torch.where(is_word[:, 1:], (ended[:, 1:] + most - total[:, None, None]).exp(), 0)
+        joint = factors * (before.flatten(0, 1).T @ (after * gradient[:, None, None]).flatten(0, 1))
         last = single.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, single.shape[2]))[:, 0]
-        return single, single[:, 0].sum(0), joint.sum((0, 1)), last.sum(0), None
+        return single.float(), single[:, 0].sum(0).float(), joint.float(), last.sum(0).float(), None
 
 
 class CRF(nn.Module):
@@ -328,7 +334,7 @@ class WordTagger(Tagging):
     """Embeddings of words, their characters, affixes and shapes; a bidirectional LSTM; a CRF.
 
     `characters`: how a vector is read off a word's characters. `affixes`: hash buckets for each of the six affixes;
-    null: none. `dropout` acts on the LSTM's inputs and outputs.
+    null: none. `dropout` acts on the LSTM's inputs and outputs, on the same ones for all words of a sentence.
     """
 
     def __init__(
@@ -343,8 +349,8 @@ class WordTagger(Tagging):
         character_embedding: PositiveInt = 30,
         character_features: PositiveInt = 50,
         affixes: PositiveInt | None = 4096,
-        affix_embedding: PositiveInt = 10,
-        hidden: PositiveInt = 200,
+        affix_embedding: PositiveInt = 8,
+        hidden: PositiveInt = 150,
         layers: Layers = 1,
         dropout: Dropout = 0.5,
     ) -> None:
@@ -360,7 +366,7 @@ class WordTagger(Tagging):
         if self.affixes is not None:
             nn.init.normal_(self.affixes.embedding.weight, std=embedding_std)
         inputs = embedding + self.characters.size + SHAPES + (self.affixes.size if self.affixes is not None else 0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = EmbeddingDropout(dropout)
         self.lstm = BidirectionalLSTM(inputs, hidden, layers, dropout)
         self.score = nn.Linear(2 * hidden, len(meta["tags"]))
 
