@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.common.paths import CONF
+from src.common.tag_schemes import Span, tag_names
 from src.configuration.composing import compose
 from src.configuration.declarations import kind_of
 from src.data import kinds
+from src.data.kinds.tagged import Sentence, arrays_of
 from src.training.trainer import adapt
 from tests.test_gpu_path import META, MetaDeviceStrategy
 
@@ -42,6 +44,7 @@ LAUNCHES = {
     "cifar10_convnet": 160,
     "cifar10_resnet": 370,
     "cifar10_resnet_gpu": 370,
+    "conll_lstm": 400,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
     "horse_or_zebra_timm": 1590,
@@ -130,6 +133,11 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
             "labels": torch.arange(EXAMPLES) % 2,
         }
         meta |= {"vocabulary": ["<unk>", "<pad>", "word"], "classes": ["a", "b"]}
+    elif kind == "tagged":
+        vocabulary, tags = {"<unk>": 0, "<pad>": 1, "word": 2}, tag_names(["A"], "iobes")
+        sentences = [Sentence(["word"] * TOKENS, [Span(1, 3, "A")])] * EXAMPLES
+        split = {key: torch.from_numpy(values.copy()) for key, values in arrays_of(sentences, tags, vocabulary).items()}
+        meta |= {"vocabulary": list(vocabulary), "tags": tags}
     else:
         shape = IMAGES[config.data.name]
         names = ("input", "target") if kind == "pairs" else ("images",)

@@ -241,7 +241,8 @@ class CharacterCNN(nn.Module):
     def forward(self, characters: Tensor) -> Tensor:
         x = F.pad(self.embedding(characters), (0, 0, 1, 1))
         x = self.convolution(torch.cat([x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]], dim=-1))
-        is_padding = F.pad(characters[..., 1:] == 0, (1, 0))  # a word has a first character, if only padding's
+        # A word has a first character, if only padding's.
+        is_padding = (characters == 0) & (torch.arange(characters.shape[-1], device=characters.device) > 0)
         return x.masked_fill(is_padding[..., None], float("-inf")).max(-2).values
 
 
@@ -311,7 +312,7 @@ def shapes_of(characters: Tensor, lengths: Tensor) -> Tensor:
     features = torch.stack(
         [
             is_upper[..., 0],
-            is_upper[..., 1:].any(-1),
+            is_upper.sum(-1) > is_upper[..., 0],
             is_capitals,
             has_lower,
             has_digit,
