@@ -48,23 +48,23 @@ def parts_of(tag: str) -> tuple[str, str]:
     return prefix, entity_type
 
 
-def recognise(sentences: Iterable[Sequence[str]]) -> tuple[Scheme, tuple[int, int] | None]:
-    """The scheme of a file's tags, and of IOB1 where it shows first: sentence and word.
+def recognise(sentences: Iterable[Sequence[str]]) -> Scheme:
+    """The scheme of a file's tags; of IOB1 and IOB2 the one in which more entities begin.
 
     Raises:
         ValueError: a tag is neither `O` nor PREFIX-TYPE.
     """
-    iob1_at: tuple[int, int] | None = None
-    for number, tags in enumerate(sentences):
+    begun = {"B": 0, "I": 0}
+    for tags in sentences:
         previous = ""
-        for position, tag in enumerate(tags):
+        for tag in tags:
             prefix, entity_type = parts_of(tag)
             if prefix in ("E", "S"):
-                return "iobes", None
-            if prefix == "I" and previous != entity_type and iob1_at is None:
-                iob1_at = number, position
+                return "iobes"
+            if prefix != OUTSIDE and previous != entity_type:
+                begun[prefix] += 1
             previous = entity_type
-    return ("iob2", None) if iob1_at is None else ("iob1", iob1_at)
+    return "iob1" if begun["I"] > begun["B"] else "iob2"
 
 
 def spans_of(tags: Sequence[str], scheme: Scheme) -> list[Span]:

@@ -187,18 +187,16 @@ def sentences_of(text: str) -> list[list[Token]]:
     One ends with a full stop, an exclamation or a question mark that stands before a blank and no lower-case letter,
     closing quotation marks and brackets included, and with an empty line.
     """
-    sentences: list[list[Token]] = [[]]
     tokens = tokenize(text)
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
-        sentences[-1].append(token)
-        if following is None:
-            break
+    sentences: list[list[Token]] = [tokens[:1]]
+    for token, following in pairwise(tokens):
         gap = text[token.end : following.start]
         ending = next((t.word for t in reversed(sentences[-1]) if t.word not in "\"'”’)]»"), "")
         is_end = ending in SENTENCE_END and bool(gap) and not following.word[0].islower()
         if is_end or gap.count("\n") > 1:
             sentences.append([])
-    return [sentence for sentence in sentences if sentence]
+        sentences[-1].append(following)
+    return sentences if tokens else []
 
 
 def text_of(source: str | None, signature: Mapping[str, Any]) -> str:

@@ -216,18 +216,14 @@ def _spans(tags: list[list[str]], lines: list[list[int]], where: str) -> list[li
     for sentence, numbers in zip(tags, lines, strict=True):
         for tag, number in zip(sentence, numbers, strict=True):
             _refuse_no_tag(tag, f"{where}, line {number}")
-    scheme, evidence = recognise(tags)
-    hint = ""
-    if evidence is not None:
-        sentence, position = evidence
-        hint = f" (the file is IOB1 by line {lines[sentence][position]}, where {tags[sentence][position]} begins one)"
-    found: list[list[Span]] = []
+    scheme = recognise(tags)
+    entities: list[list[Span]] = []
     for sentence_tags, numbers in zip(tags, lines, strict=True):
         try:
-            found.append(spans_of(sentence_tags, scheme))
+            entities.append(spans_of(sentence_tags, scheme))
         except TagError as error:
-            raise SourceError(f"{where}, line {numbers[error.position]}: {error}{hint}: mend the tags") from None
-    return found
+            raise SourceError(f"{where}, line {numbers[error.position]}: {error}: mend the tags") from None
+    return entities
 
 
 def _refuse_no_tag(tag: str, where: str) -> None:
