@@ -122,7 +122,7 @@ class Model(LightningModule):
 
     # --- means over an epoch ---
 
-    def add(self, split: Split, count: int, **totals: Tensor) -> None:
+    def add(self, split: Split, count: int | Tensor, **totals: Tensor) -> None:
         """Adds totals over `count` examples, scalars, to means that stand next to each other in `means[split]`."""
         first = self.means[split].index(next(iter(totals)))
         rows = slice(first, first + len(totals))  # a slice: an index would be copied to the device at each step

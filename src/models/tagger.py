@@ -212,8 +212,7 @@ class Tagging(Model):
         *_, lengths, tags = batch
         predicted = self.crf.decode(scores, lengths)
         is_right = (predicted == tags) & mask_of(lengths, tags.shape[1])
-        self.val_sums[1, 0] += is_right.sum()
-        self.val_sums[1, 1] += lengths.sum()  # words, not sentences
+        self.add("val", lengths.sum(), accuracy=is_right.sum())  # of words, not of sentences
         self.val_entities.update(predicted, tags)
 
     def on_validation_epoch_start(self) -> None:

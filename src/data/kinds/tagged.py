@@ -211,7 +211,8 @@ def text_of(source: str | None, signature: Mapping[str, Any]) -> str:
     is_file = len(source) < 250 and path.is_file()  # the system refuses to look for longer names
     if not is_file and re.fullmatch(r"\S+\.txt", source):
         raise Failure(f"{source}: no such file")
-    return path.read_text("utf-8-sig", errors="replace") if is_file else source
+    # Decoded from bytes: each line's end counts as many characters as it has in the file.
+    return path.read_bytes().decode("utf-8-sig", errors="replace") if is_file else source
 
 
 def feed_of(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str], max_characters: int) -> Feed:

@@ -89,23 +89,24 @@ TEMPLATES = (
     "Officials in {L} said the {M} minister would visit {L} on {D} .",
     "{O} named {P} as chairman .",
     "{T} signed {M} striker {P} from {T} for {N} million .",
-    "{AP} spoke for an hour and then left the room .",
-    "She flew to {AL} on {D} .",
+    "{AP} spoke for {N} minutes and then left the {K} .",
+    "The {J} flew to {AL} on {D} .",
     "{AP} scored twice as {T} lost to {AT} .",
     "{P} married {AP} in {AL} .",
     "A spokesman for {AF} said sales in {AL} had fallen .",
     "{AT} lost to {T} after {P} was sent off .",
     "It rained in {AL} , and {AP} stayed at home , her mother said .",
-    "Prices fell by {N} percent , the bank said .",
-    "The market was closed on {D} .",
-    "He did not say when the talks would end .",
-    "{N} people were hurt in the accident , a doctor said .",
-    "\" We have to wait , \" {P} said .",
+    "Prices fell by {N} percent in {Y} , a {J} said .",
+    "The {K} was closed on {D} after {N} hours .",
+    "The {J} did not say when the {K} would open again .",
+    "{N} people were hurt near the {K} , a {J} said .",
+    "\" We have to wait for the {J} , \" {P} said .",
     "{L} 's economy grew {N} percent in {Y} , according to {O} .",
     "The {E} opens in {L} in {Y} .",
 )  # fmt: skip
 # Slots: P person, L place, O organisation, T club, M nationality, E event; AP, AL, AT, AF an ambiguous name as a
-# person, a place, a club, or with a company's form; D day, N number, Y year, which are no entities.
+# person, a place, a club, or with a company's form; D day, N number, Y year, J and K other words,
+# which are no entities.
 ENTITIES = {"P": "PER", "AP": "PER", "L": "LOC", "AL": "LOC", "M": "MISC", "E": "MISC"}  # all others are ORG
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 KNOWN = 0.7  # of each list of names, the share that training sentences are made of
@@ -113,6 +114,10 @@ VALUES: Mapping[str, Sequence[str]] = {
     "N": [str(number) for number in range(1, 60)],
     "Y": [str(year) for year in range(1980, 2030)],
     "D": DAYS,
+    "J": _words(
+        "doctor minister teacher farmer lawyer driver soldier judge priest coach nurse baker pilot mayor clerk"
+    ),
+    "K": _words("market school bridge harbour station court road factory museum hotel stadium airport church mine dam"),
 }
 
 Word = tuple[str, str]  # with its tag in IOB2
