@@ -44,7 +44,7 @@ LAUNCHES = {
     "cifar10_convnet": 160,
     "cifar10_resnet": 370,
     "cifar10_resnet_gpu": 370,
-    "conll_lstm": 400,
+    "conll_lstm": 780,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
     "horse_or_zebra_timm": 1590,

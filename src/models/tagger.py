@@ -277,19 +277,29 @@ class Affixes(nn.Module):
         self.buckets = buckets
         self.size = 2 * len(self.LENGTHS) * size
         self.embedding = nn.Embedding(2 * len(self.LENGTHS) * buckets, size)
+        # A beginning and an end of each length in turn: its bytes' factors, and its first vector in the table.
+        lengths = torch.tensor(self.LENGTHS).repeat_interleave(2)
+        numbers = torch.arange(len(lengths))
+        is_inside = torch.arange(max(self.LENGTHS)) < lengths[:, None]
+        self.register_buffer("lengths", lengths, persistent=False)  # [6]
+        self.register_buffer("factors", torch.tensor(self.PRIMES) * is_inside, persistent=False)  # [6, 4]
+        self.register_buffer("tables", numbers * buckets, persistent=False)
+        self.register_buffer("is_end", numbers % 2 == 1, persistent=False)
+        self.lengths: Tensor
+        self.factors: Tensor
+        self.tables: Tensor
+        self.is_end: Tensor
 
     def forward(self, characters: Tensor) -> Tensor:
+        widest = max(self.LENGTHS)
         is_upper = (characters >= 65) & (characters <= 90)
-        letters = F.pad(characters + 32 * is_upper, (max(self.LENGTHS), max(self.LENGTHS)))
+        letters = F.pad(characters + 32 * is_upper, (widest, widest))
         sizes = (characters > 0).sum(-1, keepdim=True)
-        hashes = []
-        for length in self.LENGTHS:
-            for first in (torch.full_like(sizes, max(self.LENGTHS)), sizes + max(self.LENGTHS) - length):
-                code = torch.zeros_like(sizes[..., 0])
-                for offset in range(length):
-                    code = code + letters.gather(-1, first + offset)[..., 0] * self.PRIMES[offset]
-                hashes.append(code % self.buckets + len(hashes) * self.buckets)
-        return self.embedding(torch.stack(hashes, -1)).flatten(-2)
+        first = torch.where(self.is_end, sizes + widest - self.lengths, widest)  # of each affix: [..., 6]
+        at = first[..., None] + torch.arange(widest, device=characters.device)  # [..., 6, 4]
+        bytes_of = letters.gather(-1, at.flatten(-2)).unflatten(-1, self.factors.shape)
+        codes = (bytes_of * self.factors).sum(-1) % self.buckets + self.tables
+        return self.embedding(codes).flatten(-2)
 
 
 def shapes_of(characters: Tensor, lengths: Tensor) -> Tensor:
