@@ -121,9 +121,7 @@ CONFIG = ("experiment=imdb_lstm", "output=.")
 DATA = {"train": {"sha256": "aa"}, "val": {"sha256": "bb"}}
 
 
-def fingerprint_of(
-    overrides: tuple[str, ...], data: dict[str, Any], weights: dict[str, str] | None = None
-) -> str:
+def fingerprint_of(overrides: tuple[str, ...], data: dict[str, Any], weights: dict[str, str] | None = None) -> str:
     return fingerprint(identity(compose(list(overrides)), data, weights or {}))
 
 

@@ -34,8 +34,12 @@ IMAGES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "facades": (3, 64, 64), 
 ARCHITECTURES = {
     "TimmClassifier": {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224]},
     "TransformerClassifier": {
-        **{"model_type": "bert", "vocab_size": 3, "hidden_size": 16, "num_hidden_layers": 6},
-        **{"num_attention_heads": 2, "intermediate_size": 32},
+        "model_type": "bert",
+        "vocab_size": 3,
+        "hidden_size": 16,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
     },
 }
 # Launches of one training step, all batches of it included: forward, loss, sums, backward, optimizers. Counted on

@@ -107,7 +107,7 @@ def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
 
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps({"weight": Bomb()}))
-    with pytest.raises(SourceError, match="pickles are not loaded: give a .safetensors file"):
+    with pytest.raises(SourceError, match=r"pickles are not loaded: give a .safetensors file"):
         obtain_pretrained(Pretrained(name=LITE0, weights=str(path)), "timm", tmp_path / "out")
     assert not (tmp_path / "exploded").exists()
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_had_is_named_with_what_would_do(
 def test_a_folder_without_a_tokenizer_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bert, tmp_path / "bert")
     (tmp_path / "bert" / "tokenizer.json").unlink()
-    with pytest.raises(SourceError, match="has no tokenizer.json: give a folder with"):
+    with pytest.raises(SourceError, match=r"has no tokenizer.json: give a folder with"):
         obtain_pretrained(Pretrained(name="bert", weights=str(tmp_path / "bert")), "transformers", tmp_path / "out")
 
 
@@ -282,7 +282,7 @@ def test_init_from_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
     config = compose(["experiment=mnist_mlp", f"output={tmp_path}/new", f"init_from={tmp_path}"])
     start.obtain_weights(config)
     model = config.model({"shape": [1, 28, 28], "mean": [0.5], "std": [0.2], "classes": ["a", "b"]})
-    with pytest.raises(Failure, match="init_from: no tensor of .* has a name and a shape of this model"):
+    with pytest.raises(Failure, match=r"init_from: no tensor of .* has a name and a shape of this model"):
         start.load_start(model, config)
 
 
@@ -337,13 +337,13 @@ def test_a_caller_s_text_becomes_the_tokens_of_training(settings: dict[str, Any]
 
 
 def test_a_limit_without_room_for_a_text_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(Failure, match="data.loader.max_tokens: 2 leaves no room for a text"):
+    with pytest.raises(Failure, match=r"data.loader.max_tokens: 2 leaves no room for a text"):
         subword_batches(settings, max_tokens=2)
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     config = text_config(tmp_path, f"model.encoder.weights={tiny_bert}")
-    with pytest.raises(Failure, match="vocabulary has 30000 pieces, model.encoder knows 12"):
+    with pytest.raises(Failure, match=r"vocabulary has 30000 pieces, model.encoder knows 12"):
         config.model({"vocabulary": ["x"] * 30000, "classes": ["a"], "architecture": architecture_of(tiny_bert)})
 
 
@@ -427,7 +427,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics() -> None:
 def test_the_backbone_alone_may_be_frozen_and_too_many_stages_are_refused() -> None:
     model = timm_model(IMAGES, "model.freeze=backbone")
     assert {name for name, p in model.network.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
-    with pytest.raises(Failure, match="model.freeze: 9, but resnet10t has 5 stages before its head"):
+    with pytest.raises(Failure, match=r"model.freeze: 9, but resnet10t has 5 stages before its head"):
         timm_model(IMAGES, "model.freeze=9")
 
 

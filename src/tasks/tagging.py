@@ -20,7 +20,8 @@ from src.configuration.metrics import Metric
 from src.configuration.schema import Config, Evaluation, PositiveInt
 from src.data import kinds
 from src.data.batching import limited
-from src.data.kinds.tagged import TaggedBatches, arrays_of, sentences_of, text_of, words_of
+from src.data.kinds.tagged import arrays_of, sentences_of, text_of, words_of
+from src.data.kinds.tagged_subwords import with_pieces
 from src.data.packed import SPLITS
 from src.reporting import entities, plots, tables
 from src.tasks import Answer, Evaluated, Request, Task
@@ -125,7 +126,7 @@ class Scored:
 class Tagging(Task):
     """Entities in sentences. A model answers scores of the tags of each word, fp32 [B, T, K]."""
 
-    takes = ("tagged",)
+    takes = ("tagged", "tagged_subwords")
     metrics = METRICS
     options = TaggingOptions
     outputs = ("scores",)
@@ -367,11 +368,13 @@ def _read(path: Path, like: Batches) -> Batches:
     refuse_unknown_types(sentences, like.meta["classes"], str(path))
     vocabulary = {word: number for number, word in enumerate(like.meta["vocabulary"])}
     arrays = arrays_of(sentences, like.meta["tags"], vocabulary)
+    if tokenizer := like.meta.get("tokenizer"):
+        arrays = with_pieces(arrays, tokenizer)
     return _beside({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, like)
 
 
 def _beside(split: dict[str, Any], like: Batches) -> Batches:
-    return TaggedBatches(split, like.meta, like.loader, train=False).to(like.split["words"].device)
+    return type(like)(split, like.meta, like.loader, train=False).to(like.split["words"].device)
 
 
 TASK = Tagging()

@@ -122,21 +122,8 @@ class TextBatches(Batches):
             batch = batch.masked_fill(dropped, self.unknown)
         batch = batch.masked_fill(~is_token, self.padding)
         if any(self.around):
-            batch, lengths = self._surrounded(batch, lengths)
+            batch, lengths = subwords.surround(batch, lengths, self.meta["tokenizer"])
         return batch, lengths, self.split["labels"][indices]
-
-    def _surrounded(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Texts [B, T] between the ids that belong around them, [B, T + begin + end], and their lengths with these."""
-        import torch
-
-        begin, end = self.around
-        head = torch.tensor(begin, device=tokens.device).expand(len(tokens), -1)
-        tail = tokens.new_full((len(tokens), len(end)), self.padding)
-        batch = torch.cat([head, tokens, tail], dim=1)
-        position = torch.arange(batch.shape[1], device=tokens.device)
-        for number, token in enumerate(end):
-            batch = batch.masked_fill(position == lengths[:, None] + len(begin) + number, token)
-        return batch, lengths + len(begin) + len(end)
 
     def to(self, device: torch.device) -> Batches:
         """Moves the split, but for the offsets: the CPU needs a batch's lengths to know the batch's shape."""

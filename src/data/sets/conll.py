@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -12,11 +13,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from src.common.tag_schemes import Span, TagError, parts_of, recognise, spans_of, tag_names
-from src.configuration.schema import PositiveInt, SplitSeed, ValFraction
+from src.configuration.schema import PositiveInt, Pretrained, SplitSeed, ValFraction
+from src.data import subwords
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
 from src.data.kinds.tagged import Sentence, Token, arrays_of, normalised, tokenize
+from src.data.kinds.tagged_subwords import with_pieces
 from src.data.packed import PADDING, SPLITS, UNKNOWN, Packed, duplicates
 
 DOCUMENT = "-DOCSTART-"
@@ -114,6 +117,32 @@ class ConllFiles:
         is_held = [group in held for group in groups]
         train = [sentence for sentence, out in zip(sentences, is_held, strict=True) if not out]
         return train, [sentence for sentence, out in zip(sentences, is_held, strict=True) if out]
+
+
+class ConllSubwords(ConllFiles):
+    """The same files, whose words are also cut into the subwords of a text encoder by its `tokenizer`."""
+
+    kind = "tagged_subwords"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Pretrained,
+        scheme: Literal["iob2", "iobes"] = "iobes",
+        vocabulary: PositiveInt = 50000,
+        val_fraction: ValFraction = 0.1,
+        split_seed: SplitSeed = 0,
+    ) -> None:
+        super().__init__(scheme=scheme, vocabulary=vocabulary, val_fraction=val_fraction, split_seed=split_seed)
+        self.tokenizer = tokenizer
+
+    def pack(self, archive: Path) -> Packed:
+        """As the base; the tokenizer lies beside the archive."""
+        packed = super().pack(archive)
+        settings = subwords.read_settings(archive.with_name(subwords.FILE))
+        splits = {split: with_pieces(arrays, settings) for split, arrays in packed.splits.items()}
+        sizes = {"tokenizer": settings, "pieces": len(subwords.vocabulary(settings))}
+        return replace(packed, splits=splits, meta=packed.meta | sizes)
 
 
 def _split_of(name: str) -> tuple[str | None, str]:
