@@ -139,15 +139,15 @@ def test_f1_is_seqevals_in_strict_mode(scheme: Scheme, theirs: Any) -> None:
     for part in (slice(0, 25), slice(25, 60)):
         metric.update(predicted[part], actual[part])
     assert float(metric.compute()) == pytest.approx(f1)
-    counts = counted(
+    total, types = counted(
         [
             Scored(i, spans_of(t, scheme), spans_of(g, scheme), 0, len(t), np.zeros((len(t), 1)))
             for i, (t, g) in enumerate(zip(true, guess, strict=True))
         ]
     )
-    assert (counts["all"].precision, counts["all"].recall, counts["all"].f1) == pytest.approx((precision, recall, f1))
+    assert (total.precision, total.recall, total.f1) == pytest.approx((precision, recall, f1))
     by_type = precision_recall_fscore_support(true, guess, scheme=theirs, average=None)[2]
-    assert [counts[name].f1 for name in ("L", "P")] == pytest.approx(list(by_type))
+    assert [types[name].f1 for name in ("L", "P")] == pytest.approx(list(by_type))
 
 
 def test_entities_are_counted_at_the_borders() -> None:
@@ -166,7 +166,9 @@ def test_entities_are_counted_at_the_borders() -> None:
         Scored(i, spans_of(t, "iob2"), spans_of(g, "iob2"), 0, len(t), np.zeros((len(t), 1)))
         for i, (t, g) in enumerate(zip(true, guess, strict=True))
     ]
-    assert (counted(scored)["all"].precision, counted(scored)["all"].recall) == (1 / 4, 1 / 4)
+    total, types = counted(scored)
+    assert (total.precision, total.recall) == (1 / 4, 1 / 4)
+    assert (types["L"].right, types["L"].predicted, types["L"].actual) == (1, 2, 3)
     assert confused(scored[0]) == [("P", "other borders"), ("L", "L"), ("other borders", "P")]
     assert confused(scored[2]) == [("none", "P")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,9 @@ METRICS: Mapping[str, Metric] = {
     "precision": Metric("max", "precision of entities", is_fraction=True),
     "recall": Metric("max", "recall of entities", is_fraction=True),
     "examples": Metric(None, "examples"),
+    # Of CoNLL-2003's types and of further test sets that belong to it; figures of others have no better direction.
+    **{f"f1_{name}": Metric("max", f"F1 of {name}", is_fraction=True) for name in ("LOC", "MISC", "ORG", "PER")},
+    **{f"f1_on_{name}": Metric("max", f"F1 on {name}", is_fraction=True) for name in ("conllpp", "wikigold", "unseen")},
 }
 
 
@@ -147,8 +150,8 @@ class Tagging(Task):
         evaluated = report(cast("TaggingModel", model), test, limit, options, folder, title)
         figures = {}
         for name, batches in others.items():
-            counts = counted(list(scored(cast("TaggingModel", model), batches, limit)))
-            figures |= {f"f1_on_{name}": counts["all"].f1, f"entities_of_{name}": float(counts["all"].actual)}
+            total, _ = counted(list(scored(cast("TaggingModel", model), batches, limit)))
+            figures |= {f"f1_on_{name}": total.f1, f"entities_of_{name}": float(total.actual)}
         return Evaluated(evaluated.metrics | figures, evaluated.pairs)
 
     def signature(self, model: nn.Module, meta: Mapping[str, Any], config: Config) -> dict[str, Any]:
@@ -236,20 +239,19 @@ class Counts:
         return 2 * self.right / max(1, self.predicted + self.actual)
 
 
-def counted(sentences: Sequence[Scored]) -> dict[str, Counts]:
-    """Counts by type, and of all types under `all`: first word, last word and type must be right."""
-    counts: dict[str, Counts] = {"all": Counts()}
+def counted(sentences: Sequence[Scored]) -> tuple[Counts, dict[str, Counts]]:
+    """Counts of all entities and by type: first word, last word and type must be right."""
+    total, by_type = Counts(), defaultdict[str, Counts](Counts)
     for sentence in sentences:
-        for spans, name in (
-            (set(sentence.true) & set(sentence.predicted), "right"),
-            (sentence.predicted, "predicted"),
-            (sentence.true, "actual"),
-        ):
-            for span in spans:
-                for key in ("all", span.type):
-                    own = counts.setdefault(key, Counts())
-                    setattr(own, name, getattr(own, name) + 1)
-    return counts
+        for span in sentence.predicted:
+            for counts in (total, by_type[span.type]):
+                counts.predicted += 1
+                if span in sentence.true:
+                    counts.right += 1
+        for span in sentence.true:
+            for counts in (total, by_type[span.type]):
+                counts.actual += 1
+    return total, by_type
 
 
 def report(
@@ -264,7 +266,7 @@ def report(
     meta = test.meta
     types: list[str] = meta["classes"]
     sentences = list(scored(model, test, limit))
-    counts = counted(sentences)
+    total, by_type = counted(sentences)
     rows = [
         {
             "type": name,
@@ -274,7 +276,7 @@ def report(
             "predicted": count.predicted,
             "actual": count.actual,
         }
-        for name, count in ((name, counts.get(name, Counts())) for name in (*types, "all"))
+        for name, count in (*((name, by_type[name]) for name in types), ("all", total))
     ]
     write_text_atomically(folder / "entities.md", tables.markdown(rows, list(rows[0])))
     pairs = [pair for sentence in sentences for pair in confused(sentence)]
@@ -290,14 +292,13 @@ def report(
         **title,
     )
     words = sum(sentence.words for sentence in sentences)
-    total = counts["all"]
     metrics = {
         "f1": total.f1,
         "precision": total.precision,
         "recall": total.recall,
         "accuracy": sum(sentence.right_words for sentence in sentences) / words,
         "examples": float(len(sentences)),
-        **{f"f1_{name}": counts.get(name, Counts()).f1 for name in types},
+        **{f"f1_{name}": by_type[name].f1 for name in types},
     }
     return Evaluated(metrics, [{"actual": actual, "predicted": predicted} for actual, predicted in pairs])
 

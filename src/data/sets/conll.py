@@ -218,7 +218,8 @@ def parse_columns(text: str, where: str) -> list[Sentence]:
     for number, line in enumerate(text.split("\n"), 1):
         columns = line.split()
         if not columns or columns[0] == DOCUMENT:
-            document += bool(columns)
+            if columns:
+                document += 1
             if words[-1]:
                 words.append([])
                 tags.append([])
