@@ -70,7 +70,9 @@ def export(config: Config) -> None:
         building.mkdir(parents=True)
         graph, int8 = building / "model.onnx", building / "model.int8.onnx"
         onnx_export.write(model, inputs, task.outputs, examples, graph)
-        difference = onnx_export.largest_difference(model, inputs, examples, graph, config.export.tolerance)
+        difference = onnx_export.largest_difference(
+            model, inputs, examples, graph, config.export.tolerance, task.difference
+        )
         signature = {
             "name": config.name,
             "profile": config.profile.name,

@@ -9,6 +9,7 @@ python -m src.predict experiments/imdb_lstm/export review.txt
 python -m src.predict experiments/conll_lstm/export "My name is Wolff. I live in Berlin" --format json
 python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
 python -m src.predict experiments/facades_pix2pix/export labels/ --output photos/
+python -m src.predict experiments/bccd_ssd/export photo.jpg --output boxes.png --format json
 python -m src.predict experiments/mnist_gan/export --count 64 --seed 7 --output digits.png
 """
 

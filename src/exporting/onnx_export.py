@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -117,10 +117,28 @@ def feed(inputs: Inputs, values: Sequence[Tensor]) -> Feed:
     return {name: value.numpy() for name, value in zip(inputs.names, values, strict=True)}
 
 
-def largest_difference(
-    model: Model, inputs: Inputs, examples: Sequence[tuple[Tensor, ...]], path: Path, tolerance: float
+# How far a batch's outputs, PyTorch's and the graph's, differ, for a model and a tolerance.
+Difference = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Model, float], float]
+
+
+def absolute_difference(
+    expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], model: Model, tolerance: float
 ) -> float:
-    """The largest absolute difference between the exported model's outputs and PyTorch's, over several batch sizes.
+    """The largest absolute difference between two lists of outputs of the same shapes; NaN if there is one."""
+    # An output without a detection has nothing to compare.
+    differences = [np.abs(one - other).max() for one, other in zip(expected, actual, strict=True) if one.size]
+    return float(np.max(differences, initial=0.0))
+
+
+def largest_difference(
+    model: Model,
+    inputs: Inputs,
+    examples: Sequence[tuple[Tensor, ...]],
+    path: Path,
+    tolerance: float,
+    difference: Difference = absolute_difference,
+) -> float:
+    """The largest difference between the exported model's outputs and PyTorch's, over several batch sizes.
 
     Raises:
         Failure: it is above `tolerance`, or an output has another shape.
@@ -132,18 +150,14 @@ def largest_difference(
             values = inputs.trimmed(*(value[:size] for value in batch))
             with torch.inference_mode():
                 expected = [output.numpy() for output in original(*values)]
-            for name, array, output in zip(
-                [output.name for output in exported.get_outputs()],
-                expected,
-                exported.run(None, feed(inputs, values)),
-                strict=True,
-            ):
+            outputs = exported.run(None, feed(inputs, values))
+            for part, array, output in zip(exported.get_outputs(), expected, outputs, strict=True):
                 if output.shape != array.shape:
                     raise Failure(
-                        f"{path}: {name} has shape {output.shape} where PyTorch gives {array.shape}; not exported"
+                        f"{path}: {part.name} has shape {output.shape} where PyTorch gives {array.shape}; not exported"
                     )
-                if output.size:  # an output without a detection has nothing to compare
-                    largest = float(np.maximum(largest, np.abs(output - array).max()))  # unlike max, it keeps a NaN
+            # Unlike max, it keeps a NaN.
+            largest = float(np.maximum(largest, difference(expected, outputs, model, tolerance)))
     if not largest <= tolerance:
         raise Failure(
             f"{path}: answers differ from PyTorch's by up to {largest:.2e}, export.tolerance is {tolerance:g}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ class TorchvisionSSD(nn.Module):
         Failure: the images have another size.
     """
 
-    SIZES = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+    SIZES: ClassVar = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
 
     def __init__(
         self,
@@ -224,7 +224,6 @@ class TimmSSD(nn.Module):
         import timm
 
         try:
-            # drop_path and the like stay off; weights come with the checkpoint
             self.backbone = timm.create_model(backbone, pretrained=False, features_only=True)
             available = self.backbone.feature_info.reduction()
             if missing := sorted(set(strides) - set(available)):
@@ -311,9 +310,10 @@ def _onnx_operators() -> dict[Any, Callable[..., Any]]:
 
 
 class SSD(Model):
-    """Trains a detector: smooth L1 on the offsets of matched default boxes, cross-entropy on those and the hardest others.
+    """Trains a detector.
 
-    Both are divided by the batch's number of matched default boxes.
+    The loss is smooth L1 on the offsets of matched default boxes, and cross-entropy on those and the hardest others;
+    both are divided by the batch's number of matched default boxes.
 
     Args:
         matching: overlap from which a default box is to find a box.

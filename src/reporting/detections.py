@@ -1,4 +1,4 @@
-"""Pictures of detections: boxes drawn on images with Pillow, precision-recall curves, tiles of errors."""
+"""Pictures of detections: boxes drawn on images with Pillow, precision-recall curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.reporting.plots import Title
 
 # Okabe and Ito's palette without black, then darker ones of it.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#F0E442", "#56B4E9", "#E69F00", "#7A3500", "#00395A", "#004F3A")
-TRUTH = "#FFFFFF"
+LIGHT = (COLOURS[4], COLOURS[5], COLOURS[6])  # on which black is read
 
 
 def draw_boxes(
@@ -35,7 +35,7 @@ def draw_boxes(
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
     thick = max(1, round(short / 200))
-    font = ImageFont.load_default(size=max(9, round(short / 32)))
+    font = ImageFont.load_default(size=max(10, round(short / 22)))
     for (x1, y1, x2, y2), label, caption in zip(boxes.tolist(), labels, captions, strict=True):
         fill = colour or COLOURS[label % len(COLOURS)]
         # Pillow refuses a box whose corners are in the wrong order, as those of a box below a pixel may be.
@@ -45,17 +45,8 @@ def draw_boxes(
             if top < 0:  # no room above the picture's edge
                 left, top, right, bottom = pen.textbbox((x1 + 1, y1), caption, font=font, anchor="lt")
             pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=fill)
-            pen.text((left, top), caption, fill="black" if fill in (COLOURS[4], TRUTH) else "white", font=font, anchor="lt")
+            pen.text((left, top), caption, fill="black" if fill in LIGHT else "white", font=font, anchor="lt")
     return np.asarray(picture)
-
-
-def image_tiles(images: np.ndarray, captions: Sequence[str], path: Path, headline: str, **title: Unpack[Title]) -> None:
-    """Images of one size with captions, at most four in a row: uint8 [K, H, W, 3]; K may be 0."""
-    if len(images) == 0:
-        with plots.picture(path, headline, 0.1, **title):
-            return
-    across = min(4, len(images))
-    plots.tiles(images, captions, path, headline, across, **title)
 
 
 def precision_recall(

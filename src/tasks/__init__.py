@@ -85,6 +85,18 @@ class Task(Protocol):
     # whose labels or targets stand last.
     int8_figures: Mapping[str, Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]] = MappingProxyType({})
 
+    def difference(
+        self, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], model: Any, tolerance: float
+    ) -> float:
+        """How far the exported graph's outputs for a batch differ from PyTorch's, which have the same shapes.
+
+        The largest absolute difference, unless the task knows better: an order of outputs whose ranks are equal is no
+        difference. `tolerance`: what is allowed.
+        """
+        from src.exporting.onnx_export import absolute_difference
+
+        return absolute_difference(expected, actual, model, tolerance)
+
     def showcase(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         """What the model makes of a validation batch, shown during training: images uint8 [K, C, H, W] by title."""
         return {}

@@ -102,13 +102,18 @@ class BoxLoader(Loader):
 
     flip: Literal["none", "random"] = Field(default="none", description="random: half of the images are mirrored")
     zoom_out: Fraction = Field(
-        default=0.0, description="probability that an image becomes a part of a grey canvas of up to four times its sides"
+        default=0.0,
+        description="probability that an image becomes a part of a larger grey canvas: small objects",
     )
-    zoom_largest: float = Field(default=4.0, gt=1, le=8, description="largest side of that canvas, in sides of the image")
+    zoom_largest: float = Field(
+        default=4.0, gt=1, le=8, description="side of the largest canvas, in sides of the image"
+    )
     iou_crop: Fraction = Field(
-        default=0.0, description="probability of a random crop that covers an object by a drawn share"
+        default=0.0, description="probability of a random crop that overlaps an object by a drawn share: large objects"
     )
-    crop_smallest: float = Field(default=0.3, gt=0, lt=1, description="smallest side of that crop, in sides of the image")
+    crop_smallest: float = Field(
+        default=0.3, gt=0, lt=1, description="smallest side of that crop, in sides of the image"
+    )
     photometric: Fraction = Field(
         default=0.0, description="probability of each change of brightness, contrast, saturation, hue and channels"
     )

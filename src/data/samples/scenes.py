@@ -18,12 +18,13 @@ from PIL import Image, ImageDraw
 from src.data.samples.archive import write_archive
 
 CLASSES = ("disc", "square", "triangle")
+_COLOURS = ((200, 80, 60), (70, 90, 200), (80, 170, 70))  # about which those of a class are drawn
 _FINE = 2  # drawn at twice the size, then reduced
-_MOST = 8  # objects in a scene
+_MOST = 6  # objects in a scene
 
 
-def draw(archive: Path, *, train: int = 320, val: int = 60, test: int = 80, seed: int = 0) -> None:
-    """Writes scenes of 0 to 8 discs, squares and triangles, of any colour, size and turn, that may cover each other.
+def draw(archive: Path, *, train: int = 256, val: int = 48, test: int = 64, seed: int = 0) -> None:
+    """Writes scenes of 0 to 6 discs, squares and triangles, each class of about one colour, that may cover each other.
 
     `scenes/{train,val,test}/*.png` and `scenes/annotations/scenes_{train,val,test}.json`. A box is that of the visible
     shape; one that is covered by more than 70 % is not annotated.
@@ -69,15 +70,12 @@ def _scene(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, tuple
     pen = ImageDraw.Draw(canvas)
     owner = Image.new("L", canvas.size)  # the number of the object that is seen at each pixel; 0: none
     marker = ImageDraw.Draw(owner)
-    backdrop = np.asarray(ground, np.float64).mean((0, 1))
     labels, areas = [], []
     for number in range(1, int(rng.integers(0, _MOST + 1)) + 1):
         label = int(rng.integers(len(CLASSES)))
-        radius = _FINE * float(np.exp(rng.uniform(math.log(8), math.log(26))))
+        radius = _FINE * float(np.exp(rng.uniform(math.log(10), math.log(28))))
         x, y = (float(rng.uniform(0.7 * radius, side - 0.7 * radius)) for side in canvas.size)
-        colour = rng.integers(0, 256, 3)
-        while np.abs(colour - backdrop).sum() < 160:  # one that can be told from the ground
-            colour = rng.integers(0, 256, 3)
+        colour = np.clip(np.array(_COLOURS[label]) + rng.normal(0, 30, 3), 0, 255).astype(int)
         fill = (int(colour[0]), int(colour[1]), int(colour[2]))
         turn = float(rng.uniform(0, math.tau))
         alone = Image.new("L", canvas.size)
@@ -103,15 +101,13 @@ def _scene(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, tuple
 
 
 def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Soft clouds of one colour."""
-    coarse = rng.uniform(60, 190, 3) + 25 * rng.standard_normal((6, 6, 3))
+    """Soft clouds around a grey."""
+    coarse = rng.uniform(90, 190) + 20 * rng.standard_normal((6, 6, 3))
     clouds = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
     return clouds.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _shape(
-    pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radius: float, turn: float, fill: Any
-) -> None:
+def _shape(pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radius: float, turn: float, fill: Any) -> None:
     if CLASSES[label] == "disc":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         return

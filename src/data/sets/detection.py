@@ -6,8 +6,9 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 from xml.etree import ElementTree
@@ -68,8 +69,8 @@ Annotated = dict[str, dict[str, Annotation]]  # by split, then by the name of th
 class DetectionFolders:
     """Reads a folder or an archive in COCO's, Pascal VOC's or YOLO's layout, which its annotations tell.
 
-    Each image is brought to `size`, [height, width]. Splits are told by names of folders or files (`train`, `train2017`,
-    `instances_val2017.json`, `ImageSets/Main/test.txt`). Without a test split the val split is the test split, and val
+    Each image is brought to `size`, [height, width]. Names of folders or files tell the splits: `train`, `train2017`,
+    `instances_val2017.json`, `ImageSets/Main/test.txt`. Without a test split the val split is the test split, and val
     is drawn from train, as it is where there is none.
     """
 
@@ -379,10 +380,10 @@ class _Coco(_Reader):
                 raise self.refusal(where, f"there is no image with the id {row.get('image_id')}")
             if category is None:
                 raise self.refusal(where, f"there is no category with the id {row.get('category_id')}")
-            x, y, width, height = _numbers(row.get("bbox"), 4, lambda fault: self.refusal(where, f"bbox {fault}"))
+            x, y, width, height = _numbers(row.get("bbox"), 4, partial(self.refusal, f"{where}, bbox"))
             area = row.get("area")
             if area is not None:
-                (area,) = _numbers([area], 1, lambda fault: self.refusal(where, f"area {fault}"))
+                (area,) = _numbers([area], 1, partial(self.refusal, f"{where}, area"))
             annotation.add(
                 (x, y, x + width, y + height),
                 category,
@@ -451,7 +452,7 @@ class _Voc(_Reader):
         for part in root.iter("object"):
             label, frame = part.findtext("name", "").strip(), part.find("bndbox")
             corners = [None if frame is None else frame.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
-            x1, y1, x2, y2 = _numbers(corners, 4, lambda fault: self.refusal(name, f"bndbox {fault}"))
+            x1, y1, x2, y2 = _numbers(corners, 4, partial(self.refusal, f"{name}, bndbox"))
             # VOC counts pixels from 1, and the last one belongs to the box.
             annotation.add((x1 - 1, y1 - 1, x2, y2), label, difficult=part.findtext("difficult", "0").strip() == "1")
         return candidates[0], annotation
@@ -519,9 +520,7 @@ class _Yolo(_Reader):
             if not line.strip():
                 continue
             where = f"{name}, line {number}"
-            label, x, y, width, height = _numbers(
-                line.split(), 5, lambda fault, where=where: self.refusal(where, fault)
-            )
+            label, x, y, width, height = _numbers(line.split(), 5, partial(self.refusal, where))
             if label != int(label) or not 0 <= label < len(self.classes):
                 raise self.refusal(where, f"class {label:g}, but there are the {len(self.classes)} from 0 on")
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -531,7 +530,7 @@ class _Yolo(_Reader):
         return annotation
 
 
-def _numbers(values: Any, count: int, refusal: Any) -> list[float]:
+def _numbers(values: Any, count: int, refusal: Callable[[str], SourceError]) -> list[float]:
     """`count` finite numbers.
 
     Raises:
