@@ -154,7 +154,10 @@ class JsonWriter:
 
     def write(self, source: str | None, answer: Answer) -> None:
         """Prints an answer."""
-        print(json.dumps({"input": source, "answers": _rows(answer)}, ensure_ascii=False))
+        rows = _rows(answer)
+        if answer.rows is not None and answer.written:
+            rows.append(_picture_row(answer.written))
+        print(json.dumps({"input": source, "answers": rows}, ensure_ascii=False))
 
 
 class CsvWriter:
@@ -174,7 +177,14 @@ class CsvWriter:
 
 
 def _rows(answer: Answer) -> list[Mapping[str, Any]]:
-    return [{"answer": line} for line in answer.lines] if answer.rows is None else list(answer.rows)
+    """An answer's rows; without rows of its own its picture, or its lines."""
+    if answer.rows is not None:
+        return list(answer.rows)
+    return [_picture_row(answer.written)] if answer.written else [{"answer": line} for line in answer.lines]
+
+
+def _picture_row(path: Path) -> dict[str, str]:
+    return {"picture": str(path)}
 
 
 def predict(
@@ -234,7 +244,7 @@ def predict(
 
 
 def _with_picture(answer: Answer, path: Path) -> Answer:
-    """An answer whose picture, if it has one, is written to the path, with the path among its lines and rows.
+    """An answer whose picture, if it has one, is written to the path, with the path among its lines.
 
     Raises:
         Failure: it can't be written there.
@@ -242,7 +252,7 @@ def _with_picture(answer: Answer, path: Path) -> Answer:
     if answer.picture is None:
         return answer
     write_picture(answer.picture, path)
-    return replace(answer, lines=[*answer.lines, str(path)], rows=[*(answer.rows or ()), {"picture": str(path)}])
+    return replace(answer, lines=[*answer.lines, str(path)], written=path)
 
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:

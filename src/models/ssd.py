@@ -29,8 +29,8 @@ from src.configuration.schema import (
 )
 from src.models.base import Model, Split
 
-# What the offsets are multiplied by, so that all four have about unit variance: those of the authors' code.
-VARIANCES = (0.1, 0.1, 0.2, 0.2)
+# What the offsets of centres and sides are divided by, so that all have about unit variance: those of the authors' code.
+CENTRE, SIDE = 0.1, 0.2
 BACKGROUND, IGNORED = -1, -2  # in place of the index of a box that a default box is matched to
 
 
@@ -73,16 +73,14 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Where boxes lie relative to default boxes: xyxy [..., 4] both -> offsets [..., 4]. Sides must be above 0."""
     centres, sides = _as_centres(boxes)
     anchor_centres, anchor_sides = _as_centres(anchors)
-    offsets = torch.cat([(centres - anchor_centres) / anchor_sides, (sides / anchor_sides).log()], -1)
-    return offsets / offsets.new_tensor(VARIANCES)
+    return torch.cat([(centres - anchor_centres) / anchor_sides / CENTRE, (sides / anchor_sides).log() / SIDE], -1)
 
 
 def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
     """The inverse of `encode`; a side grows at most a thousandfold."""
     anchor_centres, anchor_sides = _as_centres(anchors)
-    offsets = offsets * offsets.new_tensor(VARIANCES)
-    centres = anchor_centres + offsets[..., :2] * anchor_sides
-    halves = anchor_sides * offsets[..., 2:].clamp(max=math.log(1000)).exp() / 2
+    centres = anchor_centres + CENTRE * offsets[..., :2] * anchor_sides
+    halves = anchor_sides * (SIDE * offsets[..., 2:]).clamp(max=math.log(1000)).exp() / 2
     return torch.cat([centres - halves, centres + halves], -1)
 
 
@@ -378,10 +376,9 @@ class SSD(Model):
         scores = logits.softmax(-1)[..., 1:].flatten(1)  # [B, A * classes]
         scores, chosen = scores.topk(min(self.candidates, scores.shape[1]), 1)
         anchors, labels = chosen // classes, chosen % classes
-        boxes = decode(offsets, self.network.anchors)
         height, width = self.shape
-        limits = boxes.new_tensor([width, height, width, height])
-        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        x1, y1, x2, y2 = decode(offsets, self.network.anchors).unbind(-1)
+        boxes = torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], -1)
         boxes = boxes.gather(1, anchors[..., None].expand(-1, -1, 4))
         apart = labels[..., None].to(boxes.dtype) * (max(self.shape) + 1)  # boxes of two classes never overlap
         kept = torch.ops.pipeline.not_suppressed(boxes + apart, scores, self.suppression)

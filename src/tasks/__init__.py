@@ -58,6 +58,7 @@ class Answer:
     rows: Sequence[Mapping[str, Any]] | None = None  # what the lines say, for CSV and JSON; None: the lines
     picture: np.ndarray | None = None  # uint8 [H, W] or [H, W, 3]
     file: Path = field(default=Path("answer.png"))  # where the picture goes unless the caller says otherwise
+    written: Path | None = None  # where it went
 
 
 class Task(Protocol):

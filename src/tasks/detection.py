@@ -243,7 +243,7 @@ def report(
     curves = {classes[label]: precision[0, :, place] for place, label in enumerate(known)}
     if len(curves) > CLASSES_SHOWN:
         curves = {}
-    if len(known):
+    if np.isfinite(precision).any():  # a class without objects has none
         for place, overlap in ((0, 50), (5, 75)):
             curves[f"mean, overlap {overlap} %"] = np.nanmean(precision[place], axis=-1)
     detections.precision_recall(

@@ -242,8 +242,10 @@ class _Reader:
         self.texts = texts
         self.unused = unused
         self.by_name: dict[str, list[str]] = defaultdict(list)
+        self.by_stem: dict[str, list[str]] = defaultdict(list)
         for name in pictures:
             self.by_name[PurePosixPath(name).name].append(name)
+            self.by_stem[PurePosixPath(name).stem].append(name)
 
     def read(self) -> Annotated:
         """The annotations, whose labels are names of classes."""
@@ -443,7 +445,7 @@ class _Voc(_Reader):
             raise self.refusal(name, f"is no XML ({error})") from None
         path = PurePosixPath(name)
         # `filename` is often that of another tool: the stem of the XML file counts.
-        candidates = [image for image in self.pictures if PurePosixPath(image).stem == path.stem]
+        candidates = self.by_stem.get(path.stem, [])
         near = [image for image in candidates if _split_of(PurePosixPath(image)) == split]
         candidates = near if len(candidates) > 1 and near else candidates
         if len(candidates) != 1:
