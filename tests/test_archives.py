@@ -19,6 +19,7 @@ import pytest
 
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
+from tests.tiny_data import write_tar
 
 DATA = random.Random(0).randbytes(300_000)
 ROOT = Path(__file__).parents[1]
@@ -239,3 +240,31 @@ def test_reading_archives_imports_neither_torch_nor_requests_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def nested_tar(folder: Path, inner: dict[str, bytes]) -> Path:
+    """A tar with a zip of these members and a file before and after it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, value in inner.items():
+            archive.writestr(name, value)
+    return write_tar(folder / "a.tar", {"s/a.txt": b"a", "s/in.zip": content.getvalue(), "s/z.txt": b"z"})
+
+
+def test_zips_in_a_tar_are_folders_where_asked_for(tmp_path: Path) -> None:
+    path = nested_tar(tmp_path, {"one/1.txt": b"1" * 1000, "2.txt": b"2"})
+    expected = {"s/a.txt": b"a", "s/in.zip/one/1.txt": b"1" * 1000, "s/in.zip/2.txt": b"2", "s/z.txt": b"z"}
+    assert dict(read_archive(path, nested=True)) == expected
+    assert [name for name, _ in read_archive(path)] == ["s/a.txt", "s/in.zip", "s/z.txt"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../x", "C:\\x"])
+def test_a_hostile_name_in_a_nested_zip_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="leads out of the archive"):
+        list(read_archive(nested_tar(tmp_path, {name: b"x"}), nested=True))
+
+
+def test_a_nested_zip_counts_towards_the_size_allowed(tmp_path: Path) -> None:
+    path = nested_tar(tmp_path, {"big": b"0" * 5000})
+    with pytest.raises(SourceError, match="declares 5,000 bytes, more than the 4,000 allowed"):
+        list(read_archive(path, nested=True, max_member_bytes=4000))

@@ -79,7 +79,7 @@ def test_the_dense_autoencoder_takes_the_place_of_the_convolutional_one() -> Non
 def test_every_option_of_every_group_is_tested() -> None:
     """A new file in conf/ is composed by a test if it is named above or used in an experiment."""
     tested = {"cpu", "gpu", "ddp", "fast", "overfit", "profile", "resnet18", "fast_resnet", *EXPERIMENTS, *PROFILES}
-    tested |= {"fashion_mnist", "autoencoder_dense"}
+    tested |= {"fashion_mnist", "autoencoder_dense", "coco_person", "ssdlite"}
     for name in EXPERIMENTS:
         for default in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["defaults"]:
             if isinstance(default, dict):  # else another experiment, tested as well

@@ -30,7 +30,14 @@ EXAMPLES = 12
 EPOCHS = 3
 TRAINING_BATCH, VALIDATION_BATCH = 4, 8
 TOKENS = 5  # of each text
-IMAGES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "facades": (3, 64, 64), "horse_or_zebra": (3, 32, 32)}
+IMAGES = {
+    "cifar10": (3, 32, 32),
+    "mnist": (1, 28, 28),
+    "facades": (3, 64, 64),
+    "horse_or_zebra": (3, 32, 32),
+    "bccd": (3, 64, 64),
+    "coco": (3, 64, 64),
+}
 ARCHITECTURES = {
     "TimmClassifier": {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224]},
     "TransformerClassifier": {
@@ -146,6 +153,14 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
         shape = IMAGES[config.data.name]
         names = ("input", "target") if kind == "pairs" else ("images",)
         split = {name: torch.zeros(EXAMPLES, *shape, dtype=torch.uint8) for name in names}
+        if kind == "boxes":
+            split |= {
+                "offsets": torch.arange(EXAMPLES + 1),
+                "boxes": torch.tensor([[8.0, 8, 40, 40]]).repeat(EXAMPLES, 1),
+                "labels": torch.arange(EXAMPLES) % 10,
+                "crowd": torch.zeros(EXAMPLES, dtype=torch.uint8),
+                "difficult": torch.zeros(EXAMPLES, dtype=torch.uint8),
+            }
         if kind == "images":
             split["labels"] = torch.arange(EXAMPLES) % 10
         meta |= {"shape": list(shape), "mean": [0.5] * shape[0], "std": [0.25] * shape[0]}

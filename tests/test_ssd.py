@@ -246,7 +246,7 @@ def test_detections_are_ranked_and_the_worse_of_two_boxes_of_a_class_goes() -> N
     first, second = built.network.anchors[[100, 101]]
     assert 0.4 < float(box_iou(first[None], second[None])) < 0.9
     boxes, scores, labels, counts = built.detect(
-        *outputs_for(built, (100, 1, 2.0), (101, 1, 3.0), (101, 2, 1.0), (0, 0, 0.5))
+        *outputs_for(built, (100, 1, 2.0), (101, 1, 4.0), (101, 2, 1.0), (0, 0, 0.5))
     )
     assert counts.tolist() == [3]
     assert labels[0, :4].tolist() == [1, 0, 2, -1]

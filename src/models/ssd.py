@@ -29,7 +29,7 @@ from src.configuration.schema import (
 )
 from src.models.base import Model, Split
 
-# What the offsets of centres and sides are divided by, so that all have about unit variance: those of the authors' code.
+# The offsets of centres and sides are divided by these, for about unit variance: those of the authors' code.
 CENTRE, SIDE = 0.1, 0.2
 BACKGROUND, IGNORED = -1, -2  # in place of the index of a box that a default box is matched to
 

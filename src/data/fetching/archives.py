@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from src.data.fetching.files import SourceError, disk_errors, is_html, is_junk
 
@@ -40,7 +40,12 @@ _DAMAGE = (
 
 
 def read_archive(
-    path: Path, *, with_folders: bool = False, max_bytes: int = 8 << 30, max_member_bytes: int = 1 << 30
+    path: Path,
+    *,
+    with_folders: bool = False,
+    nested: bool = False,
+    max_bytes: int = 8 << 30,
+    max_member_bytes: int = 1 << 30,
 ) -> Iterator[tuple[str, bytes]]:
     """Yields (posix name, content) of the regular files of a tar (plain, gz, bz2, xz) or zip, in the archive's order.
 
@@ -49,6 +54,8 @@ def read_archive(
 
     Args:
         with_folders: yield the listed folders too, as ("NAME/", b"").
+        nested: zip files in a plain tar count as folders, as in the tar of an official set of several archives; they
+            are read in place, whatever their size.
         max_bytes: bytes that all members together may declare; each counts at least 512, so names are bounded too.
             More than a hundred times the archive's size is refused too, since the content is held in memory.
         max_member_bytes: bytes that one member may declare, since its content is held in memory.
@@ -68,7 +75,7 @@ def read_archive(
             if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
                 yield from _zip_files(file, gate)
             else:
-                yield from _tar_files(_decompressed(file, head), gate)
+                yield from _tar_files(_decompressed(file, head), gate, nested)
         except _DAMAGE as error:
             fault = "a web page, not an archive" if is_html(path) else f"truncated, damaged or no archive ({error})"
             raise SourceError(f"{path} is {fault}: {_REMEDY}") from error
@@ -144,11 +151,16 @@ class _TarHeaders:
         return self.last
 
 
-def _tar_files(file: io.BufferedIOBase, gate: _Gate) -> Iterator[tuple[str, bytes]]:
+def _tar_files(file: io.BufferedIOBase, gate: _Gate, nested: bool) -> Iterator[tuple[str, bytes]]:
     headers = _TarHeaders(file)
     tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
     while member := tar.next():
         tar.members = []  # type: ignore[attr-defined]  # or it keeps every record: 100 MB for 100,000 files
+        if nested and member.isreg() and member.name.lower().endswith(".zip") and isinstance(file, io.BufferedReader):
+            gate.admit(member.name, 0, "file")
+            yield from _zip_files(_Part(file, member.offset_data, member.size), gate, f"{member.name}/")
+            headers.left = _MAX_TAR_HEADER
+            continue
         name = gate.admit(member.name, member.size, _tar_kind(member))
         if name is not None and name.endswith("/"):
             yield name, b""
@@ -185,10 +197,43 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
     return "file" if member.isreg() else "a device, fifo or other special file"
 
 
-def _zip_files(file: BinaryIO, gate: _Gate) -> Iterator[tuple[str, bytes]]:
+class _Part(io.RawIOBase):
+    """A part of an open file, read as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self.file = file
+        self.start = start
+        self.size = size
+        self.position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence] + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.position)
+        content = self.file.read(min(len(buffer), max(0, self.size - self.position)))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+
+def _zip_files(file: Any, gate: _Gate, above: str = "") -> Iterator[tuple[str, bytes]]:
+    """The files of a zip; `above` stands before their names."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            name = gate.admit(member.filename, member.file_size, _zip_kind(member))
+            if PurePosixPath(member.filename).is_absolute():
+                gate.admit(member.filename, 0, "file")  # refuses it, which `above` would hide
+            name = gate.admit(f"{above}{member.filename}", member.file_size, _zip_kind(member))
             if name is not None:
                 with archive.open(member) as content:
                     # One byte more than declared: it bounds the memory and makes zipfile verify the checksum.

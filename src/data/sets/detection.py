@@ -25,6 +25,7 @@ from src.data.kinds.boxes import Placement
 from src.data.packed import SPLITS, Arrays, Packed, duplicates
 
 SMALLEST = 1e-3  # pixels; a box with a smaller side has no area
+MAX_BYTES = 64 << 30  # of an archive's content, of which one image at a time is held; COCO has 20 GB
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class DetectionFolders:
         pictures: dict[str, Picture] = {}
         texts: dict[str, bytes] = {}
         unused: Counter[str] = Counter()
-        for name, content in read_archive(archive):
+        for name, content in read_archive(archive, nested=True, max_bytes=MAX_BYTES):
             suffix = PurePosixPath(name).suffix.lower()
             if any(part.startswith(".") for part in PurePosixPath(name).parts[1:]):
                 unused["hidden"] += 1
