@@ -52,10 +52,12 @@ ARCHITECTURES = {
 # Launches of one training step, all batches of it included: forward, loss, sums, backward, optimizers. Counted on
 # 27 November 2026 with torch 2.12, rounded up to the next ten.
 LAUNCHES = {
+    "bccd_ssd": 910,
     "cifar10_convnet": 160,
     "cifar10_resnet": 370,
     "cifar10_resnet_gpu": 370,
     "conll_lstm": 780,
+    "coco_ssd": 910,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
     "horse_or_zebra_timm": 1590,
