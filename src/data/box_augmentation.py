@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,16 +17,22 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.data.kinds.boxes import MARGIN, NO_BOX
-
-if TYPE_CHECKING:
-    from src.data.kinds.boxes import BoxLoader
-
 SMALLEST = 1.0  # pixels; a box whose visible part has a smaller side is dropped
 GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue
 # Factors as in SSD's code; the hue is turned in the plane of the two colour differences of YIQ.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.125, 0.5, 0.5, 0.05
 YIQ = (GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+class Options(Protocol):
+    """What may be done to an image: the keys of the options."""
+
+    flip: str
+    zoom_out: float
+    zoom_largest: float
+    iou_crop: float
+    crop_smallest: float
+    photometric: float
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,14 @@ class Window:
 
 
 def augment(
-    images: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, loader: BoxLoader, random: torch.Generator
+    images: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    ignored: Tensor,
+    options: Options,
+    *,
+    margin: int,
+    random: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A batch with changed colours, zoomed out, cropped and mirrored, in its old size.
 
@@ -49,6 +62,7 @@ def augment(
         boxes: fp32 [B, M, 4], xyxy in pixels, on the CPU.
         labels: int64 [B, M], -1 where there is no box; the boxes of an image come first.
         ignored: bool [B, M].
+        margin: the grey of what lies beyond an image.
         random: keys all that is drawn; the global generator, which the transforms use, is left as it was.
 
     Returns:
@@ -57,17 +71,17 @@ def augment(
     height, width = images.shape[-2:]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random.initial_seed())
-        mirrored = torch.rand(len(images)) < 0.5 if loader.flip == "random" else None
-        matrices = _colour_matrices(images, loader.photometric) if loader.photometric else None
+        mirrored = torch.rand(len(images)) < 0.5 if options.flip == "random" else None
+        matrices = _colour_matrices(images, options.photometric) if options.photometric else None
         rows = [
-            _window(image_boxes[is_box], (height, width), loader)
+            _window(image_boxes[is_box], (height, width), options)
             for image_boxes, is_box in zip(boxes, labels >= 0, strict=True)
         ]
     if matrices is not None:
         images = _recoloured(images, *matrices)
     windows = [window for window, _ in rows]
     if any(window != Window(0, 0, width, height) for window in windows):
-        images = torch.stack([_shown(image, window) for image, window in zip(images, windows, strict=True)])
+        images = torch.stack([_shown(image, window, margin) for image, window in zip(images, windows, strict=True)])
         seen = torch.tensor([(window.left, window.top, window.width, window.height) for window in windows])
         scale = torch.tensor([width, height]) / seen[:, 2:]
         boxes = (boxes.view(*boxes.shape[:2], 2, 2) - seen[:, None, None, :2]) * scale[:, None, None]
@@ -80,7 +94,7 @@ def augment(
         order = (~kept).int().argsort(dim=1, stable=True)  # those that are kept come first again
         kept = kept.gather(1, order)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4)) * kept[..., None]
-        labels = torch.where(kept, labels.gather(1, order), NO_BOX)
+        labels = torch.where(kept, labels.gather(1, order), -1)
         ignored = ignored.gather(1, order) & kept
     if mirrored is not None:
         images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device, non_blocking=True), images.flip(-1), images)
@@ -100,29 +114,29 @@ def _zoom(largest: float) -> v2.RandomZoomOut:
     return v2.RandomZoomOut(side_range=(1.0, largest))
 
 
-def _window(boxes: Tensor, size: tuple[int, int], loader: BoxLoader) -> tuple[Window, Tensor | None]:
+def _window(boxes: Tensor, size: tuple[int, int], options: Options) -> tuple[Window, Tensor | None]:
     """Draws what is shown of an image with these boxes, [N, 4], and which of them a crop keeps: bool [N].
 
     None in place of the latter: there is no crop.
     """
     height, width = size
     left = top = 0
-    is_zoomed, is_cropped = (torch.rand(2) < torch.tensor([loader.zoom_out, loader.iou_crop])).tolist()
+    is_zoomed, is_cropped = (torch.rand(2) < torch.tensor([options.zoom_out, options.iou_crop])).tolist()
     if is_zoomed:
         canvas = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-        before, above, after, below = _zoom(loader.zoom_largest).make_params([canvas])["padding"]
+        before, above, after, below = _zoom(options.zoom_largest).make_params([canvas])["padding"]
         left, top, width, height = -before, -above, width + before + after, height + above + below
     within = None
     if is_cropped and len(boxes):
         moved = boxes - torch.tensor([left, top, left, top])
         canvas = tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=(height, width))
-        if crop := _crop(loader.crop_smallest).make_params([canvas]):
+        if crop := _crop(options.crop_smallest).make_params([canvas]):
             left, top, width, height = left + crop["left"], top + crop["top"], crop["width"], crop["height"]
             within = crop["is_within_crop_area"]
     return Window(left, top, width, height), within
 
 
-def _shown(image: Tensor, window: Window) -> Tensor:
+def _shown(image: Tensor, window: Window, margin: int) -> Tensor:
     """The window of an image uint8 [3, H, W] in the image's size; what lies beyond the image is grey."""
     height, width = image.shape[-2:]
     if window == Window(0, 0, width, height):
@@ -138,7 +152,7 @@ def _shown(image: Tensor, window: Window) -> Tensor:
     inner = inner if inner.dtype == torch.uint8 else inner.round().clamp(0, 255).to(torch.uint8)
     if inner.shape[-2:] == image.shape[-2:]:
         return inner[0]
-    canvas = torch.full_like(image, MARGIN)
+    canvas = torch.full_like(image, margin)
     canvas[:, top:bottom, left:right] = inner[0]
     return canvas
 

@@ -156,7 +156,7 @@ class BoxBatches(Batches):
 
             random = generator(self.seed, "augment", self.epoch, index)
             images, boxes, labels, ignored = box_augmentation.augment(
-                images, boxes, labels, ignored, self.loader, random
+                images, boxes, labels, ignored, self.loader, margin=MARGIN, random=random
             )
         on_device = (part.to(device, non_blocking=True) for part in (boxes, labels, ignored))
         return images, *on_device
