@@ -37,7 +37,7 @@ class DetectionOptions(Evaluation):
     """What evaluate counts and shows of a detector."""
 
     score: Fraction = Field(
-        default=0.5,
+        default=0.4,
         description="smallest score of a detection that is counted as right or wrong, and that predict shows",
     )
     examples: PositiveInt = Field(default=8, description="images shown, annotated and as detected")
