@@ -10,6 +10,7 @@ python -m src.predict experiments/conll_lstm/export "My name is Wolff. I live in
 python -m src.predict experiments/facades_pix2pix/export labels.png --output photo.png
 python -m src.predict experiments/facades_pix2pix/export labels/ --output photos/
 python -m src.predict experiments/bccd_ssd/export photo.jpg --output boxes.png --format json
+python -m src.predict experiments/horse2zebra_cyclegan/export zebra.jpg --to A --output horse.png
 python -m src.predict experiments/mnist_gan/export --count 64 --seed 7 --output digits.png
 """
 
@@ -73,14 +74,16 @@ class Predictor:
         Raises:
             Failure: there is no input, or it can't be read.
         """
-        outputs = self.session.run(list(self.task.outputs), self.task.encode(request, self.signature))
+        names = self.task.outputs_for(request)
+        outputs = self._run(names, self.task.encode(request, self.signature))
         return self.task.decode(outputs, request, self.signature)
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer | Failure]]:
-        """The answers to requests with an input each, in their order, from one call of the graph.
+        """The answers to requests for the same outputs with an input each, in their order, from one call of the graph.
 
         Where an input can't be read the Failure that says why.
         """
+        names = self.task.outputs_for(requests[0])
         feeds: dict[int, Feed] = {}
         failures: dict[int, Failure] = {}
         for index, request in enumerate(requests):
@@ -88,21 +91,29 @@ class Predictor:
                 feeds[index] = self.task.encode(request, self.signature)
             except Failure as error:
                 failures[index] = error
-        outputs = self._outputs(list(feeds.values())) if feeds else iter(())
+        outputs = self._outputs(names, list(feeds.values())) if feeds else iter(())
         for index, request in enumerate(requests):
             if index in failures:
                 yield request, failures[index]
             else:
                 yield request, self.task.decode(next(outputs), request, self.signature)
 
-    def _outputs(self, feeds: Sequence[Feed]) -> Iterator[list[np.ndarray]]:
-        """The graph's outputs for each feed of one example."""
-        names = list(self.task.outputs)
+    def _outputs(self, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[list[np.ndarray]]:
+        """The named outputs for each feed of one example."""
         joined = self.task.inputs(self.signature["kind"]).joined(feeds)
-        outputs = self.session.run(names, joined)
+        outputs = self._run(names, joined)
         if all(len(output) == len(feeds) for output in outputs):
             return ([output[i : i + 1] for output in outputs] for i in range(len(feeds)))
-        return (self.session.run(names, feed) for feed in feeds)  # as many rows as there is in an example
+        return (self._run(names, feed) for feed in feeds)  # as many rows as there is in an example
+
+    def _run(self, names: Sequence[str], feed: Feed) -> list[np.ndarray]:
+        """The named outputs; what only others need is not computed."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = len(names) < len(self.task.outputs)
+        outputs: list[np.ndarray] = self.session.run(list(names), feed, options)
+        return outputs
 
     def sources(self, inputs: Sequence[str]) -> Iterator[str]:
         """The single inputs: the files of a folder and all below it, by name, and the lines of stdin for `-`.
@@ -288,10 +299,11 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="how many classes are shown (default: 5)")
     parser.add_argument("--count", type=int, default=16, help="how many images a generator draws (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="what they are drawn from (default: 0)")
+    parser.add_argument("--to", help="A or B: the domain that a model of unpaired domains translates into (default: B)")
     parser.add_argument("--int8", action="store_true", help="the model in int8: smaller, faster, a little less exact")
     arguments = parser.parse_args()
     try:
-        request = Request(top=arguments.top, count=arguments.count, seed=arguments.seed)
+        request = Request(top=arguments.top, count=arguments.count, seed=arguments.seed, to=arguments.to)
         predict(
             arguments.folder,
             arguments.inputs,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from src.common.errors import Failure
 from src.configuration.declarations import load_task, task_of
 from src.configuration.metrics import Metric
 from src.configuration.schema import Config, Evaluation
@@ -48,6 +49,7 @@ class Request:
     top: int = 5  # classes in an answer
     count: int = 16  # pictures drawn from nothing
     seed: int = 0  # of what they are drawn from
+    to: str | None = None  # the domain that an image is translated into, where a model has several
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,18 @@ class Task(Protocol):
         """
         return kinds.load(signature["kind"]).read(request.source, signature)
 
+    def outputs_for(self, request: Request) -> Sequence[str]:
+        """The outputs that a request needs, by name; the graph computes no others.
+
+        Raises:
+            Failure: the request asks for what the model can't give.
+        """
+        if request.to is not None:
+            raise Failure(f"--to {request.to}: this model has one kind of answer; leave --to out")
+        return self.outputs
+
     def decode(self, outputs: Sequence[np.ndarray], request: Request, signature: Mapping[str, Any]) -> Answer:
-        """The graph's outputs, in the order of `outputs`, as an answer."""
+        """The graph's outputs, in the order of `outputs_for`, as an answer."""
 
     # --- the model card ---
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
@@ -20,8 +20,13 @@ from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
 from src.data.image_files import SUFFIXES, WHITE, decode, resized
-from src.data.packed import SPLITS, Packed, pack_images
+from src.data.packed import SPLITS, Arrays, Packed, pack_images, stratified_holdout
+from src.data.packed import duplicates as count_duplicates
+from src.data.sets.facades import PairedImages
 
+Enlarge = Annotated[
+    float, Field(ge=1, le=2, description="side of training images over `size`: batches are random crops of them")
+]
 LAYOUT = "trainA/, trainB/, testA/ and testB/, or two folders with train/ and test/ in each"
 Place = tuple[str, str]  # split, domain
 
@@ -42,10 +47,11 @@ class Domains:
     unused: Counter[str] = field(default_factory=Counter)
 
 
-def read_domains(archive: Path, *, size: int, background: str, keep_duplicates: bool) -> Domains:
-    """Reads and decodes an archive of two domains, in the order of their names; images become `size` x `size`.
+def read_domains(archive: Path, *, sizes: Mapping[str, int], background: str, keep_duplicates: bool) -> Domains:
+    """Reads and decodes an archive of two domains, in the order of their names.
 
-    Without `keep_duplicates` training files that are byte for byte another image of the archive are left out.
+    `sizes` says how many pixels a side the images of each split become. Without `keep_duplicates` training files that
+    are byte for byte another image of the archive are left out.
 
     Raises:
         SourceError: the archive has another layout, a domain lacks a split, or an image can't be decoded.
@@ -70,7 +76,7 @@ def read_domains(archive: Path, *, size: int, background: str, keep_duplicates: 
         unused["duplicates of other images"] = _drop_duplicates(contents)
     pictures = {
         split: [
-            _decoded(contents[split, domain], f"{archive}: {folders[split, domain]}", size, background)
+            _decoded(contents[split, domain], f"{archive}: {folders[split, domain]}", sizes[split], background)
             for domain in domains
             if (split, domain) in folders
         ]
@@ -173,7 +179,10 @@ class DomainClasses:
             SourceError: the archive has another layout, or an image can't be decoded.
         """
         domains = read_domains(
-            archive, size=self.size, background=self.background, keep_duplicates=self.duplicates == "keep"
+            archive,
+            sizes=dict.fromkeys(SPLITS, self.size),
+            background=self.background,
+            keep_duplicates=self.duplicates == "keep",
         )
         parts = {
             split: (
@@ -192,3 +201,141 @@ class DomainClasses:
         )
         shown = {} if self.background == WHITE else {"background": self.background}
         return replace(packed, meta=packed.meta | shown, unused=+domains.unused)
+
+
+class UnpairedDomains:
+    """The two domains for translation without pairs.
+
+    Training images are packed `enlarge` times as large as those of the other splits, and cropped when batches are made:
+    nothing is resized in training. With `paired_test` the test images of the same name in both domains show the same
+    scene, so that a translation can be compared with the true one.
+    """
+
+    kind = "unpaired"
+    archive_name = "horse2zebra.zip"
+    sample: ClassVar[str] = "src.data.samples.domains"
+
+    def __init__(
+        self,
+        *,
+        size: PositiveInt = 128,
+        enlarge: Enlarge = 1.117,
+        background: Colour = "white",
+        paired_test: bool = False,
+        duplicates: Literal["keep", "drop"] = "keep",
+        val_fraction: ValFraction = 0.05,
+        split_seed: SplitSeed = 0,
+    ) -> None:
+        self.size = size
+        self.enlarge = enlarge
+        self.background = background
+        self.paired_test = paired_test
+        self.duplicates = duplicates
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+
+    def pack(self, archive: Path) -> Packed:
+        """Parses and decodes the archive; without validation images they are drawn from each domain's training part.
+
+        Raises:
+            SourceError: the archive has another layout, an image can't be decoded, or, with `paired_test`, the test
+                images of the domains have other names.
+        """
+        sizes = {"train": round(self.size * self.enlarge), "val": self.size, "test": self.size}
+        domains = read_domains(
+            archive, sizes=sizes, background=self.background, keep_duplicates=self.duplicates == "keep"
+        )
+        pictures = domains.pictures
+        first, second = pictures["test"]
+        if self.paired_test and (unequal := sorted(set(first.names) ^ set(second.names))):
+            raise SourceError(
+                f"{archive}: data.paired_test: the test image {unequal[0]} is in one domain only; "
+                "rename it, or set data.paired_test=false"
+            )
+        splits: dict[str, Arrays] = {
+            split: dict(zip("ab", (part.pixels for part in pair), strict=True)) for split, pair in pictures.items()
+        }
+        if "val" not in splits:
+            splits = hold_out(splits, self.size, self.val_fraction, self.split_seed)
+        return pack_unpaired(splits, self.size, self.background, self.paired_test, None, +domains.unused)
+
+
+def hold_out(splits: Mapping[str, Arrays], size: int, fraction: float, seed: int) -> dict[str, Arrays]:
+    """The splits with a validation part of `size` x `size`, drawn from the training part of each domain."""
+    train: Arrays = {}
+    val: Arrays = {}
+    for domain, images in splits["train"].items():
+        if len(images) < 2:
+            raise SourceError(f"train{domain.upper()} has one image and there is no validation part: give at least two")
+        keep, held = stratified_holdout(np.zeros(len(images)), fraction, seed)
+        train[domain] = images[keep]
+        val[domain] = np.stack([resized(image.transpose(1, 2, 0), size, size) for image in images[held]])
+        val[domain] = val[domain].transpose(0, 3, 1, 2)
+    return {"train": train, "val": val, "test": splits["test"]}
+
+
+def pack_unpaired(
+    splits: dict[str, Arrays],
+    size: int,
+    background: str,
+    paired_test: bool,
+    palette: str | None,
+    unused: Mapping[str, int],
+) -> Packed:
+    """Packs the domains' images, `a` and `b` of each split.
+
+    `palette` names the colours of the label maps that domain B holds, if it does.
+    """
+    meta = {
+        "kind": "unpaired",
+        "shape": [3, size, size],
+        "paired_test": paired_test,
+        "palette": palette,
+        "duplicates": count_duplicates(
+            {
+                split: [image.tobytes() for domain in "ab" for image in arrays[domain]]
+                for split, arrays in splits.items()
+            }
+        ),
+    }
+    if background != WHITE:  # what a signature without a background means
+        meta["background"] = background
+    return Packed(splits, meta, unused)
+
+
+class UnpairedHalves:
+    """The two halves of pix2pix's pairs as domains, A left and B right, whose pairing only the test keeps."""
+
+    kind = "unpaired"
+    archive_name = "facades.tar.gz"
+    sample: ClassVar[str] = "src.data.samples.facades"
+
+    def __init__(
+        self,
+        *,
+        size: PositiveInt = 128,
+        enlarge: Enlarge = 1.117,
+        palette: Literal["facades"] | None = None,
+        background: Colour = "white",
+        val_fraction: ValFraction = 0.1,
+        split_seed: SplitSeed = 0,
+    ) -> None:
+        self.size = size
+        self.enlarge = enlarge
+        self.palette = palette
+        self.background = background
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+
+    def pack(self, archive: Path) -> Packed:
+        """Parses and decodes the archive.
+
+        Raises:
+            SourceError: a split is missing, or a file is no pair.
+        """
+        shared = {"background": self.background, "val_fraction": self.val_fraction, "split_seed": self.split_seed}
+        small = PairedImages(size=self.size, **shared).pack(archive)
+        large = PairedImages(size=round(self.size * self.enlarge), **shared).pack(archive)
+        parts = {"train": large.splits["train"], "val": small.splits["val"], "test": small.splits["test"]}
+        splits = {split: {"a": arrays["input"], "b": arrays["target"]} for split, arrays in parts.items()}
+        return pack_unpaired(splits, self.size, self.background, True, self.palette, small.unused)
