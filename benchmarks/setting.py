@@ -17,12 +17,18 @@ from src.data import packed
 
 EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")
 # The files of the official archives.
-ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "imdb": "aclImdb*.tar.gz", "facades": "facades.tar.gz"}
+ARCHIVES = {
+    "cifar10": "cifar-10-binary.tar.gz",
+    "imdb": "aclImdb*.tar.gz",
+    "facades": "facades.tar.gz",
+    "horse2zebra": "horse2zebra.zip",
+}
 # The sizes of the official sets: memory and the cost of an epoch's order depend on them.
 EXAMPLES = {
     "cifar10": {"train": 45_000, "val": 5_000},
     "imdb": {"train": 22_500, "val": 2_500},
     "facades": {"train": 400, "val": 100},
+    "horse2zebra": {"train": 1067, "val": 53},
 }
 
 
@@ -94,7 +100,7 @@ class Setting:
 def generate(config: Config) -> packed.Packed:
     """Random train and val splits with the shapes, sizes and lengths of the official data."""
     random = np.random.default_rng(0)
-    generate_split = {"cifar10": _images, "imdb": _texts, "facades": _pairs}[config.data.name]
+    generate_split = {"cifar10": _images, "imdb": _texts, "facades": _pairs, "horse2zebra": _domains}[config.data.name]
     splits = {split: generate_split(random, count, config) for split, count in EXAMPLES[config.data.name].items()}
     return packed.Packed(splits, _meta(config))
 
@@ -118,6 +124,13 @@ def _pairs(random: np.random.Generator, count: int, config: Config) -> packed.Ar
     return {side: random.integers(0, 256, (count, 3, size, size), np.uint8) for side in ("input", "target")}
 
 
+def _domains(random: np.random.Generator, count: int, config: Config) -> packed.Arrays:
+    data = config.plain()["data"]
+    side = round(data["size"] * data["enlarge"])
+    lengths = {"a": count, "b": 5 * count // 4}
+    return {name: random.integers(0, 256, (length, 3, side, side), np.uint8) for name, length in lengths.items()}
+
+
 def _vocabulary(config: Config) -> list[str]:
     words = config.plain()["data"]["vocabulary"]
     return [packed.UNKNOWN, packed.PADDING, *(f"word{number}" for number in range(words))]
@@ -130,4 +143,5 @@ def _meta(config: Config) -> dict[str, object]:
         return {"kind": "images", "classes": classes, "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.289] * 3}
     if config.data.name == "imdb":
         return {"kind": "text", "classes": ["neg", "pos"], "vocabulary": _vocabulary(config)}
-    return {"kind": "pairs", "shape": [3, *[config.plain()["data"]["size"]] * 2]}
+    kind = "unpaired" if config.data.name == "horse2zebra" else "pairs"
+    return {"kind": kind, "shape": [3, *[config.plain()["data"]["size"]] * 2]}

@@ -1,4 +1,4 @@
-"""Ordinary code for three tasks: fp32, the default memory layout, one example at a time through a `Dataset`.
+"""Ordinary code for the tasks: fp32, the default memory layout, one example at a time through a `Dataset`.
 
 The sizes of networks and batches and the number of steps are the experiment's.
 """
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.stock_cyclegan import cyclegan
 from benchmarks.timing import StepClock
 from src.configuration.schema import Config
 from src.data.kinds.pairs import PairLoader
@@ -244,4 +245,5 @@ LOOPS: dict[str, Callable[[Config, Mapping[str, Any], Split, torch.device, StepC
     "images": cifar10,
     "text": imdb,
     "pairs": facades,
+    "unpaired": cyclegan,
 }

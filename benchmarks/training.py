@@ -6,7 +6,7 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from src.data.datamodule import PackedData
 from src.models.adversarial import scaled
 from src.models.base import Model
 from src.models.cpu import Convolution
+from src.models.cyclegan import CycleGAN
 from src.models.pix2pix import Pix2Pix
 from src.training import determinism
 from src.training.history import History
@@ -214,6 +215,28 @@ class Loops:
             for schedule in schedules:
                 schedule.step()
 
+        def translate_unpaired(batch: tuple[Tensor, ...]) -> None:
+            networks = {optimizers[0]: model.discriminator, optimizers[1]: model.generator}  # frozen in its step
+
+            @contextlib.contextmanager
+            def learning(optimizer: Any) -> Iterator[None]:
+                networks[optimizer].requires_grad_(False)
+                yield
+                networks[optimizer].requires_grad_(True)
+
+            def descend(optimizer: Any, loss: Tensor) -> None:
+                optimizer.zero_grad()
+                with torch.autocast(self.device.type, enabled=False):
+                    loss.backward()
+                optimizer.step()
+
+            with patch.multiple(model, learning=learning, descend=descend), autocast():
+                model.step(batch, optimizers, 0)
+            for schedule in schedules:
+                schedule.step()
+
+        if isinstance(model, CycleGAN):
+            return translate_unpaired
         return translate if isinstance(model, Pix2Pix) else classify
 
     def flops(self, steps: int) -> float:

@@ -35,9 +35,12 @@ IMAGES = {
     "mnist": (1, 28, 28),
     "facades": (3, 64, 64),
     "horse_or_zebra": (3, 32, 32),
+    "horse2zebra": (3, 32, 32),
+    "facades_unpaired": (3, 32, 32),
     "bccd": (3, 64, 64),
     "coco": (3, 64, 64),
 }
+SETS = {"pairs": ("input", "target"), "unpaired": ("a", "b")}
 ARCHITECTURES = {
     "TimmClassifier": {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224]},
     "TransformerClassifier": {
@@ -58,8 +61,10 @@ LAUNCHES = {
     "cifar10_resnet_gpu": 370,
     "conll_lstm": 780,
     "coco_ssd": 910,
+    "facades_cyclegan": 2110,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
+    "horse2zebra_cyclegan": 2110,
     "horse_or_zebra_timm": 1590,
     "imdb_lstm": 550,
     "imdb_transformer": 1370,
@@ -153,7 +158,7 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
         meta |= {"vocabulary": list(vocabulary), "tags": tags}
     else:
         shape = IMAGES[config.data.name]
-        names = ("input", "target") if kind == "pairs" else ("images",)
+        names = SETS.get(kind, ("images",))
         split = {name: torch.zeros(EXAMPLES, *shape, dtype=torch.uint8) for name in names}
         if kind == "boxes":
             split |= {

@@ -51,7 +51,7 @@ def scene(seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     at = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)
     x, y = at[None, :], at[:, None]
-    ground = 120 + 12 * _texture(random, x, y)[..., None]
+    ground = np.repeat(120 + 12 * _texture(random, x, y)[..., None], 3, axis=2)
     image = np.stack([ground, ground])
     for _ in range(random.integers(1, 3)):
         depth = _depth(random, x, y)
