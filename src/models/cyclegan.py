@@ -83,11 +83,15 @@ class ReflectedConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool) -> None:
         super().__init__(inputs, outputs, kernel, bias=bias)
+        self.filters: tuple[int, Tensor] | None = None  # the weight's version, and Winograd's filters made of it
 
     def forward(self, x: Tensor) -> Tensor:
         x = reflect(x, self.kernel_size[0] // 2)
         if self.kernel_size == (3, 3) and winograd.is_worthwhile(x, self.weight):
-            return winograd.convolve(x, self.weight)
+            version = self.weight._version
+            if self.filters is None or self.filters[0] != version:
+                self.filters = version, winograd.transformed(self.weight)
+            return winograd.convolve(x, self.weight, self.filters[1])
         return super().forward(x)
 
 

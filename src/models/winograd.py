@@ -8,6 +8,7 @@ as fast with 256; with fewer channels the transforms cost what the multiplicatio
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -49,15 +50,23 @@ def is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
+def transformed(weight: Tensor) -> Tensor:
+    """The filters as `convolve` takes them, [36, C, K]: good until the weight [K, C, 3, 3] changes."""
+    outputs, channels = weight.shape[:2]
+    taps = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
+    return (_both_dimensions(FILTER, weight.dtype) @ taps).view(PATCH**2, channels, outputs)
+
+
+def convolve(x: Tensor, weight: Tensor, filters: Tensor) -> Tensor:
     """The 3x3 convolution without padding: [B, C, H + 2, W + 2] and [K, C, 3, 3] -> [B, K, H, W], channels last.
 
-    H and W are multiples of four.
+    H and W are multiples of four; `filters` are `transformed(weight)`.
     """
-    result: Tensor = _Convolution.apply(x.permute(0, 2, 3, 1), weight)
+    result: Tensor = _Convolution.apply(x.permute(0, 2, 3, 1), weight, filters)
     return result.permute(0, 3, 1, 2)
 
 
+@functools.cache
 def _both_dimensions(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
     """The transform of a tile's rows and columns as one matrix."""
     matrix = torch.tensor(rows, dtype=dtype)
@@ -80,13 +89,11 @@ class _Convolution(torch.autograd.Function):
     """x [B, H + 2, W + 2, C], weight [K, C, 3, 3] -> [B, H, W, K]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, filters: Tensor) -> Tensor:
         outputs, channels = weight.shape[:2]
         patches = _patches(x)
         _, _, batch, rows, columns, _ = patches.shape
         inputs = (_both_dimensions(INPUT, x.dtype) @ patches.reshape(PATCH**2, -1)).view(PATCH**2, -1, channels)
-        taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
-        filters = (_both_dimensions(FILTER, x.dtype) @ taps).view(PATCH**2, channels, outputs)
         products = torch.bmm(inputs, filters).view(PATCH**2, -1)
         tiles = (_both_dimensions(OUTPUT, x.dtype) @ products).view(TILE, TILE, batch, rows, columns, outputs)
         ctx.save_for_backward(inputs, filters)
@@ -116,4 +123,4 @@ class _Convolution(torch.autograd.Function):
             taps = torch.bmm(inputs.transpose(1, 2), products).view(PATCH**2, -1)
             taps = (_both_dimensions(FILTER, gradient.dtype).T @ taps).view(3, 3, channels, outputs)
             weight_gradient = taps.permute(3, 2, 0, 1)
-        return x_gradient, weight_gradient
+        return x_gradient, weight_gradient, None
