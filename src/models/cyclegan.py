@@ -83,15 +83,11 @@ class ReflectedConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool) -> None:
         super().__init__(inputs, outputs, kernel, bias=bias)
-        self.filters: tuple[int, Tensor] | None = None  # the weight's version, and Winograd's filters made of it
 
     def forward(self, x: Tensor) -> Tensor:
         x = reflect(x, self.kernel_size[0] // 2)
         if self.kernel_size == (3, 3) and winograd.is_worthwhile(x, self.weight):
-            version = self.weight._version
-            if self.filters is None or self.filters[0] != version:
-                self.filters = version, winograd.transformed(self.weight)
-            return winograd.convolve(x, self.weight, self.filters[1])
+            return winograd.convolve(x, self.weight)
         return super().forward(x)
 
 
@@ -207,10 +203,11 @@ class CycleGAN(Adversarial):
         for_generators, for_discriminators = optimizers
 
         with self.learning(for_generators):
-            # One pass for the translation and the identity, which are the same network on other images.
-            drawn_b, *same_b = to_b(torch.cat([a, b]) if self.identity else a).split(count)
-            drawn_a, *same_a = to_a(torch.cat([b, a]) if self.identity else b).split(count)
-            cycle = _distance(to_a(drawn_b), a) + _distance(to_b(drawn_a), b)
+            with winograd.unchanged_weights():
+                # One pass for the translation and the identity, which are the same network on other images.
+                drawn_b, *same_b = to_b(torch.cat([a, b]) if self.identity else a).split(count)
+                drawn_a, *same_a = to_a(torch.cat([b, a]) if self.identity else b).split(count)
+                cycle = _distance(to_a(drawn_b), a) + _distance(to_b(drawn_a), b)
             loss = self.judged(self.discriminator["b"](drawn_b), True)
             loss = loss + self.judged(self.discriminator["a"](drawn_a), True) + self.cycle * cycle
             distances = {"cycle_l1": cycle}

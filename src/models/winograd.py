@@ -8,7 +8,9 @@ as fast with 256; with fewer channels the transforms cost what the multiplicatio
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +38,8 @@ FILTER = (
 )
 OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
+_kept: list[dict[int, Tensor]] = []  # of each `unchanged_weights`, innermost last: filters by the weight's id
+
 
 def is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether a training step computes this convolution faster here than PyTorch does."""
@@ -50,20 +54,34 @@ def is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """The filters as `convolve` takes them, [36, C, K]: good until the weight [K, C, 3, 3] changes."""
-    outputs, channels = weight.shape[:2]
-    taps = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
-    return (_both_dimensions(FILTER, weight.dtype) @ taps).view(PATCH**2, channels, outputs)
+@contextlib.contextmanager
+def unchanged_weights() -> Iterator[None]:
+    """Within it no weight changes: the filters of each are transformed once. Not for several threads."""
+    _kept.append({})
+    try:
+        yield
+    finally:
+        _kept.pop()
 
 
-def convolve(x: Tensor, weight: Tensor, filters: Tensor) -> Tensor:
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The 3x3 convolution without padding: [B, C, H + 2, W + 2] and [K, C, 3, 3] -> [B, K, H, W], channels last.
 
-    H and W are multiples of four; `filters` are `transformed(weight)`.
+    H and W are multiples of four.
     """
-    result: Tensor = _Convolution.apply(x.permute(0, 2, 3, 1), weight, filters)
+    # Fused optimizers change a weight without a new version: only the caller knows how long filters are good.
+    kept = _kept[-1] if _kept else {}
+    if id(weight) not in kept:
+        kept[id(weight)] = _transformed(weight.detach())
+    result: Tensor = _Convolution.apply(x.permute(0, 2, 3, 1), weight, kept[id(weight)])
     return result.permute(0, 3, 1, 2)
+
+
+def _transformed(weight: Tensor) -> Tensor:
+    """The filters of [K, C, 3, 3] as they are multiplied: [36, C, K]."""
+    outputs, channels = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
+    return (_both_dimensions(FILTER, weight.dtype) @ taps).view(PATCH**2, channels, outputs)
 
 
 @functools.cache
