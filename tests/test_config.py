@@ -62,6 +62,7 @@ def test_every_experiment_composes_in_every_profile(name: str, profile: str) -> 
         ("model=resnet18", "model.network._target_", "src.models.resnet.resnet18"),
         ("model=fast_resnet", "model.network._target_", "src.models.resnet.FastResNet"),
         ("data=fashion_mnist", "data.name", "fashion_mnist"),
+        ("data=horse_or_zebra", "data.classes", ["horse", "zebra"]),
     ],
 )
 def test_a_choice_in_a_group_takes_effect(choice: str, key: str, value: Any) -> None:

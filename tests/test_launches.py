@@ -33,6 +33,7 @@ TOKENS = 5  # of each text
 IMAGES = {
     "cifar10": (3, 32, 32),
     "mnist": (1, 28, 28),
+    "fashion_mnist": (1, 28, 28),
     "facades": (3, 64, 64),
     "horse_or_zebra": (3, 32, 32),
     "horse2zebra": (3, 32, 32),
@@ -64,6 +65,7 @@ LAUNCHES = {
     "facades_cyclegan": 2110,
     "facades_pix2pix": 700,
     "facades_pix2pix_128": 700,
+    "curves_gan": 220,
     "horse2zebra_cyclegan": 2110,
     "horse_or_zebra_timm": 1590,
     "imdb_lstm": 550,
@@ -156,6 +158,9 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
         sentences = [Sentence(["word"] * TOKENS, [Span(1, 3, "A")])] * EXAMPLES
         split = {key: torch.from_numpy(values.copy()) for key, values in arrays_of(sentences, tags, vocabulary).items()}
         meta |= {"vocabulary": list(vocabulary), "tags": tags}
+    elif kind == "table":
+        split = {"rows": torch.zeros(EXAMPLES, 100)}
+        meta |= {"shape": [100]}
     else:
         shape = IMAGES[config.data.name]
         names = SETS.get(kind, ("images",))
