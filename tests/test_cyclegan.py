@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.common.errors import Failure
+from src.configuration.composing import compose
 from src.configuration.schema import Adam, Linear
+from src.data import packed
 from src.data.kinds.unpaired import UnpairedBatches, UnpairedLoader
 from src.models import winograd
 from src.models.adversarial import scaled
@@ -23,6 +25,8 @@ from src.models.feature_distances import TranslationDistances, kernel_distance, 
 from src.scoring.image_distances import Extractors
 from src.tasks import Request
 from src.tasks.unpaired_translation import TASK, mapping
+from tests.test_resuming import KillBefore, Killed, equal
+from tests.test_resuming import train as fit
 
 SIZE = 32
 
@@ -343,6 +347,29 @@ def test_a_checkpoint_holds_the_pool(tmp_path: Path) -> None:
     other.on_load_checkpoint(torch.load(tmp_path / "x.ckpt", weights_only=False))
     assert torch.equal(other.pooled, model.pooled)
     assert torch.equal(other.pool_count, model.pool_count)
+
+
+def test_a_training_killed_with_half_a_pool_ends_with_the_bits_of_another(tmp_path: Path) -> None:
+    narrow = ("model.width=2", "model.discriminator_width=2", "model.pool=6", "data.loader.batch_size=2")
+    short = ("trainer.threads=1", "trainer.max_epochs=2", "trainer.checkpoint_seconds=0", "trainer.limit_val_batches=1")
+    folders = (f"data_folder={tmp_path}", f"output={tmp_path}/output")
+    config = compose(["experiment=horse2zebra_cyclegan", *narrow, *short, *folders])
+    splits = {
+        split: {name: images(count, seed).numpy() for name, count, seed in (("a", 5, 1), ("b", 8, 2))}
+        for split in ("train", "val", "test")
+    }
+    meta = {"kind": "unpaired", "shape": [3, SIZE, SIZE], "paired_test": False, "palette": None}
+    source = {"origin": "noise", "sha256": "0" * 64}
+    packed.write(packed.Packed(splits, meta), config.processed, config=config.packing, source=source)
+    expected = fit(config, tmp_path / "whole")
+    for batch in (2, 5):
+        with pytest.raises(Killed):
+            fit(config, tmp_path / "killed", KillBefore(2 * batch))  # two optimizers step
+    resumed = fit(config, tmp_path / "killed")
+    assert equal(resumed.model, expected.model)
+    assert resumed.optimizer_sha256 == expected.optimizer_sha256
+    assert torch.equal(resumed.model.pooled, expected.model.pooled)  # type: ignore[arg-type]
+    assert resumed.history.rows == expected.history.rows
 
 
 # --- distances --------------------------------------------------------------------------------------------------------
