@@ -59,7 +59,8 @@ def scene(seed: int) -> np.ndarray:
         colour = np.array([random.uniform(200, 240), random.uniform(120, 160), random.uniform(40, 80)], np.float32)
         opacity = _smooth(depth)[..., None]
         is_dark = _smooth(RING / 2 - np.abs((depth - RING / 2) % (2 * RING) - RING / 2))[..., None]
-        fills = np.stack([np.broadcast_to(colour, ground.shape), colour[::-1] * (1 - (1 - DARK) * is_dark)])
+        exchanged = colour[::-1] * (1 - (1 - DARK) * is_dark)
+        fills = np.stack([np.broadcast_to(colour, ground.shape), exchanged]).astype(np.float32)
         image = image * (1 - opacity) + fills * opacity
     return image.round().clip(0, 255).astype(np.uint8)
 
