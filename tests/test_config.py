@@ -413,10 +413,11 @@ def targets_of_conf() -> list[str]:
 @pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.sets.image_folder.ImageFolders"])
 def test_the_parameters_read_from_the_source_are_those_of_the_real_signature(target: str) -> None:
     module_name, _, attribute = target.rpartition(".")
-    module = importlib.import_module(module_name)
+    definition = getattr(importlib.import_module(module_name), attribute)
+    names = (definition.__init__ if inspect.isclass(definition) else definition).__globals__
     signature = {
-        name: (eval(keyword.annotation, vars(module)), ... if keyword.default is keyword.empty else keyword.default)
-        for name, keyword in inspect.signature(getattr(module, attribute)).parameters.items()
+        name: (eval(keyword.annotation, names), ... if keyword.default is keyword.empty else keyword.default)
+        for name, keyword in inspect.signature(definition).parameters.items()
         if keyword.kind is keyword.KEYWORD_ONLY
     }
     assert parameters_of(target) == signature

@@ -37,6 +37,16 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 ValFraction = Annotated[OpenFraction, Field(description="of the training examples, drawn as the validation split")]
 
+TestFraction = Annotated[
+    float, Field(gt=0, lt=1, description="of the examples that become the test split, where the archive has none")
+]
+
+Enlarge = Annotated[
+    float, Field(ge=1, le=2, description="side of packed training images over `size`: batches are random crops of them")
+]
+
+TwoNames = Annotated[list[str], Field(min_length=2, max_length=2)]
+
 SplitSeed = Annotated[NonNegativeInt, Field(description="draws the validation examples; the run's seed does not")]
 
 

@@ -10,12 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
-from src.configuration.schema import Colour, PositiveInt, SplitSeed, ValFraction
+from src.configuration.schema import Colour, Enlarge, PositiveInt, SplitSeed, TwoNames, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
@@ -24,9 +23,6 @@ from src.data.packed import SPLITS, Arrays, Packed, pack_images, stratified_hold
 from src.data.packed import duplicates as count_duplicates
 from src.data.sets.facades import PairedImages
 
-Enlarge = Annotated[
-    float, Field(ge=1, le=2, description="side of training images over `size`: batches are random crops of them")
-]
 LAYOUT = "trainA/, trainB/, testA/ and testB/, or two folders with train/ and test/ in each"
 Place = tuple[str, str]  # split, domain
 
@@ -158,7 +154,7 @@ class DomainClasses:
     def __init__(
         self,
         *,
-        classes: Annotated[list[str], Field(min_length=2, max_length=2)],
+        classes: TwoNames,
         size: PositiveInt = 144,
         background: Colour = "white",
         duplicates: Literal["keep", "drop"] = "drop",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from src.common.errors import Failure
-from src.configuration.schema import SplitSeed, ValFraction
+from src.configuration.schema import SplitSeed, TestFraction, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
@@ -31,9 +30,7 @@ class Tables:
         self,
         *,
         val_fraction: ValFraction = 0.1,
-        test_fraction: Annotated[
-            float, Field(gt=0, lt=1, description="of the rows, where there is one file for all splits")
-        ] = 0.2,
+        test_fraction: TestFraction = 0.2,
         split_seed: SplitSeed = 0,
     ) -> None:
         self.val_fraction = val_fraction
