@@ -118,9 +118,9 @@ class CRF(nn.Module):
         origins = []  # of each tag of a step, the tag before it: [B, K]
         for position in range(1, scores.shape[1]):
             best, origin = (state[..., None] + transitions).max(1)
-            here = is_word[:, position, None]
-            state = torch.where(here, best + scores[:, position], state)
-            origins.append(torch.where(here, origin, stay))
+            is_real = is_word[:, position, None]
+            state = torch.where(is_real, best + scores[:, position], state)
+            origins.append(torch.where(is_real, origin, stay))
         tag = (state + end).argmax(1)
         tags = [tag]
         for origin in reversed(origins):

@@ -1,4 +1,4 @@
-"""Tagging of words: entities found in sentences, counted as `conlleval` counts them."""
+"""Tagging of words: entities in sentences, counted as `conlleval` counts them."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class Counts:
 
     @property
     def recall(self) -> float:
-        """The share of the true entities that were found; 0 without any."""
+        """The share of the true entities that are predicted rightly; 0 without any."""
         return self.right / max(1, self.actual)
 
     @property
@@ -308,8 +308,8 @@ def confused(sentence: Scored) -> list[tuple[str, str]]:
     pairs = []
     types = {(span.start, span.end): span.type for span in sentence.predicted}
     for span in sentence.true:
-        guess = types.get((span.start, span.end))
-        pairs.append((span.type, guess or (OTHER_BORDERS if _overlap(span, sentence.predicted) else NONE)))
+        predicted_type = types.get((span.start, span.end))
+        pairs.append((span.type, predicted_type or (OTHER_BORDERS if _overlap(span, sentence.predicted) else NONE)))
     borders = {(span.start, span.end) for span in sentence.true}
     for span in sentence.predicted:
         if (span.start, span.end) not in borders:
@@ -330,7 +330,7 @@ def most_confident_mistakes(
     """
     names: list[str] = batches.meta["tags"]
     ids = {name: number for number, name in enumerate(names)}
-    found: list[tuple[float, str, Scored]] = []
+    ranked: list[tuple[float, str, Scored]] = []
     for sentence in sentences:
         invented = [span for span in sentence.predicted if span not in sentence.true]
         missed = [span for span in sentence.true if not _overlap(span, sentence.predicted)]
@@ -346,8 +346,8 @@ def most_confident_mistakes(
             answer = f"no entity, is {span.type}" if is_missed else span.type
             confidence = probabilities.of(tags, span.start)
             best = max(best, (confidence, f"{text}: {answer} {confidence:.1%}"))
-        found.append((*best, sentence))
-    found.sort(key=lambda mistake: (-mistake[0], mistake[2].index))
+        ranked.append((*best, sentence))
+    ranked.sort(key=lambda mistake: (-mistake[0], mistake[2].index))
     return [
         {
             "mistake": text,
@@ -355,7 +355,7 @@ def most_confident_mistakes(
             "true": sentence.true,
             "predicted": sentence.predicted,
         }
-        for _, text, sentence in found[:count]
+        for _, text, sentence in ranked[:count]
     ]
 
 

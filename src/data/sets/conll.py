@@ -106,11 +106,11 @@ class ConllFiles:
         documents = [sentence.document for sentence in sentences]
         groups = documents if len(set(documents)) >= 10 else list(range(len(sentences)))
         sizes = Counter(groups)
-        wanted = self.val_fraction * len(sentences)
+        target = self.val_fraction * len(sentences)
         held: set[int] = set()
         count = 0
         for group in np.random.default_rng(self.split_seed).permutation(list(sizes)).tolist():
-            if held and (count + sizes[group] > wanted or len(held) == len(sizes) - 1):
+            if held and (count + sizes[group] > target or len(held) == len(sizes) - 1):
                 break
             held.add(group)
             count += sizes[group]
