@@ -14,11 +14,11 @@ from torch import Tensor
 
 from src.data.box_augmentation import augment
 from src.data.fetching.files import SourceError
-from src.data.kinds.boxes import MARGIN, BoxBatches, BoxLoader, Placement
+from src.data.kinds.boxes import KIND, MARGIN, BoxBatches, BoxLoader, Placement
 from src.data.packed import Packed
 from src.data.samples import scenes
 from src.data.sets.detection import DetectionFolders
-from tests.tiny_data import plain_png, write_tar
+from tests.tiny_data import plain_png, png, write_tar
 
 WIDE, HIGH = plain_png((200, 0, 0), (40, 20)), plain_png((0, 0, 200), (10, 20))
 # By image: (class, x1, y1, x2, y2) in pixels.
@@ -392,3 +392,14 @@ def test_hue_and_saturation_leave_grey_as_it_is() -> None:
     spread = images.amax((1, 2, 3)).int() - images.amin((1, 2, 3)).int()
     assert int(spread.max()) <= 2
     assert 86 <= int(images.min()) < 95 and 105 < int(images.max()) <= 114  # brightness alone changes it, by an eighth
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_predict_reads_a_photo_as_packing_does(fit: str, tmp_path: Path) -> None:
+    members = coco()
+    members["mine/train/a.png"] = png(np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8))
+    packed = pack(members, tmp_path, fit=fit, size=[13, 17])
+    (tmp_path / "a.png").write_bytes(members["mine/train/a.png"])
+    signature = KIND.signature(packed.meta, BoxLoader(batch_size=1)) | {"name": "cats"}
+    image = KIND.read(str(tmp_path / "a.png"), signature)["image"]
+    np.testing.assert_array_equal(image[0], packed.splits["train"]["images"][0])
