@@ -123,13 +123,13 @@ def test_without_a_validation_file_whole_documents_are_held_out(tmp_path: Path) 
 
 
 def test_json_lines_are_cut_into_words_and_at_the_borders_of_spans(tmp_path: Path) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"text": "Berlin-based Siemens AG, of course.", "spans": [[0, 6, "LOC"], [13, 23, "ORG"]]},
         {"text": " Wolff", "spans": [[0, 6, "PER"]]},
         {"text": "Nothing.", "spans": []},
     ]
     for line in lines:
-        line["spans"] = [{"start": a, "end": b, "label": c} for a, b, c in line["spans"]]  # type: ignore[misc]
+        line["spans"] = [{"start": a, "end": b, "label": c} for a, b, c in line["spans"]]
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert [(sentence.words, sentence.spans) for sentence in read_sentences(path)] == [
@@ -289,7 +289,7 @@ def test_a_long_word_loses_its_middle_in_training_and_in_predict_alike() -> None
     loader = TaggedLoader(batch_size=1, max_characters=7)
     (batch,) = TaggedBatches(arrays, meta, loader, train=False)
     assert text_at(batch[1][0, 0]) == "inte" + "lly"
-    feed = feed_of([sentence.words], meta["vocabulary"], 7)  # type: ignore[arg-type]
+    feed = feed_of([sentence.words], meta["vocabulary"], 7)
     for name, tensor in zip(KIND.inputs.names, batch, strict=False):
         assert np.array_equal(feed[name], tensor.numpy()), name
 

@@ -104,7 +104,7 @@ class CRF(nn.Module):
         between = transitions.flatten()[tags[:, :-1] * len(start) + tags[:, 1:]]
         last = tags.gather(1, (lengths - 1)[:, None])[:, 0]
         path = (own * is_word).sum(1) + (between * is_word[:, 1:]).sum(1) + start[tags[:, 0]] + end[last]
-        total: Tensor = _LogPartition.apply(scores, start, transitions, end, lengths)  # type: ignore[no-untyped-call]
+        total: Tensor = _LogPartition.apply(scores, start, transitions, end, lengths)
         return total - path
 
     @torch.no_grad()

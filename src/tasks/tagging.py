@@ -148,7 +148,7 @@ class Tagging(Task):
         limit = config.trainer.limit_test_batches
         title = plots.Title(label=config.label, sample=config.sample)
         evaluated = report(cast("TaggingModel", model), test, limit, options, folder, title)
-        figures = {}
+        figures: dict[str, float] = {}
         for name, batches in others.items():
             total, _ = counted(list(scored(cast("TaggingModel", model), batches, limit)))
             figures |= {f"f1_on_{name}": total.f1, f"entities_of_{name}": float(total.actual)}

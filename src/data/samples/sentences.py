@@ -194,4 +194,4 @@ class Grammar:
         return self._one_of(names[border:] if self.is_new else names[:border])
 
     def _one_of(self, names: Sequence[str]) -> str:
-        return names[self.random.integers(len(names))]
+        return names[int(self.random.integers(len(names)))]

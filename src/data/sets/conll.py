@@ -272,7 +272,7 @@ def parse_json_lines(text: str, where: str) -> list[Sentence]:
     Raises:
         SourceError: naming the line that is wrong.
     """
-    sentences = []
+    sentences: list[Sentence] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
