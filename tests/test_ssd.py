@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection._utils import SSDMatcher
@@ -18,6 +20,7 @@ from torchvision.ops import batched_nms, box_iou
 from src.common.errors import Failure
 from src.configuration.composing import compose
 from src.data import kinds
+from src.data.fetching.pretrained import obtain_pretrained
 from src.exporting import onnx_export
 from src.models import ssd
 from src.models.ssd import BACKGROUND, IGNORED, SSD, TimmSSD, TorchvisionSSD
@@ -287,3 +290,45 @@ def test_the_default_boxes_are_those_that_torchvision_computes_for_an_image() ->
         features = list(whole.backbone(image).values())
     (anchors,) = whole.anchor_generator(ImageList(image, [(320, 320)]), features)
     torch.testing.assert_close(network.anchors, anchors)
+
+
+# --- pretrained weights -----------------------------------------------------------------------------------------------
+
+LITE = "model.backbone={name: efficientnet_lite0, weights: package}"
+
+
+def pretrained(folder: Path, *overrides: str) -> SSD:
+    """A detector on EfficientNet-Lite0, whose folder of weights is made."""
+    config = compose(["experiment=coco_ssd", "output=out", "model.network.width=8", LITE, *overrides])
+    assert config.pretrained is not None
+    obtain_pretrained(config.pretrained, "timm", folder)
+    built: SSD = config.model({**META, "architecture": json.loads((folder / "config.json").read_text())})
+    return built
+
+
+def test_a_pretrained_backbone_has_its_weights_and_scales_pixels_as_it_was_trained(tmp_path: Path) -> None:
+    built = pretrained(tmp_path)
+    backbone: Any = built.network
+    before = backbone.backbone.conv_stem.weight.clone()
+    built.load_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert not torch.equal(before, weights["conv_stem.weight"])
+    loaded = backbone.backbone.state_dict()
+    shared = loaded.keys() & weights.keys()
+    assert len(shared) > 250 and len(shared) == len(loaded)
+    assert all(torch.equal(loaded[name], weights[name]) for name in shared)
+    torch.testing.assert_close(built.mean.flatten(), torch.full((3,), 127.0))
+    torch.testing.assert_close(built.std.flatten(), torch.full((3,), 128.0))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    built = pretrained(tmp_path)
+    save_file({"conv_stem.weight": torch.zeros(1, 3, 3, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(Failure, match="has not the weights of efficientnet_lite0"):
+        built.load_pretrained(tmp_path)
+
+
+def test_torchvision_s_networks_take_no_other_backbone() -> None:
+    config = compose(["experiment=coco_ssd", "model=ssdlite", "data.size=[320,320]", "output=out", f"+{LITE}"])
+    with pytest.raises(Failure, match="TorchvisionSSD has a backbone of its own"):
+        config.model({**META, "shape": [3, 320, 320], "architecture": {}})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -23,6 +25,7 @@ from src.configuration.schema import (
     Optimizer,
     Positive,
     PositiveInt,
+    Pretrained,
     Probability,
     Schedule,
     Width,
@@ -229,15 +232,17 @@ class TimmSSD(nn.Module):
                     f"model.network.strides: {backbone} has no map of stride {missing[0]}; it has "
                     f"{', '.join(map(str, available))}"
                 )
-            indices = [available.index(stride) for stride in sorted(strides)]
-            self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
+            self.name, self.indices = backbone, [available.index(stride) for stride in sorted(strides)]
+            self.backbone = self._pyramid()
         except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
             raise Failure(f"model.network.backbone: timm can't build {backbone!r} as a pyramid ({error})") from None
         self.top_down = top_down
         self.lateral = nn.ModuleList(_convolution(c, width, 1) for c in self.backbone.feature_info.channels())
-        self.smooth = nn.ModuleList(_convolution(width, width, 3) for _ in indices) if top_down else nn.ModuleList()
+        self.smooth = (
+            nn.ModuleList(_convolution(width, width, 3) for _ in self.indices) if top_down else nn.ModuleList()
+        )
         self.extra = nn.ModuleList(_convolution(width, width, 3, stride=2) for _ in range(extra_levels))
-        levels = len(indices) + extra_levels
+        levels = len(self.indices) + extra_levels
         self.head = SSDHead([width] * levels, [2 + 2 * len(ratios)] * levels, classes + 1)
         with torch.inference_mode():
             self.eval()
@@ -246,6 +251,25 @@ class TimmSSD(nn.Module):
         anchors = default_boxes(grids, (shape[1], shape[2]), (smallest, largest), ratios)
         self.register_buffer("anchors", anchors, persistent=False)
         self.anchors: Tensor
+
+    def _pyramid(self, **options: Any) -> Any:
+        import timm
+
+        return timm.create_model(self.name, features_only=True, out_indices=self.indices, **options)
+
+    def load_backbone(self, path: Path) -> None:
+        """Takes over the weights of the network of timm's, a safetensors file of the complete classifier.
+
+        Raises:
+            Failure: they are of another network.
+        """
+        logging.getLogger("timm").setLevel(logging.ERROR)  # it notes that the head is not needed
+        try:
+            with torch.random.fork_rng(devices=[]):
+                loaded = self._pyramid(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        except RuntimeError as error:
+            raise Failure(f"{path} has not the weights of {self.name} ({' '.join(str(error).split())[:300]})") from None
+        self.backbone.load_state_dict(loaded.state_dict())
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps that objects are found on, from fine to coarse: [B, width, H / stride, W / stride]."""
@@ -314,6 +338,8 @@ class SSD(Model):
     both are divided by the batch's number of matched default boxes.
 
     Args:
+        backbone: the pretrained network of timm's that stands in place of `network.backbone`; its own mean and
+            deviation scale the pixels. None: the network is drawn at random.
         matching: overlap from which a default box is to find a box.
         negatives: default boxes without an object that count in the loss, for one with an object.
         candidates: the best of all boxes and classes of an image, among which suppression takes place.
@@ -323,12 +349,14 @@ class SSD(Model):
     """
 
     task = "detection"
+    library = "timm"
 
     def __init__(
         self,
         meta: Mapping[str, Any],
         *,
         network: Build,
+        backbone: Pretrained | None = None,
         optimizer: Optimizer,
         schedule: Schedule,
         matching: Fraction = 0.5,
@@ -347,13 +375,23 @@ class SSD(Model):
         self.suppression = suppression
         self.score = score
         self.shape = (meta["shape"][1], meta["shape"][2])
-        self.register_buffer("mean", torch.tensor(meta["mean"]).mul(255).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(meta["std"]).mul(255).view(1, 3, 1, 1))
+        scaling = meta
+        if backbone is not None:
+            if "backbone" not in type(network).model_fields:
+                raise Failure(f"model.backbone: {network.target} has a backbone of its own; leave it null")
+            network = network.model_copy(update={"backbone": backbone.name})
+            scaling = self.architecture = meta["architecture"]
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(scaling[key]).mul(255).view(1, 3, 1, 1))
         self.mean: Tensor
         self.std: Tensor
         self.network: Network = network(shape=meta["shape"], classes=len(meta["classes"]))
         self.precision = MeanAveragePrecision(backend="pycocotools")
         self.precision.warn_on_many_detections = False
+
+    def load_pretrained(self, folder: Path) -> None:
+        assert isinstance(self.network, TimmSSD)
+        self.network.load_backbone(folder / "model.safetensors")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> offsets fp32 [B, A, 4], logits fp32 [B, A, 1 + classes]."""
