@@ -363,7 +363,7 @@ class _Coco(_Reader):
         images: dict[Any, Annotation] = {}
         by_image: dict[str, Annotation] = {}
         for row in content["images"]:
-            if "id" not in row or not isinstance(row.get("file_name"), str):
+            if not isinstance(row.get("id"), int | str) or not isinstance(row.get("file_name"), str):
                 raise self.refusal(name, "an image has no id or no file_name")
             image = self.image(row["file_name"], split, name)
             if row["id"] in images or image in by_image:
@@ -378,7 +378,10 @@ class _Coco(_Reader):
                 )
         for row in content["annotations"]:
             where = f"{name}, annotation {row.get('id', '?')}"
-            annotation, category = images.get(row.get("image_id")), categories.get(row.get("category_id", -1))
+            keys = [row.get(key) for key in ("image_id", "category_id")]
+            if not all(isinstance(key, int | str) for key in keys):
+                raise self.refusal(where, f"image_id and category_id are {keys[0]!r} and {keys[1]!r}, not numbers")
+            annotation, category = images.get(keys[0]), categories.get(keys[1])  # type: ignore[arg-type]
             if annotation is None:
                 raise self.refusal(where, f"there is no image with the id {row.get('image_id')}")
             if category is None:
@@ -501,7 +504,7 @@ class _Yolo(_Reader):
                 except (yaml.YAMLError, ValueError, RecursionError) as error:
                     raise self.refusal(name, f"is no YAML ({' '.join(str(error).split())})") from None
                 names = content.get("names") if isinstance(content, dict) else None
-                if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+                if isinstance(names, dict) and set(names) == set(range(len(names))):
                     names = [names[index] for index in range(len(names))]
                 if isinstance(names, list):
                     classes = [str(one) for one in names]
@@ -541,7 +544,7 @@ def _numbers(values: Any, count: int, refusal: Callable[[str], SourceError]) -> 
     """
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise refusal(f"{values!r} should be {count} numbers") from None
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise refusal(f"{values!r} should be {count} finite numbers")
