@@ -327,7 +327,7 @@ def test_a_split_without_any_box_has_batches() -> None:
     assert (len(images), boxes.shape, labels.tolist()) == (2, (2, 1, 4), [[-1], [-1]])
 
 
-ALL = {"flip": "random", "zoom_out": 0.5, "iou_crop": 0.7, "photometric": 0.5}
+ALL: dict[str, Any] = {"flip": "random", "zoom_out": 0.5, "iou_crop": 0.7, "photometric": 0.5}
 
 
 def test_a_batch_depends_on_seed_epoch_and_number_alone() -> None:

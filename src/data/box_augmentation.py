@@ -27,12 +27,18 @@ YIQ = (GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 class Options(Protocol):
     """What may be done to an image: the keys of the options."""
 
-    flip: str
-    zoom_out: float
-    zoom_largest: float
-    iou_crop: float
-    crop_smallest: float
-    photometric: float
+    @property
+    def flip(self) -> str: ...
+    @property
+    def zoom_out(self) -> float: ...
+    @property
+    def zoom_largest(self) -> float: ...
+    @property
+    def iou_crop(self) -> float: ...
+    @property
+    def crop_smallest(self) -> float: ...
+    @property
+    def photometric(self) -> float: ...
 
 
 @dataclass(frozen=True)

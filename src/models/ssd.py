@@ -224,6 +224,7 @@ class TimmSSD(nn.Module):
         super().__init__()
         import timm
 
+        self.backbone: Any
         try:
             self.backbone = timm.create_model(backbone, pretrained=False, features_only=True)
             available = self.backbone.feature_info.reduction()
@@ -310,8 +311,9 @@ def _(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def _onnx_operators() -> dict[Any, Callable[..., Any]]:
-    from onnxscript import FLOAT
-    from onnxscript import opset18 as op
+    from onnxscript import FLOAT, opset18
+
+    op: Any = opset18  # whose types leave out constants
 
     def suppression(boxes: FLOAT, scores: FLOAT, threshold: float) -> Any:
         ranked = op.Unsqueeze(scores, op.Constant(value_ints=[1]))
