@@ -25,6 +25,8 @@ from src.models.feature_distances import TranslationDistances, kernel_distance, 
 from src.scoring.image_distances import Extractors
 from src.tasks import Request
 from src.tasks.unpaired_translation import TASK, mapping
+from tests.test_gpu_path import StepGuard
+from tests.test_launches import train_on_meta
 from tests.test_resuming import KillBefore, Killed, equal
 from tests.test_resuming import train as fit
 
@@ -296,6 +298,13 @@ def test_without_identity_its_passes_are_saved() -> None:
         assert ("train_identity_l1" in trainer.callback_metrics) == bool(identity)
         assert "val_identity_l1" in trainer.callback_metrics
     assert counts[0] - counts[1] == 4  # the images of B in two batches
+
+
+def test_a_step_on_a_gpu_waits_for_nothing() -> None:
+    guard = StepGuard()
+    narrow = ("model.width=2", "model.discriminator_width=2")
+    train_on_meta("horse2zebra_cyclegan", *narrow, callbacks=[guard], limit_val_batches=0, max_steps=4)
+    assert guard.batches == 2  # two optimizers step
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------------

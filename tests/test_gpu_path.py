@@ -36,6 +36,7 @@ from src.data.batching import Batches
 from src.data.kinds.images import ImageBatches
 from src.data.kinds.pairs import PairBatches
 from src.data.kinds.text import TextBatches
+from src.data.kinds.unpaired import UnpairedBatches, UnpairedLoader
 from src.models.adversarial import scaled
 from src.models.classifier import Classifier, ImageClassifier
 from src.sweeping import worker
@@ -63,6 +64,7 @@ METAS: dict[str, dict[str, Any]] = {
     "imdb_lstm": {"kind": "text", "vocabulary": ["<unk>", "<pad>", "word"], "classes": CLASSES[:2]},
     "facades_pix2pix": {"kind": "pairs", "shape": [3, 32, 32]},
 }
+UNPAIRED = {"kind": "unpaired", "shape": [3, 32, 32]}
 BATCHES: dict[str, tuple[type[Batches], dict[str, Tensor]]] = {
     "cifar10_resnet": (ImageBatches, IMAGES),
     "imdb_lstm": (TextBatches, TEXTS),
@@ -187,6 +189,16 @@ def test_batches_are_made_on_the_device_without_synchronisation(
         assert {tensor.device for batch in batches for tensor in batch} == {META}
         expected = [[(tensor.shape, tensor.dtype) for tensor in batch] for batch in on_cpu]
         assert [[(tensor.shape, tensor.dtype) for tensor in batch] for batch in batches] == expected
+
+
+def test_domains_are_cropped_on_the_device_without_synchronisation() -> None:
+    split = {name: torch.zeros(count, 3, 36, 36, dtype=torch.uint8) for name, count in (("a", 9), ("b", 12))}
+    loader = UnpairedLoader(batch_size=4, eval_batch_size=4, flip="random")
+    for train in (True, False):
+        batches = UnpairedBatches(split, UNPAIRED, loader, train=train).to(META)
+        with NoSynchronisation(), NoHiddenCopies():
+            shapes = [tuple(image.shape[1:]) for batch in batches for image in batch]
+        assert set(shapes) == {(3, 32, 32)}
 
 
 def test_all_large_tensors_are_on_the_device() -> None:
