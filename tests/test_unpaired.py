@@ -29,7 +29,7 @@ def members(layout: str = "{split}{domain}", **counts: int) -> dict[str, bytes]:
     return files
 
 
-OFFICIAL = {"trainA": 6, "trainB": 10, "testA": 2, "testB": 3}
+OFFICIAL: dict[str, Any] = {"trainA": 6, "trainB": 10, "testA": 2, "testB": 3}
 
 
 def brightness(images: np.ndarray) -> list[int]:

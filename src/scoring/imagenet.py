@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class ImageNetJudge:
         assert spec is not None
         assert spec.origin is not None
         (path,) = (Path(spec.origin).parent / "models").glob("efficientnet-lite0-*.pth")
-        self.network = timm.create_model(NETWORK, pretrained=False)
+        self.network: Any = timm.create_model(NETWORK, pretrained=False)
         # The package's tensors have other names, in the same order.
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         self.network.load_state_dict(dict(zip(self.network.state_dict(), tensors, strict=True)))

@@ -329,9 +329,12 @@ class UnpairedHalves:
         Raises:
             SourceError: a split is missing, or a file is no pair.
         """
-        shared = {"background": self.background, "val_fraction": self.val_fraction, "split_seed": self.split_seed}
-        small = PairedImages(size=self.size, **shared).pack(archive)
-        large = PairedImages(size=round(self.size * self.enlarge), **shared).pack(archive)
+        small, large = (
+            PairedImages(
+                size=size, background=self.background, val_fraction=self.val_fraction, split_seed=self.split_seed
+            ).pack(archive)
+            for size in (self.size, round(self.size * self.enlarge))
+        )
         parts = {"train": large.splits["train"], "val": small.splits["val"], "test": small.splits["test"]}
         splits = {split: {"a": arrays["input"], "b": arrays["target"]} for split, arrays in parts.items()}
         return pack_unpaired(splits, self.size, self.background, True, self.palette, small.unused)
