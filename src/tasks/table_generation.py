@@ -54,7 +54,7 @@ class TableGeneration(Generation):
 
     takes = ("table",)
     metrics = METRICS
-    options = TableGenerationOptions
+    options = TableGenerationOptions  # type: ignore[assignment]  # others than those of images
 
     def evaluate(self, model: Any, test: Batches, config: Config, meta: Mapping[str, Any], folder: Path) -> Evaluated:
         """Draws rows.png into `folder`; as many rows are generated as the test split has.
