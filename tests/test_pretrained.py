@@ -462,7 +462,7 @@ def test_pretrained_weights_answer_as_in_their_own_network(tmp_path: Path) -> No
     obtain_pretrained(Pretrained(name=LITE0, weights="package"), "timm", tmp_path)
     model = timm_model(IMAGES, "model.size=data", name=LITE0)
     model.load_pretrained(tmp_path)
-    original = timm.create_model(LITE0)
+    original: Any = timm.create_model(LITE0)
     original.load_state_dict(load_file(tmp_path / "model.safetensors"))
     x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.network.forward_features(x), original.eval().forward_features(x))

@@ -104,10 +104,10 @@ def test_batches_are_rows_in_an_order_of_the_epoch() -> None:
 def test_the_generator_s_rows_are_not_bounded_and_the_discriminator_sees_them_as_they_are() -> None:
     model = compose(["experiment=curves_gan", "output=out"]).model({"shape": [5]})
     rows = torch.full((2, 5), 3.0)
-    assert torch.equal(model.real((rows,)), rows)  # type: ignore[operator]
+    assert torch.equal(model.real((rows,)), rows)
     with torch.no_grad():
-        model.generator.layers[-3].bias.fill_(9)  # type: ignore[union-attr, operator, index]
-        assert float(model.eval().answer(torch.zeros(2, 64)).min()) > 5  # type: ignore[operator]
+        model.generator.layers[-3].bias.fill_(9)
+        assert float(model.eval().answer(torch.zeros(2, 64)).min()) > 5
 
 
 def test_the_frechet_distance_of_rows_is_that_of_their_gaussians() -> None:

@@ -92,8 +92,9 @@ class TranslationDistances(Metric):
         Raises:
             Failure: of fewer than two images there is no distance.
         """
-        sets = {name: dim_zero_cat(getattr(self, name)) if len(getattr(self, name)) else () for name in self.SETS}
-        if min(map(len, sets.values())) < 2:
+        states = {name: getattr(self, name) for name in self.SETS}
+        sets = {name: dim_zero_cat(state) for name, state in states.items() if len(state)}
+        if len(sets) < len(states) or min(map(len, sets.values())) < 2:
             raise Failure(
                 "val_kid: a domain has fewer than two validation images; take more, with data.val_fraction or "
                 "trainer.limit_val_batches"

@@ -57,22 +57,23 @@ class TimmClassifier(Classifier):
         label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
-        self.architecture = meta["architecture"]
+        architecture: Mapping[str, Any] = meta["architecture"]
+        self.architecture = architecture
         channels = meta["shape"][0]
-        own_size = self.architecture["input_size"][-1]
-        self.size = meta["shape"][-1] if size == "data" else own_size if size == "own" else size
+        self.own_size = architecture["input_size"][-1]
+        self.size = meta["shape"][-1] if size == "data" else self.own_size if size == "own" else size
         self.name = network.name
         self.options: dict[str, Any] = {"in_chans": channels, "num_classes": len(meta["classes"])}
         for key, value in {"drop_path_rate": drop_path, "drop_rate": dropout}.items():
             if value:
                 self.options[key] = value
         for key in ("mean", "std"):
-            values = torch.tensor(self.architecture[key]).mul(255)
+            values = torch.tensor(architecture[key]).mul(255)
             values = values if len(values) == channels else values.mean().expand(channels)
             self.register_buffer(key, values.reshape(1, channels, 1, 1).clone())
         self.mean: Tensor
         self.std: Tensor
-        self.network: nn.Module = self._create(own_size)
+        self.network: Any = self._create()
         self.layers = _layers(self.network)
         self.head = max(self.layers.values())
         self.frozen = self.head if freeze == "backbone" else freeze
@@ -83,10 +84,11 @@ class TimmClassifier(Classifier):
         for parameter_name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self.layers[parameter_name] >= self.frozen)
 
-    def _create(self, own_size: int, **options: Any) -> nn.Module:
+    def _create(self, **options: Any) -> nn.Module:
         import timm
 
-        if timm.get_pretrained_cfg(self.name).fixed_input_size and self.size != own_size:
+        config = timm.get_pretrained_cfg(self.name)
+        if config is not None and config.fixed_input_size and self.size != self.own_size:
             options["img_size"] = self.size
         try:
             network: nn.Module = timm.create_model(self.name, **self.options, **options)
@@ -100,9 +102,7 @@ class TimmClassifier(Classifier):
         path = folder / "model.safetensors"
         logging.getLogger("timm").setLevel(logging.ERROR)  # a new head is what is wanted
         with torch.random.fork_rng(devices=[]):
-            loaded = self._create(
-                self.architecture["input_size"][-1], pretrained=True, pretrained_cfg_overlay={"file": str(path)}
-            )
+            loaded = self._create(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
         self.network.load_state_dict(
             {name: value for name, value in loaded.state_dict().items() if self.layers.get(name) != self.head},
             strict=False,

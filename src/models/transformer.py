@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self.longest: int | None = getattr(config, "max_position_embeddings", None)
         self.transformer: nn.Module = AutoModel.from_config(config, attn_implementation="sdpa")
         if getattr(self.transformer, "pooler", None) is not None:
-            self.transformer.pooler = None  # type: ignore[assignment]  # a head of the pretraining
+            self.transformer.pooler = None  # a head of the pretraining
         self.layers = _layers(self.transformer)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class ImageNetJudge:
         # The package's tensors have other names, in the same order.
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         self.network.load_state_dict(dict(zip(self.network.state_dict(), tensors, strict=True)))
-        self.network.eval().to(memory_format=torch.channels_last)
+        self.network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,8 +62,9 @@ def with_weights(config: Config) -> Config:
     wanted = weights_fingerprint(config)
     if wanted == "none" or _read_note(config).get("fingerprint") == wanted:
         return config
-    own = config.model_copy(update={"weights_folder": f"{DIRECT}/weights/{wanted[:8]}"})
-    with locked(own.weights_folder + ".lock"):
+    folder = f"{DIRECT}/weights/{wanted[:8]}"
+    own = config.model_copy(update={"weights_folder": folder})
+    with locked(f"{folder}.lock"):
         if _read_note(own).get("fingerprint") != wanted:
             obtain_weights(own)
     return own

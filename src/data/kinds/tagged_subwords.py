@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from src.common.errors import Failure
-from src.configuration.schema import PositiveInt
+from src.configuration.schema import Loader, PositiveInt
 from src.data import subwords
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.tagged import Tagged, TaggedBatches, TaggedLoader, feed_of, sentences_of, text_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from src.data.batching import Batch
-    from src.data.kinds import Loader
 
 
 class SubwordLoader(TaggedLoader):

@@ -381,7 +381,7 @@ class _Coco(_Reader):
             keys = [row.get(key) for key in ("image_id", "category_id")]
             if not all(isinstance(key, int | str) for key in keys):
                 raise self.refusal(where, f"image_id and category_id are {keys[0]!r} and {keys[1]!r}, not numbers")
-            annotation, category = images.get(keys[0]), categories.get(keys[1])  # type: ignore[arg-type]
+            annotation, category = images.get(keys[0]), categories.get(keys[1])
             if annotation is None:
                 raise self.refusal(where, f"there is no image with the id {row.get('image_id')}")
             if category is None:
