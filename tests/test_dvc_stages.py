@@ -26,8 +26,9 @@ from src.training import run
 from tests.tiny_data import noise_digits
 
 STAGES: dict[str, Callable[[Config], None]] = {"train": train, "evaluate": evaluate, "export": export}
-# Where a run lies and how it is recorded; each name of an experiment and a data set has its own entry in dvc.yaml.
-PLACES = {"output", "data_folder", "archive_folder", "tracking", "tags"}
+# Where a run lies and how it is recorded; each name of an experiment and a data set has its own entry in dvc.yaml. What
+# training begins with is a file that it depends on.
+PLACES = {"output", "data_folder", "archive_folder", "weights_folder", "init_from", "tracking", "tags"}
 
 
 class FilesRead:
