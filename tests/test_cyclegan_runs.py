@@ -23,7 +23,7 @@ def through_all_stages(run: Run, clone: Path, experiment: str, *overrides: str) 
     return clone / output
 
 
-def test_cyclegan_translates_both_ways(clone: Path, run: Run) -> None:
+def test_cyclegan_translates_both_ways(clone: Path, run: Run, tmp_path: Path) -> None:
     folder = through_all_stages(
         run,
         clone,
@@ -42,25 +42,31 @@ def test_cyclegan_translates_both_ways(clone: Path, run: Run) -> None:
     assert [path.name for path in folder.glob("progress/*")] == ["epoch_001.png"]
     assert {"grid_to_a.png", "grid_to_b.png"} <= {path.name for path in (folder / "evaluation").iterdir()}
 
-    picture = clone / "photo.png"
+    picture = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture)
     model = folder.relative_to(clone) / "export"
     for words in ((), ("--to", "A")):
-        run("python", "-m", "src.predict", str(model), picture.name, *words)
-    to_b, to_a = (np.asarray(Image.open(clone / f"photo-facades_cyclegan-{name}.png")) for name in "ba")
+        run("python", "-m", "src.predict", str(model), str(picture), *words)
+    to_b, to_a = (np.asarray(Image.open(tmp_path / f"photo-facades_cyclegan-{name}.png")) for name in "ba")
     assert to_a.shape == to_b.shape == (32, 32, 3)
     assert (to_a != to_b).any()
-    refused = run("python", "-m", "src.predict", str(model), picture.name, "--to", "C", check=False)
+    refused = run("python", "-m", "src.predict", str(model), str(picture), "--to", "C", check=False)
     assert (refused.returncode, "allowed: A, B" in refused.stderr) == (1, True)
 
 
-def test_rows_of_a_table_are_generated(clone: Path, run: Run) -> None:
-    (clone / "table").mkdir()
+def test_rows_of_a_table_are_generated(clone: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
     rows = np.random.default_rng(0).normal((5, -2), (1, 0.5), (200, 2))
     lines = ["height,depth", *(f"{x:.3f},{y:.3f}" for x, y in rows)]
-    (clone / "table" / "all.csv").write_text("\n".join(lines))
+    (tmp_path / "table" / "all.csv").write_text("\n".join(lines))
     folder = through_all_stages(
-        run, clone, "curves_gan", "profile=full", "data.archive=table", "trainer.max_epochs=20", "model.latent=3"
+        run,
+        clone,
+        "curves_gan",
+        "profile=full",
+        f"data.archive={tmp_path}/table",
+        "trainer.max_epochs=20",
+        "model.latent=3",
     )
     assert json.loads((folder / "metrics.json").read_text())["frechet"] < 1
     words = ("--count", "50", "--format", "csv")

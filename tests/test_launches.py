@@ -53,6 +53,7 @@ ARCHITECTURES = {
         "intermediate_size": 32,
     },
 }
+ARCHITECTURES["EncoderTagger"] = ARCHITECTURES["TransformerClassifier"]
 # Launches of one training step, all batches of it included: forward, loss, sums, backward, optimizers. Counted on
 # 27 November 2026 with torch 2.12, rounded up to the next ten.
 LAUNCHES = {
@@ -61,6 +62,7 @@ LAUNCHES = {
     "cifar10_resnet": 370,
     "cifar10_resnet_gpu": 370,
     "conll_lstm": 780,
+    "conll_transformer": 1630,
     "coco_ssd": 910,
     "facades_cyclegan": 2110,
     "facades_pix2pix": 700,
@@ -153,11 +155,15 @@ def train_on_meta(experiment: str, *overrides: str, **options: Any) -> None:
             "labels": torch.arange(EXAMPLES) % 2,
         }
         meta |= {"vocabulary": ["<unk>", "<pad>", "word"], "classes": ["a", "b"]}
-    elif kind == "tagged":
+    elif kind in ("tagged", "tagged_subwords"):
         vocabulary, tags = {"<unk>": 0, "<pad>": 1, "word": 2}, tag_names(["A"], "iobes")
         sentences = [Sentence(["word"] * TOKENS, [Span(1, 3, "A")])] * EXAMPLES
         split = {key: torch.from_numpy(values.copy()) for key, values in arrays_of(sentences, tags, vocabulary).items()}
         meta |= {"vocabulary": list(vocabulary), "tags": tags}
+        if kind == "tagged_subwords":
+            words = EXAMPLES * TOKENS
+            split |= {"pieces": torch.zeros(words, dtype=torch.int32), "piece_offsets": torch.arange(words + 1)}
+            meta |= {"pieces": 3, "tokenizer": {"begin": [0], "end": [1], "padding": 2}}
     elif kind == "table":
         split = {"rows": torch.zeros(EXAMPLES, 100)}
         meta |= {"shape": [100]}

@@ -244,6 +244,9 @@ def test_a_new_task_on_a_new_kind_of_data_is_trained_evaluated_exported_and_call
 def test_what_a_new_task_does_not_have_is_refused(house: Path) -> None:
     refused = python(house, "src.train", "+experiment=lines", "trainer.monitor=val_loss", "evaluation.mistakes=3")
     assert refused.returncode == 2
-    assert "evaluation.mistakes: unknown key; allowed: examples (mistakes is for classification)" in refused.stderr
+    assert (
+        "evaluation.mistakes: unknown key; allowed: examples (mistakes is for classification and tagging)"
+        in refused.stderr
+    )
     misfit = python(house, "src.train", "+experiment=lines", "model=lstm")
     assert "data: lines holds numbers, and src.models.lstm.TextClassifier" in misfit.stderr

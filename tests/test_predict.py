@@ -346,9 +346,9 @@ def test_the_session_is_called_once_a_batch(tmp_path: Path) -> None:
     predictor = Predictor(image_model(tmp_path / "export"))
     session, sizes = predictor.session, []
 
-    def run(names: list[str], feed: dict[str, np.ndarray]) -> Any:
+    def run(names: list[str], feed: dict[str, np.ndarray], options: Any) -> Any:
         sizes.append(len(feed["image"]))
-        return session.run(names, feed)
+        return session.run(names, feed, options)
 
     predictor.session = SimpleNamespace(run=run)
     requests = [Request(str(path)) for path in photos(tmp_path / "photos", 5)]

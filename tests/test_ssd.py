@@ -245,7 +245,7 @@ def outputs_for(built: SSD, *found: tuple[int, int, float]) -> tuple[Tensor, Ten
 
 
 def test_detections_are_ranked_and_the_worse_of_two_boxes_of_a_class_goes() -> None:
-    built = model("model.suppression=0.4")
+    built = model("model.suppression=0.4", "model.network.ratios=[2.0]")
     first, second = built.network.anchors[[100, 101]]
     assert 0.4 < float(box_iou(first[None], second[None])) < 0.9
     boxes, scores, labels, counts = built.detect(

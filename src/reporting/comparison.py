@@ -218,9 +218,12 @@ def grouped(runs: Sequence[Run], dvc: Path) -> list[Group]:
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section, values in config.items():
-        if section not in LEFT_OUT:
+        if section in LEFT_OUT:
+            continue
+        if isinstance(values, Mapping):
             below = LEFT_OUT_BELOW.get(section, set())
-            yield from flattened({section: {key: value for key, value in values.items() if key not in below}})
+            values = {key: value for key, value in values.items() if key not in below}
+        yield from flattened({section: values})
 
 
 def _metrics_of(model: Any) -> Mapping[str, Metric]:

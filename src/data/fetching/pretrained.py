@@ -56,7 +56,7 @@ def obtain_pretrained(pretrained: Pretrained, library: Library, folder: Path) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = _source(pretrained, library)
-    note = {"name": pretrained.name, "origin": source.origin}
+    note = {"name": pretrained.name}
     if pretrained.weights != "none":
         path = source.file(WEIGHTS)
         note["sha256"] = expect_sha256(path, pretrained.sha256, f"{pretrained.name}: {path.name}")
@@ -67,7 +67,7 @@ def obtain_pretrained(pretrained: Pretrained, library: Library, folder: Path) ->
     else:
         for name in (CONFIG, TOKENIZER):
             _copy(source.file(name), folder / name)
-    return note
+    return note | {"origin": source.origin}  # the hub names the commit with a file
 
 
 def obtain_tokenizer(pretrained: Pretrained, path: Path) -> dict[str, str]:

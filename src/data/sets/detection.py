@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 from xml.etree import ElementTree
 
 import numpy as np
-import yaml
 
+from src.common.errors import ConfigError
+from src.common.yaml_files import parse_yaml
 from src.configuration.schema import Colour, PositiveInt, SplitSeed, ValFraction
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
@@ -500,8 +501,8 @@ class _Yolo(_Reader):
         for name in sorted(self.texts):
             if name.lower().endswith((".yaml", ".yml")):
                 try:
-                    content = yaml.safe_load(self.texts[name])
-                except (yaml.YAMLError, ValueError, RecursionError) as error:
+                    content = parse_yaml(self.texts[name], name)
+                except (ConfigError, ValueError, RecursionError) as error:
                     raise self.refusal(name, f"is no YAML ({' '.join(str(error).split())})") from None
                 names = content.get("names") if isinstance(content, dict) else None
                 if isinstance(names, dict) and set(names) == set(range(len(names))):
