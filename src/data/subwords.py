@@ -6,12 +6,9 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from src.data.fetching.files import SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FILE = "tokenizer.json"  # beside the raw archive
 NAME = "subwords"  # of this way to tokenize, in meta.json and signature.json
@@ -79,17 +76,3 @@ def load_tokenizer(content: str) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(content)
-
-
-def surround(pieces: Tensor, lengths: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Texts [B, T] between the ids that belong around them, [B, T + begin + end], and their lengths [B] with these."""
-    import torch
-
-    begin, end = settings["begin"], settings["end"]
-    head = torch.tensor(begin, dtype=pieces.dtype, device=pieces.device).expand(len(pieces), -1)
-    tail = pieces.new_full((len(pieces), len(end)), settings["padding"])
-    batch = torch.cat([head, pieces, tail], dim=1)
-    position = torch.arange(batch.shape[1], device=pieces.device)
-    for number, piece in enumerate(end):
-        batch = batch.masked_fill(position == lengths[:, None] + len(begin) + number, piece)
-    return batch, lengths + len(begin) + len(end)

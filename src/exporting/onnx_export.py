@@ -22,6 +22,7 @@ from src.configuration.schema import Export
 from src.data.batching import BatchSource
 from src.data.kinds import Feed, Inputs
 from src.exporting.convolutions import without_transposed
+from src.exporting.differences import absolute_difference
 from src.exporting.latency import median_ms, one_thread
 from src.models.base import Model
 
@@ -119,15 +120,6 @@ def feed(inputs: Inputs, values: Sequence[Tensor]) -> Feed:
 
 # How far a batch's outputs, PyTorch's and the graph's, differ, for a model and a tolerance.
 Difference = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Model, float], float]
-
-
-def absolute_difference(
-    expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], model: Model, tolerance: float
-) -> float:
-    """The largest absolute difference between two lists of outputs of the same shapes; NaN if there is one."""
-    # An output without a detection has nothing to compare.
-    differences = [np.abs(one - other).max() for one, other in zip(expected, actual, strict=True) if one.size]
-    return float(np.max(differences, initial=0.0))
 
 
 def largest_difference(

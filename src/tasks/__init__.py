@@ -96,7 +96,7 @@ class Task(Protocol):
         The largest absolute difference, unless the task knows better: an order of outputs whose ranks are equal is no
         difference. `tolerance`: what is allowed.
         """
-        from src.exporting.onnx_export import absolute_difference
+        from src.exporting.differences import absolute_difference
 
         return absolute_difference(expected, actual, model, tolerance)
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from src.common.console import console
 from src.common.errors import Failure
 from src.common.files import sha256_of, write_text_atomically
-from src.common.paths import ROOT, input_path
+from src.common.paths import input_path
 from src.common.run_folder import RunFolder
 from src.configuration.fingerprints import weights_fingerprint
 from src.configuration.schema import Config
 from src.configuration.targets import attribute_of
 from src.data.fetching.pretrained import CONFIG, WEIGHTS, obtain_pretrained
 from src.data.preparing import DIRECT, locked
+from src.tracking.recorded_weights import recorded_weights
 
 if TYPE_CHECKING:
     from src.models.base import Model
@@ -130,7 +131,7 @@ def _obtain_run(name: str, folder: Path) -> dict[str, str]:
     """
     folder.mkdir(parents=True)
     path = input_path(name)
-    source, sha256 = _of_folder(path) if path.is_dir() else _of_run_id(name, folder)
+    source, sha256 = _of_folder(path) if path.is_dir() else recorded_weights(name, folder / WEIGHTS)
     if not source.is_file() or sha256_of(source) != sha256:
         raise Failure(f"init_from: {source} is missing or damaged (its sha256 differs): choose another run")
     if source != folder / WEIGHTS:
@@ -143,33 +144,6 @@ def _of_folder(path: Path) -> tuple[Path, str]:
     if note is None:
         raise Failure(f"init_from: {path} holds no train/model.json: name the folder of a trained run")
     return note.with_name(WEIGHTS), json.loads(note.read_text())["sha256"]
-
-
-def _of_run_id(run_id: str, folder: Path) -> tuple[Path, str]:
-    """The weights of a recorded run: in its folder, if they are still there, else among its artifacts."""
-    from mlflow.exceptions import MlflowException
-
-    from src.tracking.store import connect
-    from src.tracking.tracker import DEFAULT_STORE, MODEL_TAG, resolve_store
-
-    client = connect(resolve_store(None, DEFAULT_STORE))
-    try:
-        tags = client.get_run(run_id).data.tags
-        sha256 = tags.get(MODEL_TAG)
-        if sha256 is None:
-            raise Failure(f"init_from: the run {run_id} recorded no trained model: choose a complete one")
-        local = RunFolder(ROOT / tags.get("pipeline.output", "")).weights
-        if local.is_file() and sha256_of(local) == sha256:
-            return local, sha256
-        fetched = Path(client.download_artifacts(run_id, f"export/{WEIGHTS}", str(folder)))
-    except (MlflowException, OSError) as error:
-        raise Failure(
-            f"init_from: {run_id} is neither a folder nor a run with weights ({' '.join(str(error).split())[:120]}); "
-            "name a run's folder, or the id of an exported run as `make ui` shows it"
-        ) from None
-    fetched.replace(folder / WEIGHTS)
-    shutil.rmtree(folder / "export", ignore_errors=True)
-    return folder / WEIGHTS, sha256
 
 
 def _read_note(config: Config) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from src.configuration.schema import Loader, PositiveInt
 from src.data import subwords
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.tagged import Tagged, TaggedBatches, TaggedLoader, feed_of, sentences_of, text_of
+from src.data.kinds.text import surround
 from src.data.packed import Arrays
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class SubwordBatches(TaggedBatches):
         is_piece = position < counts
         pieces = self.split["pieces"][torch.where(is_piece, first + position, 0)].long()
         pieces = pieces.masked_fill(~is_piece, self.meta["tokenizer"]["padding"])
-        pieces, piece_lengths = subwords.surround(pieces, counts[:, 0], self.meta["tokenizer"])
+        pieces, piece_lengths = surround(pieces, counts[:, 0], self.meta["tokenizer"])
 
         word = torch.arange(tags.shape[1], device=device)
         is_word = word < lengths[:, None]

@@ -122,7 +122,7 @@ class TextBatches(Batches):
             batch = batch.masked_fill(dropped, self.unknown)
         batch = batch.masked_fill(~is_token, self.padding)
         if any(self.around):
-            batch, lengths = subwords.surround(batch, lengths, self.meta["tokenizer"])
+            batch, lengths = surround(batch, lengths, self.meta["tokenizer"])
         return batch, lengths, self.split["labels"][indices]
 
     def to(self, device: torch.device) -> Batches:
@@ -139,6 +139,20 @@ def without_middle(position: Any, full_length: Any, length: Any) -> Any:
     Arrays or tensors of integers that broadcast; `position` counts from 0 within the shortened text.
     """
     return position + (position >= (length + 1) // 2) * (full_length - length)
+
+
+def surround(pieces: Tensor, lengths: Tensor, tokenizer: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Texts [B, T] between the ids that belong around them, [B, T + begin + end], and their lengths [B] with these."""
+    import torch
+
+    begin, end = tokenizer["begin"], tokenizer["end"]
+    head = torch.tensor(begin, dtype=pieces.dtype, device=pieces.device).expand(len(pieces), -1)
+    tail = pieces.new_full((len(pieces), len(end)), tokenizer["padding"])
+    batch = torch.cat([head, pieces, tail], dim=1)
+    position = torch.arange(batch.shape[1], device=pieces.device)
+    for number, piece in enumerate(end):
+        batch = batch.masked_fill(position == lengths[:, None] + len(begin) + number, piece)
+    return batch, lengths + len(begin) + len(end)
 
 
 def tokenize(text: str, settings: Mapping[str, Any]) -> list[str]:
