@@ -501,7 +501,7 @@ class _Yolo(_Reader):
         for name in sorted(self.texts):
             if name.lower().endswith((".yaml", ".yml")):
                 try:
-                    content = parse_yaml(self.texts[name], name)
+                    content = parse_yaml(self.texts[name].decode(), name)
                 except (ConfigError, ValueError, RecursionError) as error:
                     raise self.refusal(name, f"is no YAML ({' '.join(str(error).split())})") from None
                 names = content.get("names") if isinstance(content, dict) else None
