@@ -23,7 +23,7 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def is_token(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Which positions of padded texts hold a token: [B, T] and lengths [B] -> bool [B, T]."""
+    """Which positions of padded texts hold a token: [B, T, ...] and lengths [B] -> bool [B, T]."""
     return torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
 
 

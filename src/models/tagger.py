@@ -16,14 +16,10 @@ from torchmetrics import Metric
 from src.common.tag_schemes import is_allowed, parts_of, scheme_of
 from src.configuration.schema import Dropout, Layers, Optimizer, Positive, PositiveInt, Schedule
 from src.models.base import Model, Split
+from src.models.layers import is_token
 from src.models.lstm import BidirectionalLSTM, EmbeddingDropout, TextClassifier, reverse_by_length
 
 FORBIDDEN = -10_000.0  # the score of a transition that the tags' scheme does not have
-
-
-def mask_of(lengths: Tensor, longest: int) -> Tensor:
-    """Which steps are real: lengths [B] -> bool [B, T]."""
-    return torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
 
 
 class _LogPartition(torch.autograd.Function):
@@ -56,7 +52,7 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0].double()
         scores, factors, lengths, begun, ended, total = ctx.saved_tensors
-        is_word = mask_of(lengths, scores.shape[1])[..., None]
+        is_word = is_token(scores, lengths)[..., None]
         single = torch.where(is_word, (begun + ended - scores - total[:, None, None]).exp(), 0)  # probabilities
         single = single * gradient[:, None, None]
         # The probability of a transition is a product of what leads to it, its own factor and what follows.
@@ -99,7 +95,7 @@ class CRF(nn.Module):
         """The negative log-likelihood of the tags, int64 [B, T], of each sentence: fp32 [B]."""
         start, transitions, end = self.parameters_of_paths()
         scores = scores.float()
-        is_word = mask_of(lengths, scores.shape[1])
+        is_word = is_token(scores, lengths)
         own = scores.gather(2, tags[..., None])[..., 0]
         between = transitions.flatten()[tags[:, :-1] * len(start) + tags[:, 1:]]
         last = tags.gather(1, (lengths - 1)[:, None])[:, 0]
@@ -112,7 +108,7 @@ class CRF(nn.Module):
         """The most probable tags (Viterbi): int64 [B, T], 0 behind a sentence's end."""
         start, transitions, end = self.parameters_of_paths()
         scores = scores.float()
-        is_word = mask_of(lengths, scores.shape[1])
+        is_word = is_token(scores, lengths)
         state = scores[:, 0] + start
         stay = torch.arange(len(start), device=scores.device)
         origins = []  # of each tag of a step, the tag before it: [B, K]
@@ -189,7 +185,7 @@ class Tagging(Model):
     def answer(self, *inputs: Tensor) -> Tensor:
         """The tags' scores, fp32 [B, T, K], 0 behind a sentence's end; with `path_scores` they give the best tags."""
         scores = self(*inputs).float()
-        return scores * mask_of(inputs[-1], scores.shape[1])[..., None]
+        return scores * is_token(scores, inputs[-1])[..., None]
 
     def path_scores(self) -> dict[str, list[Any]]:
         """The CRF's scores `start` [K], `transitions` [K][K] (from, to) and `end` [K]."""
@@ -211,7 +207,7 @@ class Tagging(Model):
         _, scores = self.loss(batch, "val")
         *_, lengths, tags = batch
         predicted = self.crf.decode(scores, lengths)
-        is_right = (predicted == tags) & mask_of(lengths, tags.shape[1])
+        is_right = (predicted == tags) & is_token(tags, lengths)
         self.add("val", lengths.sum(), accuracy=is_right.sum())  # of words, not of sentences
         self.val_entities.update(predicted, tags)
 
@@ -331,7 +327,7 @@ def shapes_of(characters: Tensor, lengths: Tensor) -> Tensor:
         ],
         dim=-1,
     ).float()
-    is_word = mask_of(lengths, characters.shape[1])
+    is_word = is_token(characters, lengths)
     letters = (is_word & (has_upper | has_lower)).sum(1).clamp(min=1)
     share = ((is_word & is_capitals).sum(1) / letters)[:, None, None].expand(-1, characters.shape[1], 1)
     return torch.cat([features, share.to(features.dtype)], dim=-1)

@@ -179,8 +179,8 @@ class DetectionFolders:
         rows: dict[str, list[Any]] = {key: [] for key in ("boxes", "labels", "areas", "crowd", "difficult")}
         offsets = [0]
         for picture in pictures:
-            annotation, placed = annotations[picture.name], picture.placement
-            limits = np.array([placed.width, placed.height, placed.width, placed.height], np.float64)
+            annotation, placement = annotations[picture.name], picture.placement
+            limits = np.array([placement.width, placement.height, placement.width, placement.height], np.float64)
             for box, label, area, crowd, difficult in zip(
                 annotation.boxes,
                 annotation.labels,
@@ -201,7 +201,7 @@ class DetectionFolders:
                     continue
                 if (np.abs(inside - corners) > 1).any():  # a rounding of up to a pixel is usual
                     unused["boxes cut off at the edge of their picture"] += 1
-                rows["boxes"].append(placed.to_packed(inside))
+                rows["boxes"].append(placement.to_packed(inside))
                 rows["labels"].append(number[label])
                 sides = inside[2:] - inside[:2]
                 rows["areas"].append(float(sides[0] * sides[1]) if area is None else area)
@@ -370,12 +370,12 @@ class _Coco(_Reader):
             if row["id"] in images or image in by_image:
                 raise self.refusal(name, f"the image {row['file_name']!r} stands twice in it")
             images[row["id"]] = by_image[image] = Annotation()
-            placed = self.pictures[image].placement
-            told = (row.get("width", placed.width), row.get("height", placed.height))
-            if told != (placed.width, placed.height):
+            placement = self.pictures[image].placement
+            width, height = row.get("width", placement.width), row.get("height", placement.height)
+            if (width, height) != (placement.width, placement.height):
                 raise self.refusal(
                     name,
-                    f"{row['file_name']!r} is {placed.width}x{placed.height}, but {told[0]}x{told[1]} is written",
+                    f"{row['file_name']!r} is {placement.width}x{placement.height}, but {width}x{height} is written",
                 )
         for row in content["annotations"]:
             where = f"{name}, annotation {row.get('id', '?')}"
@@ -486,13 +486,13 @@ class _Yolo(_Reader):
             options = [str(path)]
             if beside is not None:
                 options.insert(0, "/".join([*parts[:beside], "labels", *parts[beside + 1 :]]))
-            found = next((name for name in options if name in labels), None)
-            if found is None:
+            label_file = next((name for name in options if name in labels), None)
+            if label_file is None:
                 self.unused["images without a label file, which count as empty"] += 1
                 annotated[split][image] = Annotation()
             else:
-                used.add(found)
-                annotated[split][image] = self._annotation(found, image)
+                used.add(label_file)
+                annotated[split][image] = self._annotation(label_file, image)
         if idle := sum(_split_of(PurePosixPath(name)) is not None for name in labels.keys() - used):
             raise SourceError(f"{self.archive}: {idle} label files have no image of their name")
         return annotated
@@ -522,7 +522,7 @@ class _Yolo(_Reader):
         )
 
     def _annotation(self, name: str, image: str) -> Annotation:
-        annotation, placed = Annotation(), self.pictures[image].placement
+        annotation, placement = Annotation(), self.pictures[image].placement
         for number, line in enumerate(self.texts[name].decode("utf-8", "replace").splitlines(), 1):
             if not line.strip():
                 continue
@@ -531,7 +531,7 @@ class _Yolo(_Reader):
             if label != int(label) or not 0 <= label < len(self.classes):
                 raise self.refusal(where, f"class {label:g}, but there are the {len(self.classes)} from 0 on")
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            scales = (placed.width, placed.height, placed.width, placed.height)
+            scales = (placement.width, placement.height, placement.width, placement.height)
             box = [corner * scale for corner, scale in zip(corners, scales, strict=True)]
             annotation.add(box, self.classes[int(label)])
         return annotation
