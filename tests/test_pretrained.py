@@ -114,7 +114,7 @@ def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(SourceError, match=f"is of another network than {LITE0}"):
+    with pytest.raises(Failure, match=f"is of another network than {LITE0}"):
         obtain_pretrained(Pretrained(name=LITE0, weights=str(tmp_path / "other.pth")), "timm", tmp_path / "out")
 
 
@@ -139,6 +139,38 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny_bert: Path, tmp_path: Path
     (tmp_path / "bert" / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match=r"has no tokenizer.json: give a folder with"):
         obtain_pretrained(Pretrained(name="bert", weights=str(tmp_path / "bert")), "transformers", tmp_path / "out")
+
+
+def shards_of(folder: Path, target: Path) -> dict[str, torch.Tensor]:
+    """Copies an encoder's folder with its weights in two shards and their index; returns all tensors."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    for shard, keys in shards.items():
+        save_file({key: tensors[key] for key in keys}, target / shard)
+    weight_map = {key: shard for shard, keys in shards.items() for key in keys}
+    (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return tensors
+
+
+def test_weights_in_shards_are_joined(tiny_bert: Path, tmp_path: Path) -> None:
+    tensors = shards_of(tiny_bert, tmp_path / "bert")
+    pretrained = Pretrained(name="bert", weights=str(tmp_path / "bert"))
+    note = obtain_pretrained(pretrained, "transformers", tmp_path / "out")
+    joined = load_file(tmp_path / "out" / "model.safetensors")
+    assert joined.keys() == tensors.keys()
+    assert all(torch.equal(joined[key], value) for key, value in tensors.items())
+    assert note["sha256"] == sha256_of(tmp_path / "out" / "model.safetensors")
+
+    (tmp_path / "bert" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"has no model-00002-of-00002.safetensors"):
+        obtain_pretrained(pretrained, "transformers", tmp_path / "again")
+
+    (tmp_path / "bert" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+    with pytest.raises(SourceError, match=r"does not name the shards of the weights"):
+        obtain_pretrained(pretrained, "transformers", tmp_path / "again")
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +20,16 @@ from src.configuration.schema import (
     Schedule,
 )
 from src.models.tagger import SHAPES, CharacterCNN, Tagging, shapes_of
-from src.models.transformer import Encoder, freeze_layers, rates
+from src.models.transformer import FineTuned
 
 
-class EncoderTagger(Tagging):
+class EncoderTagger(FineTuned, Tagging):
     """The encoder's state of a word's first subword, the word's characters and shape, a linear layer, a CRF.
 
     An uncased encoder does not see capitals, which tell most of a name: characters and shapes are read as written.
     `meta["architecture"]` is the encoder's config.json.
     """
 
-    library = "transformers"
     takes = ("tagged_subwords",)
 
     def __init__(
@@ -51,18 +49,18 @@ class EncoderTagger(Tagging):
         dropout: Dropout = 0.1,
     ) -> None:
         super().__init__(meta, optimizer=optimizer, schedule=schedule)
-        self.architecture = meta["architecture"]
-        self.encoder = Encoder(meta["architecture"], meta["pieces"], encoder_dropout)
+        self.begin_from(
+            meta,
+            meta["pieces"],
+            dropout=encoder_dropout,
+            freeze=freeze,
+            layer_decay=layer_decay,
+            head_rate=head_rate,
+        )
         self.characters = CharacterCNN(character_embedding, character_features)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(self.encoder.size + character_features + SHAPES, hidden)
         self.score = nn.Linear(hidden, len(meta["tags"]))
-        self.layer_decay = layer_decay
-        self.head_rate = head_rate
-        freeze_layers(self.encoder, freeze)
-
-    def load_pretrained(self, folder: Path) -> None:
-        self.encoder.load(folder)
 
     def forward(
         self, pieces: Tensor, piece_lengths: Tensor, firsts: Tensor, characters: Tensor, lengths: Tensor
@@ -79,6 +77,3 @@ class EncoderTagger(Tagging):
         x = nn.functional.gelu(self.hidden(self.dropout(x)))
         scores: Tensor = self.score(self.dropout(x))
         return scores
-
-    def rate_factors(self) -> Mapping[nn.Parameter, float]:
-        return rates(self, self.encoder, self.layer_decay, self.head_rate)

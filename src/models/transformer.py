@@ -21,6 +21,7 @@ from src.configuration.schema import (
     Probability,
     Schedule,
 )
+from src.models.base import Model
 from src.models.classifier import Classifier
 from src.models.layers import is_token
 
@@ -79,7 +80,56 @@ class Encoder(nn.Module):
         self.transformer.load_state_dict({key: loaded[key] for key in own})
 
 
-class TransformerClassifier(Classifier):
+class FineTuned(Model):
+    """Mixin of models over a pretrained `encoder`: its weights, frozen layers and learning rates."""
+
+    library = "transformers"
+
+    def begin_from(
+        self,
+        meta: Mapping[str, Any],
+        vocabulary: int,
+        *,
+        dropout: float,
+        freeze: int,
+        layer_decay: float,
+        head_rate: float,
+    ) -> None:
+        """Builds `self.encoder` as `meta["architecture"]`, the encoder's config.json, says.
+
+        Its first `freeze` layers are frozen, of which the embeddings are the first. Factors on learning rates:
+        `layer_decay` to the power of a layer's distance from the head, `head_rate` there.
+
+        Raises:
+            Failure: the encoder has fewer layers, or the data's tokens are not its own.
+        """
+        self.architecture = meta["architecture"]
+        self.encoder = Encoder(meta["architecture"], vocabulary, dropout)
+        self.layer_decay = layer_decay
+        self.head_rate = head_rate
+        layers = 1 + max(self.encoder.layers.values())
+        if freeze > layers:
+            raise Failure(
+                f"model.freeze: {freeze}, but the encoder has {layers} layers with its embeddings; give fewer"
+            )
+        for name, parameter in self.encoder.transformer.named_parameters():
+            parameter.requires_grad_(self.encoder.layers[name] >= freeze)
+
+    def load_pretrained(self, folder: Path) -> None:
+        self.encoder.load(folder)
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        if self.layer_decay == self.head_rate == 1:
+            return {}
+        top = 1 + max(self.encoder.layers.values())
+        factors = {
+            parameter: self.layer_decay ** (top - self.encoder.layers[name])
+            for name, parameter in self.encoder.transformer.named_parameters()
+        }
+        return {parameter: factors.get(parameter, self.head_rate) for parameter in self.parameters()}
+
+
+class TransformerClassifier(FineTuned, Classifier):
     """Classifies texts: an encoder, the mean of its states or the first one, dropout, a linear layer.
 
     `meta["architecture"]` is the encoder's config.json.
@@ -88,7 +138,6 @@ class TransformerClassifier(Classifier):
         Failure: the data's tokens are not this encoder's.
     """
 
-    library = "transformers"
     takes = ("text",)
     varies_in_shape = True
 
@@ -108,19 +157,19 @@ class TransformerClassifier(Classifier):
         label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing)
-        self.architecture = meta["architecture"]
-        self.encoder = Encoder(meta["architecture"], len(meta["vocabulary"]), encoder_dropout)
+        self.begin_from(
+            meta,
+            len(meta["vocabulary"]),
+            dropout=encoder_dropout,
+            freeze=freeze,
+            layer_decay=layer_decay,
+            head_rate=head_rate,
+        )
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(self.encoder.size, len(meta["classes"]))
         nn.init.normal_(self.classify.weight, std=0.02)
         nn.init.zeros_(self.classify.bias)
-        self.layer_decay = layer_decay
-        self.head_rate = head_rate
-        freeze_layers(self.encoder, freeze)
-
-    def load_pretrained(self, folder: Path) -> None:
-        self.encoder.load(folder)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [B, T] (anything beyond a length), lengths int64 [B], at least 1 -> logits [B, classes]."""
@@ -131,34 +180,6 @@ class TransformerClassifier(Classifier):
             pooled = states[:, 0]
         logits: Tensor = self.classify(self.dropout(pooled))
         return logits
-
-    def rate_factors(self) -> Mapping[nn.Parameter, float]:
-        return rates(self, self.encoder, self.layer_decay, self.head_rate)
-
-
-def freeze_layers(encoder: Encoder, count: int) -> None:
-    """Freezes the first `count` layers, of which the embeddings are the first.
-
-    Raises:
-        Failure: there are fewer.
-    """
-    layers = 1 + max(encoder.layers.values())
-    if count > layers:
-        raise Failure(f"model.freeze: {count}, but the encoder has {layers} layers with its embeddings; give fewer")
-    for name, parameter in encoder.transformer.named_parameters():
-        parameter.requires_grad_(encoder.layers[name] >= count)
-
-
-def rates(model: nn.Module, encoder: Encoder, layer_decay: float, head_rate: float) -> Mapping[nn.Parameter, float]:
-    """Factors on learning rates: `layer_decay` to the power of a layer's distance from the head, `head_rate` there."""
-    if layer_decay == head_rate == 1:
-        return {}
-    top = 1 + max(encoder.layers.values())
-    factors = {
-        parameter: layer_decay ** (top - encoder.layers[name])
-        for name, parameter in encoder.transformer.named_parameters()
-    }
-    return {parameter: factors.get(parameter, head_rate) for parameter in model.parameters()}
 
 
 def _layers(transformer: nn.Module) -> dict[str, int]:

