@@ -262,6 +262,17 @@ def test_training_begins_with_the_pretrained_weights_and_a_head_of_its_own(tiny_
     assert torch.equal(model.classify.weight, head)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_a_text_s_answer_does_not_depend_on_its_padding(pooling: str, tiny_bert: Path, tmp_path: Path) -> None:
+    config = text_config(tmp_path, f"model.encoder.weights={tiny_bert}", f"model.pooling={pooling}")
+    start.obtain_weights(config)
+    model = config.model({"vocabulary": ["x"] * 12, "classes": ["neg", "pos"]} | start.architecture(config)).eval()
+    alone = model(torch.tensor([[2, 4, 3]]), torch.tensor([3]))
+    padded = model(torch.tensor([[2, 4, 3, 9, 9], [2, 5, 6, 7, 3]]), torch.tensor([3, 5]))
+    assert torch.allclose(alone[0], padded[0], atol=1e-6)
+
+
 def test_damaged_pretrained_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     config = text_config(tmp_path, f"model.encoder.weights={tiny_bert}")
     start.obtain_weights(config)
@@ -488,7 +499,7 @@ def test_muon_takes_no_rates_of_layers() -> None:
 
 @torch.no_grad()
 def test_pretrained_weights_answer_as_in_their_own_network(tmp_path: Path) -> None:
-    """All but the head: the features of a picture are the original's."""
+    """All but the head, which begins at zero: the features of a picture are the original's."""
     import timm
 
     obtain_pretrained(Pretrained(name=LITE0, weights="package"), "timm", tmp_path)
@@ -498,6 +509,7 @@ def test_pretrained_weights_answer_as_in_their_own_network(tmp_path: Path) -> No
     original.load_state_dict(load_file(tmp_path / "model.safetensors"))
     x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.network.forward_features(x), original.eval().forward_features(x))
+    assert not any(parameter.any() for parameter in model.network.get_classifier().parameters())
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ SMALL = 64  # pixels a side below which the first convolution keeps the size, as
 class TimmClassifier(Classifier):
     """Classifies images with any network of timm's, whose head is made anew for the data's classes.
 
+    Above pretrained weights the head begins at zero, as in Kolesnikov et al., 2020 (arXiv 1912.11370).
+
     Pixels are scaled, and brought to the size, as the network's own configuration says (`meta["architecture"]`: mean
     and std in 0..1, input_size [C, H, W]).
 
@@ -107,6 +109,10 @@ class TimmClassifier(Classifier):
             {name: value for name, value in loaded.state_dict().items() if self.layers.get(name) != self.head},
             strict=False,
         )
+        # A new head of two classes has, by timm's rule, weights so large that its first gradients spoil the others.
+        for name, parameter in self.network.named_parameters():
+            if self.layers[name] == self.head:
+                nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> logits [B, classes]."""
