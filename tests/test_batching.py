@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.data import packed
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, batches
 from src.data.datamodule import PackedData
@@ -22,6 +21,7 @@ from src.data.kinds.images import ImageBatches, ImageLoader, LowResolution
 from src.data.kinds.pairs import PairBatches, PairLoader
 from src.data.kinds.text import TextBatches, TextLoader
 from src.data.packed import Packed
+from src.data.writing import write_packed
 
 VOCABULARY = ["<unk>", "<pad>", *(f"word{i}" for i in range(98))]
 
@@ -417,7 +417,7 @@ def folder(tmp_path: Path) -> Path:
         name: {key: value.numpy() for key, value in image_split(count).items()}
         for name, count in (("train", 60), ("val", 20))
     }
-    packed.write(Packed(splits, {"kind": "images"}), tmp_path, config={}, source={})
+    write_packed(Packed(splits, {"kind": "images"}), tmp_path, config={}, source={})
     return tmp_path
 
 

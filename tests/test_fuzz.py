@@ -32,6 +32,7 @@ from src.data.image_files import decode
 from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
 from src.data.sets import imdb
+from src.data.writing import write_packed
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
 
@@ -289,7 +290,7 @@ def valid_split() -> tuple[bytes, bytes]:
     arrays: dict[str, np.ndarray] = {"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": np.arange(2)}
     with tempfile.TemporaryDirectory() as folder:
         data = Packed({"train": arrays}, {"kind": "images", "classes": ["a", "ü"]})
-        packed.write(data, Path(folder), config={"name": "tiny"}, source={"origin": "sample"})
+        write_packed(data, Path(folder), config={"name": "tiny"}, source={"origin": "sample"})
         return Path(folder, "meta.json").read_bytes(), Path(folder, "train.safetensors").read_bytes()
 
 

@@ -11,6 +11,7 @@ import pytest
 from src.common.files import sha256_of
 from src.data import packed
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
+from src.data.writing import write_packed
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}
@@ -32,7 +33,7 @@ def tiny() -> Packed:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the packed splits of `tiny`."""
-    packed.write(tiny(), tmp_path / "packed", config=CONFIG, source=SOURCE)
+    write_packed(tiny(), tmp_path / "packed", config=CONFIG, source=SOURCE)
     return tmp_path / "packed"
 
 
@@ -124,7 +125,7 @@ def test_written_splits_are_read_back(folder: Path) -> None:
 def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     reordered = {k: dict(reversed(v.items())) for k, v in tiny().splits.items()}
-    packed.write(Packed(reordered, tiny().meta), copy, config=dict(reversed(CONFIG.items())), source=SOURCE)
+    write_packed(Packed(reordered, tiny().meta), copy, config=dict(reversed(CONFIG.items())), source=SOURCE)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["meta.json", "origin.json", "test.safetensors", "train.safetensors"]
     for name in names:
@@ -134,7 +135,7 @@ def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> No
 def test_array_views_are_written_as_they_appear(tmp_path: Path) -> None:
     pairs = images(8).reshape(4, 2, 3, 4, 4)
     views = Packed({"train": {"input": pairs[:, 1], "target": pairs[:, 0].transpose(0, 1, 3, 2)}}, {"kind": "pairs"})
-    packed.write(views, tmp_path, config={}, source={})
+    write_packed(views, tmp_path, config={}, source={})
     loaded = packed.read_split(tmp_path, "train")
     assert np.array_equal(loaded["input"].numpy(), pairs[:, 1])
     assert np.array_equal(loaded["target"].numpy(), pairs[:, 0].transpose(0, 1, 3, 2))

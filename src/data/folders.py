@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
-from src.data.fetching.archives import read_archive
+from src.data.fetching.archives import Archive, read_archive
 from src.data.fetching.files import SourceError
 
 T = TypeVar("T")
+C = TypeVar("C")
 SPLIT_OF = {
     "train": "train",
     "val": "val",
@@ -25,7 +26,7 @@ SPLIT_OF = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example(Generic[T]):
     """One file of a split: its name in the archive, the name of its class ('' without classes) and its content."""
 
@@ -77,21 +78,50 @@ def read_folders(
 ) -> Folders[T]:
     """Reads the examples of an archive with `read`, which takes a file's content and its name for messages.
 
+    The arguments and errors are those of `list_folders`.
+    """
+    files = read_archive(archive, with_folders=True)
+    return _sorted_into_splits(archive, files, read, suffixes, has_classes, left_out)
+
+
+def list_folders(
+    archive: Archive,
+    suffixes: tuple[str, ...],
+    *,
+    has_classes: bool = True,
+    left_out: Mapping[str, str] = {},
+    skipped: Collection[str] = (),
+) -> Folders[None]:
+    """The examples of an archive by their names, without their content.
+
     Args:
         suffixes: those of examples, in lower case.
         has_classes: whether a split's folder holds a folder for each class.
         left_out: names of class folders that hold no examples, each with the reason.
+        skipped: files that are passed over as if the archive did not have them.
 
     Raises:
         SourceError: a class has no example, or two folders are the same split.
     """
+    files = ((name, None) for name in archive.places if name not in skipped)
+    return _sorted_into_splits(archive.path, files, lambda _, __: None, suffixes, has_classes, left_out)
+
+
+def _sorted_into_splits(
+    archive: Path,
+    files: Iterable[tuple[str, C]],
+    read: Callable[[C, str], T],
+    suffixes: tuple[str, ...],
+    has_classes: bool,
+    left_out: Mapping[str, str],
+) -> Folders[T]:
     folders: Folders[T] = Folders()
     seen: dict[str, Counter[str]] = defaultdict(Counter)  # what is not used of each class folder, by reason
     names: dict[str, str] = {}  # the folder that a split was taken from
     used = set()
     listed, above = set(), set()  # folders that the archive lists, and those that hold something
     depth = 2 if has_classes else 1  # parts of a name below the folder that holds the splits' folders, but for the file
-    for name, content in read_archive(archive, with_folders=True):
+    for name, content in files:
         is_folder = name.endswith("/")
         parts = [*PurePosixPath(name).parts, ""] if is_folder else list(PurePosixPath(name).parts)
         above |= {path.as_posix() for path in PurePosixPath(name).parents}

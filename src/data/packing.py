@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from src.configuration.schema import DataConfig
-from src.data import packed
+from src.data.writing import write_packed
 
 
 def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> di
         SourceError: the archive does not hold what it should.
         PackedError: a split has no example.
     """
-    meta = packed.write(config.data().pack(archive), config.processed, config=config.packing, source=source)
+    meta = write_packed(config.data().pack(archive), config.processed, config=config.packing, source=source)
     counts = ", ".join(f"{split} {facts['examples']}" for split, facts in meta["splits"].items())
     print(f"{config.data.name}: {counts}", flush=True)
     if unused := meta.get("unused"):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from src.configuration.schema import Colour, PositiveInt, SplitSeed, ValFraction
-from src.data.folders import read_folders
-from src.data.image_files import SUFFIXES, WHITE, decode, resized
-from src.data.packed import Packed, pack_images
+from src.data.fetching.archives import Archive
+from src.data.folders import list_folders
+from src.data.image_files import SUFFIXES
+from src.data.image_rows import FittedImage, LabelledFiles, pack_image_files
+from src.data.packed import Packed
 
 
 class ImageFolders:
@@ -40,28 +39,23 @@ class ImageFolders:
         Raises:
             SourceError: a split or a class is missing, or an image can't be decoded.
         """
-        folders = read_folders(archive, self._image, SUFFIXES)
-        classes = folders.classes(archive, f"*.png in it (or {', '.join(SUFFIXES[1:])})")
-        arrays = {
-            split: (
-                np.stack([example.content for example in examples]),
-                np.array([classes.index(example.label) for example in examples]),
-            )
-            for split, examples in folders.examples.items()
-            if examples
-        }
-        packed = pack_images(
-            arrays["train"],
-            arrays.get("val"),
-            arrays["test"],
+        return self._packed(Archive(archive), frozenset())
+
+    def _packed(self, archive: Archive, skipped: frozenset[str]) -> Packed:
+        folders = list_folders(archive, SUFFIXES, skipped=skipped)
+        classes = folders.classes(archive.path, f"*.png in it (or {', '.join(SUFFIXES[1:])})")
+        return pack_image_files(
+            archive,
+            {
+                split: LabelledFiles(
+                    [example.name for example in examples], [classes.index(example.label) for example in examples]
+                )
+                for split, examples in folders.examples.items()
+                if examples
+            },
+            FittedImage((3, self.size, self.size), background=self.background),
             classes=classes,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
+            unused=folders.unused,
         )
-        shown = {} if self.background == WHITE else {"background": self.background}
-        return replace(packed, meta=packed.meta | shown, unused=folders.unused)
-
-    def _image(self, content: bytes, name: str) -> np.ndarray:
-        """An image file as uint8 [3, S, S]."""
-        image = decode(content, name, background=self.background)
-        return resized(image, self.size, self.size).transpose(2, 0, 1)
