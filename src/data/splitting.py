@@ -40,7 +40,7 @@ def assign_splits(
     """
     given = [""] * len(labels) if splits is None else [_split(name, row) for row, name in enumerate(splits)]
     result = np.array(given if groups is None else _joined(given, groups), "<U5")
-    names = sorted(set(labels), key=lambda label: (str(type(label)), label))  # type: ignore[arg-type, return-value]
+    names = sorted(set(labels), key=lambda label: (str(type(label)), label))
     codes = {label: code for code, label in enumerate(names)}
     classes = np.array([codes[label] for label in labels], np.int64)
     for split, fraction in (("test", test_fraction), ("val", val_fraction)):
@@ -52,7 +52,7 @@ def assign_splits(
         if groups is None:
             _, held = stratified_holdout(classes[pool], fraction, seed)
         else:
-            held = _group_holdout(classes[pool], [groups[i] for i in pool], fraction, seed)
+            held = _group_holdout(classes[pool], [groups[i] for i in pool.tolist()], fraction, seed)
         result[pool[held]] = split
     result[result == ""] = "train"
     return [str(name) for name in result]

@@ -237,8 +237,7 @@ def _json_lines(text: io.TextIOWrapper, name: str) -> Table:
             raise SourceError(f"{name}, line {number} is no JSON ({error}): give one object a line") from None
         if not isinstance(entry, dict):
             raise SourceError(f'{name}, line {number} is no object: give lines such as {{"text": ..., "label": ...}}')
-        for key in entry.keys() - values.keys():
-            values[key] = [None] * len(lines)
+        values |= {key: [None] * len(lines) for key in entry if key not in values}
         for key, column in values.items():
             column.append(entry.get(key))
         lines.append(number)
