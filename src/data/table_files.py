@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-DELIMITERS = (",", "\t", ";")
 # UTF-32's mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -98,7 +97,7 @@ def read_table(content: bytes, name: str, *, encoding: str | None = None, has_he
     text = _decoded(content, name, encoding)
     if suffix == ".jsonl":
         return _json_lines(text, name)
-    delimiter = "\t" if suffix == ".tsv" else _delimiter(text)
+    delimiter = _delimiter(text, "\t,;" if suffix == ".tsv" else ",\t;")
     try:
         return _csv(text, name, has_header, delimiter=delimiter, strict=True)
     except SourceError:
@@ -153,12 +152,12 @@ def _first_fault(content: bytes, codec: str) -> int:
     return 0
 
 
-def _delimiter(text: io.TextIOWrapper) -> str:
+def _delimiter(text: io.TextIOWrapper, candidates: str) -> str:
     """What separates the cells: the first that gives the first rows the same number of cells, at least two."""
     head = text.read(_HEAD)
     text.seek(0)
     widths = {}
-    for delimiter in DELIMITERS:
+    for delimiter in candidates:
         rows = [
             row for row in itertools.islice(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), 6) if row
         ]
@@ -217,11 +216,11 @@ def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell is a finite number of 32 bits."""
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a finite number of 32 bits, or the text of one."""
     try:
         return bool(np.isfinite(np.float32(cell)))
-    except ValueError:
+    except (ValueError, TypeError):
         return False
 
 
