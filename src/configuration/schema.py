@@ -64,6 +64,11 @@ Colour = Annotated[
     str, AfterValidator(_check_colour), Field(description="shown where an image is transparent: a name or #rrggbb")
 ]
 
+OnBad = Annotated[
+    Literal["refuse", "skip"],
+    Field(description="what is done about a file that can't be read: refuse the data, or skip and count it"),
+]
+
 Dropout = Annotated[Probability, Field(description="probability that a unit is set to zero in training")]
 
 LabelSmoothing = Annotated[Probability, Field(description="share of each label that is spread over all classes")]

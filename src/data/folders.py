@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
@@ -41,6 +41,7 @@ class Folders(Generic[T]):
 
     examples: dict[str, list[Example[T]]] = field(default_factory=lambda: defaultdict(list))
     unused: Counter[str] = field(default_factory=Counter)
+    has_splits: bool = True  # False: class folders alone, whose examples are those of the split ""
 
     def classes(self, archive: Path, pattern: str) -> list[str]:
         """The names of the classes, sorted.
@@ -91,6 +92,7 @@ def list_folders(
     has_classes: bool = True,
     left_out: Mapping[str, str] = {},
     skipped: Collection[str] = (),
+    may_lack_splits: bool = False,
 ) -> Folders[None]:
     """The examples of an archive by their names, without their content.
 
@@ -99,12 +101,38 @@ def list_folders(
         has_classes: whether a split's folder holds a folder for each class.
         left_out: names of class folders that hold no examples, each with the reason.
         skipped: files that are passed over as if the archive did not have them.
+        may_lack_splits: whether a folder of class folders is read where there is no folder of a split.
 
     Raises:
         SourceError: a class has no example, or two folders are the same split.
     """
     files = ((name, None) for name in archive.places if name not in skipped)
-    return _sorted_into_splits(archive.path, files, lambda _, __: None, suffixes, has_classes, left_out)
+    root = _root_of_classes(archive, suffixes, skipped) if may_lack_splits else None
+    return _sorted_into_splits(archive.path, files, lambda _, __: None, suffixes, has_classes, left_out, root)
+
+
+def _root_of_classes(archive: Archive, suffixes: tuple[str, ...], skipped: Collection[str]) -> PurePosixPath | None:
+    """The folder that holds the class folders, where no file lies in a folder of a split; None: some do.
+
+    Raises:
+        SourceError: the class folders lie in several folders.
+    """
+    paths = [
+        path
+        for name, place in archive.places.items()
+        if place is not None and name not in skipped and (path := PurePosixPath(name)).suffix.lower() in suffixes
+    ]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts[1:])]
+    if any(_split_at(path.parts, 2) is not None for path in paths):
+        return None
+    highest = min((len(path.parts) for path in paths if len(path.parts) > 1), default=0)
+    roots = sorted({path.parent.parent for path in paths if len(path.parts) == highest})
+    if len(roots) > 1:
+        raise SourceError(
+            f"{archive.path}: class folders in {roots[0]}/ and in {roots[1]}/: call these train/ and test/ if they are "
+            "splits, or put all class folders into one folder"
+        )
+    return roots[0] if roots else None
 
 
 def _sorted_into_splits(
@@ -114,8 +142,10 @@ def _sorted_into_splits(
     suffixes: tuple[str, ...],
     has_classes: bool,
     left_out: Mapping[str, str],
+    root: PurePosixPath | None = None,
 ) -> Folders[T]:
-    folders: Folders[T] = Folders()
+    """Sorts files, names with what `read` takes; `root`: the folder of the class folders, where there are no splits."""
+    folders: Folders[T] = Folders(has_splits=root is None)
     seen: dict[str, Counter[str]] = defaultdict(Counter)  # what is not used of each class folder, by reason
     names: dict[str, str] = {}  # the folder that a split was taken from
     used = set()
@@ -125,11 +155,12 @@ def _sorted_into_splits(
         is_folder = name.endswith("/")
         parts = [*PurePosixPath(name).parts, ""] if is_folder else list(PurePosixPath(name).parts)
         above |= {path.as_posix() for path in PurePosixPath(name).parents}
-        at = _split_at(parts, depth)
+        at = _split_at(parts, depth) if root is None else _below(root, parts)
         reason = _reason(parts, at, depth, suffixes, left_out)
         if reason is None and not is_folder:
-            folder, label = parts[at], parts[at + 1] if has_classes else ""
-            split = SPLIT_OF[folder]
+            assert at is not None
+            folder, label = "" if root is not None else parts[at], parts[at + 1] if has_classes else ""
+            split = SPLIT_OF[folder] if folder else ""
             if names.setdefault(split, folder) != folder:
                 raise SourceError(f"{archive}: both {names[split]}/ and {folder}/ are the {split} split: keep one")
             used.add("/".join(parts[: at + depth]))
@@ -137,8 +168,8 @@ def _sorted_into_splits(
             continue
         if is_folder and reason != "hidden":
             listed.add(name.rstrip("/"))
-        is_class = has_classes and at >= 0 and len(parts) > at + 2 and reason not in ("hidden", *left_out.values())
-        if is_class:
+        is_below = has_classes and at is not None and len(parts) > at + 2
+        if at is not None and is_below and reason not in ("hidden", *left_out.values()):
             seen["/".join(parts[: at + 2])][str(reason)] += not is_folder
         if not is_folder:
             folders.unused[str(reason)] += 1
@@ -149,8 +180,9 @@ def _sorted_into_splits(
             f"{name} ({', '.join(f'{count} {reason}' for reason, count in (+seen[name]).items()) or 'empty'})"
             for name in without
         )
+        layout = "SPLIT/CLASS/" if root is None else "CLASS/"
         raise SourceError(
-            f"{archive}: classes without an example: {facts}: files go into SPLIT/CLASS/ and end in "
+            f"{archive}: classes without an example: {facts}: files go into {layout} and end in "
             f"{', '.join(suffixes)}; convert or move them, or remove the folder"
         )
     for examples in folders.examples.values():
@@ -158,21 +190,27 @@ def _sorted_into_splits(
     return folders
 
 
-def _split_at(parts: list[str], depth: int) -> int:
-    """Where the name of the split's folder stands: at its place above the file, else the first; -1: nowhere."""
+def _split_at(parts: Sequence[str], depth: int) -> int | None:
+    """Where the name of the split's folder stands: at its place above the file, else the first; None: nowhere."""
     usual = len(parts) - 1 - depth
     if usual >= 0 and parts[usual] in SPLIT_OF:
         return usual
-    return next((i for i, part in enumerate(parts[:-1]) if part in SPLIT_OF), -1)
+    return next((i for i, part in enumerate(parts[:-1]) if part in SPLIT_OF), None)
+
+
+def _below(root: PurePosixPath, parts: Sequence[str]) -> int | None:
+    """Where the name of `root` stands, -1 if it is the archive's top; None: the file does not lie in it."""
+    depth = len(root.parts)
+    return depth - 1 if tuple(parts[:depth]) == root.parts and len(parts) > depth else None
 
 
 def _reason(
-    parts: list[str], at: int, depth: int, suffixes: tuple[str, ...], left_out: Mapping[str, str]
+    parts: Sequence[str], at: int | None, depth: int, suffixes: tuple[str, ...], left_out: Mapping[str, str]
 ) -> str | None:
     """Why a file is not used; None: it is."""
     if any(part.startswith(".") for part in parts[1:]):
         return "hidden"
-    if at < 0:
+    if at is None:
         return "outside train/, val/ and test/"
     if len(parts) > at + 2 and parts[at + 1] in left_out:
         return left_out[parts[at + 1]]

@@ -122,6 +122,7 @@ def pack_image_files(
     val_fraction: float,
     split_seed: int,
     unused: Mapping[str, int],
+    without: Callable[[frozenset[str]], Packed] | None,
 ) -> Packed:
     """Packs labelled image files as `packed.pack_images` packs images; without `val` it is drawn from `train`."""
     parts = dict(parts)
@@ -137,7 +138,8 @@ def pack_image_files(
         }
         for split in SPLITS
     }
-    return Packed(splits, {"kind": "images", "classes": list(classes), **decode.meta}, unused)
+    meta = {"kind": "images", "classes": list(classes), **decode.meta}
+    return Packed(splits, meta, unused, without=without)
 
 
 @dataclass(frozen=True)

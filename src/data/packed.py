@@ -43,6 +43,7 @@ class Packed:
     splits: Mapping[str, Split]
     meta: dict[str, Any]
     unused: Mapping[str, int] = field(default_factory=dict)  # files of the archive without use, by reason
+    bad: list[tuple[str, str]] = field(default_factory=list)  # examples that are left out, each with its fault
     # Columns that describe the examples of a split, in the order of its rows: `name` is a file's path in the archive.
     facts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     without: Callable[[frozenset[str]], Packed] | None = None  # packs without these files; None: none may be skipped

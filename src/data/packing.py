@@ -24,6 +24,10 @@ def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> di
     if unused := meta.get("unused"):
         reasons = ", ".join(f"{count} {reason}" for reason, count in unused.items())
         print(f"{config.data.name}: files that are not used: {reasons}", flush=True)
+    if bad := meta.get("bad"):
+        name, reason = bad[0]
+        more = f", and {len(bad) - 1} more (origin.json)" if len(bad) > 1 else ""
+        print(f"{config.data.name}: left out: {name} {reason}{more}", flush=True)
     for splits, count in meta["duplicates"].items():
         if count:
             relation = "between" if "/" in splits else "within"

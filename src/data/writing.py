@@ -57,8 +57,8 @@ def write_packed(
     origin: dict[str, Any] = {"config": dict(config), "source": dict(source)}
     if packed.unused:
         origin["unused"] = dict(packed.unused)
-    if bad:
-        origin["skipped"] = dict(sorted(bad.items()))
+    if left_out := [*packed.bad, *sorted(bad.items())]:
+        origin["bad"] = [list(entry) for entry in left_out]
     _write_facts(folder / FACTS, packed.facts, notes)
     for name, content in (("meta.json", meta), ("origin.json", origin)):
         write_text_atomically(folder / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

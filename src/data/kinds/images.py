@@ -14,7 +14,7 @@ from src.common.errors import Failure
 from src.common.hardware import release_freed_memory
 from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
 from src.data.batching import Batches, generator
-from src.data.image_files import SUFFIXES, WHITE, decode, resized
+from src.data.image_files import SUFFIXES, WHITE, fitted, open_image
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
@@ -150,14 +150,14 @@ class Images:
         return split["images"][indices].permute(0, 2, 3, 1).cpu().numpy()
 
     def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
-        return {key: meta[key] for key in ("classes", "shape", "background") if key in meta}
+        return {key: meta[key] for key in ("classes", "shape", "fit", "background") if key in meta}
 
     def snippet(self, signature: Mapping[str, Any]) -> str:
         return image_snippet(signature)
 
 
 def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
-    """An image file as uint8 [1, C, H, W] of the signature's `shape`, resized where it has another size.
+    """An image file as uint8 [1, C, H, W] of the signature's `shape`, decoded and fitted as the training images were.
 
     Raises:
         Failure: there is no such file, or it can't be read.
@@ -171,8 +171,9 @@ def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
         content = Path(source).read_bytes()
     except OSError as error:
         raise Failure(f"{source} can't be read ({error.strerror}): make it accessible") from None
-    image = decode(content, source, channels=channels, background=signature.get("background", WHITE))
-    return resized(image, width, height).transpose(2, 0, 1)[None]
+    background = signature.get("background", WHITE)
+    picture = open_image(content, source, channels=channels, background=background).picture
+    return fitted(picture, width, height, signature.get("fit", "stretch"), background)[None]
 
 
 def _is_file(source: str) -> bool:
@@ -182,10 +183,16 @@ def _is_file(source: str) -> bool:
 def image_snippet(signature: Mapping[str, Any]) -> str:
     """Python that reads input.png into `image`, uint8 [1, C, H, W]."""
     channels, height, width = signature["shape"]
+    size = f"({width}, {height}), Image.Resampling.BICUBIC"
+    resize = {
+        "stretch": f"photo.resize({size})",
+        "crop": f"ImageOps.fit(photo, {size})",
+        "pad": f"ImageOps.pad(photo, {size}, {signature.get('background', WHITE)!r})",
+    }[signature.get("fit", "stretch")]
     return f"""\
 from PIL import Image, ImageOps
 photo = ImageOps.exif_transpose(Image.open("input.png")).convert("{"RGB" if channels == 3 else "L"}")
-photo = photo.resize(({width}, {height}), Image.Resampling.BICUBIC)
+photo = {resize}
 image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
 """
 

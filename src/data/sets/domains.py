@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from src.configuration.schema import Colour, Enlarge, PositiveInt, SplitSeed, TwoNames, ValFraction
+from src.configuration.schema import Colour, Enlarge, OnBad, PositiveInt, SplitSeed, TwoNames, ValFraction
 from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
@@ -151,6 +152,7 @@ class DomainClasses:
         size: PositiveInt = 144,
         background: Colour = "white",
         duplicates: Literal["keep", "drop"] = "drop",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -158,11 +160,12 @@ class DomainClasses:
         self.size = size
         self.background = background
         self.duplicates = duplicates
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive.
+        """Lists the images; their files are decoded when they are written.
 
         Raises:
             SourceError: the archive has another layout, or an image can't be decoded.
@@ -186,6 +189,7 @@ class DomainClasses:
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
             unused=+domains.unused,
+            without=partial(self._packed, archive) if self.on_bad == "skip" else None,
         )
 
 
@@ -209,6 +213,7 @@ class UnpairedDomains:
         background: Colour = "white",
         paired_test: bool = False,
         duplicates: Literal["keep", "drop"] = "keep",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.05,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -217,11 +222,14 @@ class UnpairedDomains:
         self.background = background
         self.paired_test = paired_test
         self.duplicates = duplicates
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive; without validation images they are drawn from each domain's training part.
+        """Lists the images; their files are decoded when they are written.
+
+        Without validation images they are drawn from each domain's training part.
 
         Raises:
             SourceError: the archive has another layout, an image can't be decoded, or, with `paired_test`, the test
@@ -251,7 +259,8 @@ class UnpairedDomains:
                 domain: ImageRows(archive, names, decode, shape).part()
                 for domain, names in zip("ab", files[split], strict=True)
             }
-        return pack_unpaired(splits, self.size, self.background, self.paired_test, None, +domains.unused)
+        packed = pack_unpaired(splits, self.size, self.background, self.paired_test, None, +domains.unused)
+        return replace(packed, without=partial(self._packed, archive) if self.on_bad == "skip" else None)
 
 
 @dataclass(frozen=True)
@@ -316,6 +325,7 @@ class UnpairedHalves:
         enlarge: Enlarge = 1.117,
         palette: Literal["facades"] | None = None,
         background: Colour = "white",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -323,11 +333,12 @@ class UnpairedHalves:
         self.enlarge = enlarge
         self.palette = palette
         self.background = background
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive.
+        """Lists the images; their files are decoded when they are written.
 
         Raises:
             SourceError: a split is missing, or a file is no pair.
@@ -342,4 +353,5 @@ class UnpairedHalves:
             decode = Halves(size, self.background)
             rows = ImageRows(archive, pairs[split], decode, (2, 3, size, size), equal="parts")
             splits[split] = {"a": rows.part(0), "b": rows.part(1)}
-        return pack_unpaired(splits, self.size, self.background, True, self.palette, unused)
+        packed = pack_unpaired(splits, self.size, self.background, True, self.palette, unused)
+        return replace(packed, without=partial(self._packed, archive) if self.on_bad == "skip" else None)
