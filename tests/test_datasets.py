@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
-import string
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,12 @@ import pytest
 from PIL import Image
 
 from src.data.fetching.adopting import adopt
-from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
-from src.data.kinds.text import tokenize
 from src.data.packed import Packed
 from src.data.sets.cifar10 import Cifar10
 from src.data.sets.facades import PairedImages
 from src.data.sets.image_folder import ImageFolders
-from src.data.sets.imdb import BREAK, ReviewFolders, tokenizer_settings
+from src.data.sets.imdb import ReviewFolders
 from tests.tiny_data import cifar_members, packed_data, plain_png, png, write_tar
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -324,55 +319,6 @@ def test_equal_reviews_in_train_and_test_are_reported(tmp_path: Path) -> None:
     }
     duplicates = ReviewFolders(val_fraction=0.01).pack(write_tar(tmp_path / "r.tar", members)).meta["duplicates"]
     assert duplicates["train/test"] + duplicates["val/test"] == 1
-
-
-def odd_texts() -> Iterable[str]:
-    yield from [
-        "",
-        " ",
-        "<br />",
-        "<BR/>x<br  >",
-        'don\'t "stop"...',
-        "a;b:c(d)!?",
-        "İstanbul ǅ ſ K ß",
-        "\u00a0nbsp\u2003em\x1c\x85",
-    ]
-    yield from [
-        "no<br / >tag <b>r</b>",
-        "''",
-        '"',
-        "tab\tnew\nline\r\n",
-        "日本語。",
-        "😀!",
-        "\x00",
-        "a" * 300,
-        "<br",
-        "br />",
-    ]
-    alphabet = string.printable + "<br /><BR>'\".,()!?;:İßé\u00a0\u2028"
-    generator = random.Random(0)
-    for _ in range(300):
-        yield "".join(generator.choices(alphabet, k=60))
-
-
-def test_the_exported_tokenizer_equals_the_one_of_training(tmp_path: Path) -> None:
-    from torchtext.data.utils import get_tokenizer
-
-    from src.data.samples.reviews import draw
-
-    draw(tmp_path / "real.tar.gz", train=100, test=10)
-    real = [content.decode() for _, content in read_archive(tmp_path / "real.tar.gz")]
-    assert any("<br" in text for text in real)
-    basic_english, settings = get_tokenizer("basic_english"), tokenizer_settings()
-    for text in [*real, *odd_texts()]:
-        assert tokenize(text, settings) == basic_english(BREAK.sub(" ", text)), repr(text)
-
-
-def test_parallel_tokenization_keeps_the_order() -> None:
-    from src.data.sets import imdb
-
-    texts = [f"Review {i}, <br />{'very ' * (i % 7)}good." for i in range(2500)]  # enough for several processes
-    assert imdb.tokenize(texts) == imdb._tokenize(texts)
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

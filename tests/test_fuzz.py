@@ -25,13 +25,12 @@ from src.common.files import sha256_of
 from src.common.paths import CONF, ROOT
 from src.configuration.composing import check, compose
 from src.configuration.schema import Config, DataConfig
-from src.data import packed
+from src.data import packed, tokens
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.image_files import decode
 from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
-from src.data.sets import imdb
 from src.data.writing import write_packed
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
@@ -270,8 +269,8 @@ def test_any_override_is_composed_or_refused(words: list[str]) -> None:
 @settings(max_examples=500)
 @given(text=st.text() | st.text("ab .,'!?()<>br/;:\"\t\n"))
 def test_the_exported_tokenizer_equals_the_one_of_training_on_any_text(text: str) -> None:
-    (expected,) = imdb.tokenize([text])
-    assert (tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == expected
+    (expected,) = tokens.tokenize([text])
+    assert (tokenize(text, tokens.basic_english()) or [packed.UNKNOWN]) == expected
 
 
 # --- packed splits ----------------------------------------------------------------------------------------------------

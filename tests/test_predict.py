@@ -23,7 +23,7 @@ from src import predict
 from src.common.files import sha256_of
 from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.image_folder import ImageFolders
-from src.data.sets.imdb import tokenizer_settings
+from src.data.tokens import basic_english
 from src.predict import Predictor
 from src.tasks import Request
 from tests.tiny_data import packed_data, plain_png, png, write_tar
@@ -89,7 +89,7 @@ def text_model(folder: Path, **signature: Any) -> Path:
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 2])
     constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
     defaults: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
-    defaults |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
+    defaults |= {"vocabulary": VOCABULARY, "tokenizer": basic_english()}
     return write_model(folder, nodes, inputs, output, constants, **defaults | signature)
 
 

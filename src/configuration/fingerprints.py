@@ -104,11 +104,11 @@ def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
     """What the raw archive depends on: its sha256; else where it comes from; of a sample the code that draws it.
 
     So an archive is fetched again only if another one is wanted, whatever else changes. A file of the user's counts by
-    its content, which is read here unless `data.sha256` is given. With the archive comes a tokenizer, if one is named.
+    its content, which is read here unless `data.sha256` is given. With the archive comes an encoder's tokenizer.
     """
     archive = _archive_fingerprint(config, root)
     tokenizer = getattr(config.data, "tokenizer", None)
-    return fingerprint([archive, _described(tokenizer)]) if tokenizer else archive
+    return fingerprint([archive, _described(tokenizer)]) if isinstance(tokenizer, Pretrained) else archive
 
 
 def _archive_fingerprint(config: DataConfig, root: Path) -> str:

@@ -38,7 +38,7 @@ def assign_splits(
     Raises:
         SourceError: a name is no split's, a group has two splits, or there are too few groups to draw from.
     """
-    given = [""] * len(labels) if splits is None else [_split(name, row) for row, name in enumerate(splits)]
+    given = [""] * len(labels) if splits is None else [_in_row(row, name) for row, name in enumerate(splits)]
     result = np.array(given if groups is None else _joined(given, groups), "<U5")
     names = sorted(set(labels), key=lambda label: (str(type(label)), label))
     codes = {label: code for code, label in enumerate(names)}
@@ -58,11 +58,23 @@ def assign_splits(
     return [str(name) for name in result]
 
 
-def _split(name: str | None, row: int) -> str:
-    key = (name or "").strip().lower()
+def split_name(name: str | None) -> str:
+    """The split that a name stands for; "" for none.
+
+    Raises:
+        SourceError: it is the name of no split.
+    """
+    key = str(name or "").strip().lower()
     if key and key not in SPLIT_OF:
-        raise SourceError(f"row {row + 1}: {name!r} is no split: write one of {', '.join(SPLIT_OF)}, or nothing")
+        raise SourceError(f"{name!r} is no split: write one of {', '.join(SPLIT_OF)}, or nothing")
     return SPLIT_OF.get(key, "")
+
+
+def _in_row(row: int, name: str | None) -> str:
+    try:
+        return split_name(name)
+    except SourceError as error:
+        raise SourceError(f"row {row + 1}: {error}") from None
 
 
 def _joined(splits: Sequence[str], groups: Sequence[Hashable]) -> list[str]:

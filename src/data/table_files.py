@@ -15,19 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.data.fetching.files import SourceError
+from src.data.text_files import codec_of, undecodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-# UTF-32's mark begins with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _CHUNK = 10_000  # rows of a CSV file that are Python objects at a time
 _BLOCK = 1 << 20  # bytes that are decoded at a time
 _HEAD = 1 << 16  # characters from which the delimiter is recognised
@@ -74,9 +67,13 @@ class Table:
             part = values[start : start + size]
             yield part if isinstance(part, list) else part.to_pylist()
 
+    def line(self, row: int) -> int:
+        """The line on which a row begins, or its number where the format has no lines, from 1; `row` counts from 0."""
+        return row + 1 if self.lines is None else int(self.lines[row])
+
     def place(self, row: int) -> str:
         """Where a row stands in the file, for messages; `row` counts from 0."""
-        return f"{self.name}, row {row + 1}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
+        return f"{self.name}, {'row' if self.lines is None else 'line'} {self.line(row)}"
 
 
 def read_table(content: bytes, name: str, *, encoding: str | None = None, has_header: bool | None = True) -> Table:
@@ -111,45 +108,23 @@ def _decoded(content: bytes, name: str, encoding: str | None) -> io.TextIOWrappe
     """The text of a file, decoded as it is read.
 
     Raises:
-        SourceError: it has another encoding; the message names the first byte that does not fit.
+        SourceError: it is empty, or has another encoding; the message names the first byte that does not fit.
     """
     if not content.strip():
         raise SourceError(f"{name} holds no row: it is empty")
-    marked = next((codec for mark, codec in _MARKS if content.startswith(mark)), None)
-    codec = encoding or marked or "utf-8"
+    codec = codec_of(content, encoding)
+    view = memoryview(content)
     try:
-        for _ in codecs.iterdecode(_blocks(content), codec):
+        for _ in codecs.iterdecode((bytes(view[i : i + _BLOCK]) for i in range(0, len(view), _BLOCK)), codec):
             pass
-    except LookupError:
-        raise SourceError(
-            f"encoding: {encoding!r} is unknown to Python; give a name such as utf-8 or latin-1"
-        ) from None
     except UnicodeError:
-        at = _first_fault(content, codec)
-        fault = f"{name} is not {codec.removesuffix('-sig').upper()} (byte {at}: 0x{content[at]:02x})"
-        remedy = "give its encoding, e.g. encoding: latin-1" if encoding is None else "give another encoding"
-        raise SourceError(f"{fault}: {remedy}, or convert it") from None
-    if encoding is None and marked is None and b"\0" in content[:_HEAD]:
+        raise undecodable(content, name, encoding) from None
+    if codec.startswith("utf-8") and b"\0" in content[:_HEAD]:
         raise SourceError(
             f"{name} holds zero bytes, the first at byte {content.index(0)}: if it is UTF-16 without a byte-order "
             "mark, give encoding: utf-16-le; else it is no text"
         )
-    codec = "utf-8-sig" if codec.lower().replace("_", "-") in ("utf-8", "utf8") else codec
     return io.TextIOWrapper(io.BytesIO(content), codec, newline="")
-
-
-def _blocks(content: bytes) -> Iterator[bytes]:
-    view = memoryview(content)
-    return (bytes(view[start : start + _BLOCK]) for start in range(0, len(view), _BLOCK))
-
-
-def _first_fault(content: bytes, codec: str) -> int:
-    """The position of the first byte that the codec refuses."""
-    try:
-        content.decode(codec)
-    except UnicodeDecodeError as error:
-        return error.start
-    return 0
 
 
 def _delimiter(text: io.TextIOWrapper, candidates: str) -> str:

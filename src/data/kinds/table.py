@@ -95,9 +95,9 @@ def parse(content: bytes, name: str) -> tuple[list[str], np.ndarray]:
         except (ValueError, TypeError, OverflowError):
             faults = [not is_number(cell) for cell in cells]
         else:
-            faults = ~np.isfinite(rows[:, number])
+            faults = (~np.isfinite(rows[:, number])).tolist()
         if any(faults):
-            row = int(np.argmax(faults))
+            row = faults.index(True)
             raise SourceError(
                 f"{table.place(row)}, column {column}: {cells[row]!r} is no finite number: correct or remove it"
             )

@@ -8,12 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from src.configuration.schema import SplitSeed, TestFraction, ValFraction
-from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
 from src.data.kinds.table import parse
 from src.data.packed import SPLITS, Packed, duplicates, stratified_holdout
-from src.data.table_files import SUFFIXES
+from src.data.table_archives import is_table, read_members
 
 
 class Tables:
@@ -46,9 +45,9 @@ class Tables:
         tables: dict[str, np.ndarray] = {}
         columns: list[str] | None = None
         unused = {"of another kind": 0}
-        for name, content in read_archive(archive):
+        for name, content in read_members(archive):
             path = PurePosixPath(name)
-            if path.suffix.lower() not in SUFFIXES:
+            if not is_table(name):
                 unused["of another kind"] += 1
                 continue
             split = SPLIT_OF.get(path.stem, "")
