@@ -195,12 +195,20 @@ def test_texts_in_folders_may_have_another_encoding(encoding: str, key: str | No
 
 
 def test_a_file_that_is_no_text_is_refused_by_name_or_skipped(tmp_path: Path) -> None:
-    archive = write_tar(tmp_path / "t.tar", folders(latin="Größe".encode("latin-1"), empty=b" \n"))
+    members = folders(latin="Größe".encode("latin-1"))
     with pytest.raises(SourceError, match=r"t/train/a/latin\.txt is not UTF-8 \(byte 2: 0xf6\): give its encoding"):
-        ReviewFolders().pack(archive)
+        ReviewFolders().pack(write_tar(tmp_path / "t.tar", members))
+    archive = write_tar(tmp_path / "t.tar", members | {"t/train/a/empty.txt": b" \n"})
     data = ReviewFolders(on_bad="skip").pack(archive)
     assert data.skipped.keys() == {"t/train/a/latin.txt", "t/train/a/empty.txt"}
     assert len(data.splits["train"]["labels"]) + len(data.splits["val"]["labels"]) == 6
+
+
+def test_class_folders_alone_are_divided_class_by_class(tmp_path: Path) -> None:
+    members = {f"t/{label}/{i}.txt": f"text {i} of {label}".encode() for label in "ab" for i in range(20)}
+    data = ReviewFolders(test_fraction=0.25, val_fraction=0.2).pack(write_tar(tmp_path / "t.tar", members))
+    counts = {split: Counter(labels_of(data, split)) for split in data.splits}
+    assert counts == {"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}, "test": {"a": 5, "b": 5}}
 
 
 def test_subwords_learned_from_the_training_part_replace_words(tmp_path: Path) -> None:

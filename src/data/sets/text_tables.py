@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
-from src.configuration.schema import NonNegativeInt, PositiveInt, Section, SplitSeed, TestFraction, ValFraction
+from src.configuration.schema import NonNegativeInt, OnBad, PositiveInt, Section, SplitSeed, TestFraction, ValFraction
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS
-from src.data.sets.texts import Examples, OnBad, Texts, TextTokenizer, fault_of
+from src.data.sets.texts import Examples, Texts, TextTokenizer, fault_of
 from src.data.splitting import split_name
 from src.data.table_archives import is_table, read_members, split_of
 from src.data.table_files import SUFFIXES, Table, read_table

@@ -17,16 +17,13 @@ from src.data import subwords
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS, Arrays, Packed, duplicates
 from src.data.splitting import assign_splits
-from src.data.tokens import BREAK, CHUNK, Subwords, Tokenizer, Words, encode
+from src.data.tokens import BREAK, Subwords, Tokenizer, Words, encode
 
 SUBSTITUTIONS = ((f"(?i){BREAK.pattern}", " "),)
 
 TextTokenizer = Annotated[
     Literal["bpe"] | Pretrained | None,
     Field(description="bpe: subwords learned from the training part; a text encoder: its subwords; null: words"),
-]
-OnBad = Annotated[
-    Literal["refuse", "skip"], Field(description="what is done about an empty or undecodable text: skip counts it")
 ]
 
 
@@ -63,7 +60,7 @@ class Texts(ABC):
     vocabulary: int
     tokenizer: Literal["bpe"] | Pretrained | None
     val_fraction: float
-    test_fraction: float = 0.2
+    test_fraction: float
     split_seed: int
 
     @abstractmethod
@@ -111,7 +108,7 @@ class Texts(ABC):
             "duplicates": duplicates({split: tokens[split].digests for split in SPLITS}),
         }
         facts = {split: examples.facts(splits == split) for split in SPLITS}
-        return Packed(arrays, meta, examples.unused, facts, skipped=examples.skipped)
+        return Packed(arrays, meta, examples.unused, facts=facts, skipped=examples.skipped)
 
     def _tokenizer(self, archive: Path, examples: Examples, splits: np.ndarray) -> Tokenizer:
         if self.tokenizer is None:
@@ -134,11 +131,6 @@ def fault_of(text: Any) -> str | None:
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
     return None
-
-
-def chunks_of(texts: Sequence[str]) -> Iterator[list[str]]:
-    """A list in the chunks that are tokenized."""
-    return (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
 
 
 def class_names(archive: Path, labels: Sequence[str], splits: np.ndarray) -> list[str]:
