@@ -143,8 +143,8 @@ def test_texts_that_cannot_be_used_are_refused_with_their_place_or_skipped(tmp_p
         pack(tmp_path, files("jsonl", train=BAD, test=BAD))
     data = pack(tmp_path, files("jsonl", train=BAD, test=BAD), on_bad="skip")
     assert Counter(labels_of(data, "test")) == {"p": 8, "n": 4}
-    assert len(data.skipped) == 24
-    assert data.skipped["train.jsonl:3"] == "has no text"
+    assert len(data.bad) == 24
+    assert data.bad[0] == ("train.jsonl:3", "has no text")
     assert data.facts["test"] == {"name": ["test.jsonl"] * 12, "line": [n for n in range(1, 25) if n % 6 in (1, 2, 5)]}
     lines = [json.dumps({"text": text, "label": "a"}) for text in ("fine", "half \ud83d", 3)]
     with pytest.raises(SourceError, match="line 2 holds half a character"):
@@ -200,7 +200,7 @@ def test_a_file_that_is_no_text_is_refused_by_name_or_skipped(tmp_path: Path) ->
         ReviewFolders().pack(write_tar(tmp_path / "t.tar", members))
     archive = write_tar(tmp_path / "t.tar", members | {"t/train/a/empty.txt": b" \n"})
     data = ReviewFolders(on_bad="skip").pack(archive)
-    assert data.skipped.keys() == {"t/train/a/latin.txt", "t/train/a/empty.txt"}
+    assert dict(data.bad).keys() == {"t/train/a/latin.txt", "t/train/a/empty.txt"}
     assert len(data.splits["train"]["labels"]) + len(data.splits["val"]["labels"]) == 6
 
 

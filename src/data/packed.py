@@ -47,7 +47,6 @@ class Packed:
     # Columns that describe the examples of a split, in the order of its rows: `name` is a file's path in the archive.
     facts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     without: Callable[[frozenset[str]], Packed] | None = None  # packs without these files; None: none may be skipped
-    skipped: Mapping[str, str] = field(default_factory=dict)  # examples that are left out, by name: the reason
 
 
 class PackedError(Failure):

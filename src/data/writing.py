@@ -38,7 +38,7 @@ def write_packed(
         PackedError: a split has no example.
         SourceError: a file can't be decoded, or the archive is damaged.
     """
-    bad = dict(packed.skipped)
+    bad: dict[str, str] = {}
     while True:
         counts = {split: load_kind(packed.meta["kind"]).count(arrays) for split, arrays in packed.splits.items()}
         if empty := [split for split, count in counts.items() if not count]:

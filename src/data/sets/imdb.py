@@ -65,7 +65,7 @@ class ReviewFolders(Texts):
             labels=[example.label for _, example in listed],
             splits=[split for split, _ in listed],
             names=names,
-            skipped=skipped,
+            bad=[*skipped.items()],
             unused=folders.unused,
         )
 

@@ -120,7 +120,7 @@ class TextTables(Texts):
             if fault and self.on_bad == "refuse":
                 raise SourceError(f"{table.place(row)} {fault}: correct or remove it, or give on_bad: skip")
             if fault:
-                examples.skipped[f"{part.name}:{table.line(row)}"] = fault
+                examples.bad.append((f"{part.name}:{table.line(row)}", fault))
                 part.bad.add(row)
                 continue
             examples.names.append(part.name)

@@ -37,7 +37,7 @@ class Examples:
     groups: list[Any] | None = None
     names: list[str] = field(default_factory=list)  # of the files
     lines: list[int] | None = None  # of each example in its file
-    skipped: dict[str, str] = field(default_factory=dict)  # examples that are left out, by place: the reason
+    bad: list[tuple[str, str]] = field(default_factory=list)  # examples that are left out, each with its fault
     unused: Counter[str] = field(default_factory=Counter)
 
     def facts(self, rows: np.ndarray) -> dict[str, list[Any]]:
@@ -108,7 +108,7 @@ class Texts(ABC):
             "duplicates": duplicates({split: tokens[split].digests for split in SPLITS}),
         }
         facts = {split: examples.facts(splits == split) for split in SPLITS}
-        return Packed(arrays, meta, examples.unused, facts=facts, skipped=examples.skipped)
+        return Packed(arrays, meta, examples.unused, bad=examples.bad, facts=facts)
 
     def _tokenizer(self, archive: Path, examples: Examples, splits: np.ndarray) -> Tokenizer:
         if self.tokenizer is None:
