@@ -19,13 +19,14 @@ import pandas as pd
 import pytest
 
 from src.common.paths import ROOT
+from src.configuration.schema import TextColumns
 from src.data import subwords, tokens
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.kinds.text import tokenize
 from src.data.packed import Packed
 from src.data.sets.imdb import ReviewFolders
-from src.data.sets.text_tables import Columns, TextTables
+from src.data.sets.text_tables import TextTables
 from src.data.table_archives import split_of
 from src.data.tokens import BREAK, basic_english
 from tests.tiny_data import write_tar
@@ -54,7 +55,7 @@ FRAME = pd.DataFrame(
         "author": [f"author {i // 4}" for i in range(60)],
     }
 )
-COLUMNS = Columns(text="body", label="topic", split="part")
+COLUMNS = TextColumns(text="body", label="topic", split="part")
 
 
 def files(form: str, **frames: pd.DataFrame) -> dict[str, bytes]:
@@ -85,7 +86,7 @@ def test_a_table_with_a_column_of_splits_is_read_from_every_format(form: str, tm
 def test_files_named_after_splits_make_them_up_in_parts(tmp_path: Path) -> None:
     members = files("parquet", train_00000_of_00002=FRAME[:20], train_00001_of_00002=FRAME[20:40], test=FRAME[40:])
     data = pack(
-        tmp_path, members | files("csv", sample_submission=FRAME[:1]), columns=Columns(text="body", label="topic")
+        tmp_path, members | files("csv", sample_submission=FRAME[:1]), columns=TextColumns(text="body", label="topic")
     )
     assert Counter(labels_of(data, "test")) == Counter(FRAME["topic"][40:])
     assert len(data.splits["train"]["labels"]) + len(data.splits["val"]["labels"]) == 40
@@ -117,7 +118,7 @@ def test_a_table_file_needs_no_archive_around_it(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_split_are_drawn_and_groups_stay_together(tmp_path: Path) -> None:
-    columns = Columns(text="body", label="topic", group="author")
+    columns = TextColumns(text="body", label="topic", group="author")
     fractions = {"val_fraction": 0.2, "test_fraction": 0.2}
     data = pack(tmp_path, files("csv", everything=FRAME), columns=columns, tokenizer="bpe", **fractions)
     authors = [
@@ -129,7 +130,7 @@ def test_rows_without_a_split_are_drawn_and_groups_stay_together(tmp_path: Path)
 
 def test_columns_of_a_file_without_a_header_are_numbers_and_texts_may_be_joined(tmp_path: Path) -> None:
     content = "".join(f'"{1 + i % 2}","Title {i}","Text {i}"\n' for i in range(40)).encode()
-    columns = Columns(text=[1, 2], label=0)
+    columns = TextColumns(text=[1, 2], label=0)
     data = pack(tmp_path, {"train.csv": content, "test.csv": content}, columns=columns)
     assert data.meta["classes"] == ["1", "2"]
     assert texts_of(data, "test")[3] == "title 3 text 3"
@@ -156,24 +157,32 @@ def test_texts_that_cannot_be_used_are_refused_with_their_place_or_skipped(tmp_p
 @pytest.mark.parametrize(
     ("members", "columns", "message"),
     [
-        (files("csv", train=FRAME), Columns(), "train.csv has no column 'label': it has 'id', 'body', 'topic'"),
-        (files("csv", train=FRAME), Columns(label="topic"), "train.csv has no column 'text': it has 'id', 'body', "),
-        ({"train.txt": b"x"}, Columns(), "no table in it: give files that end in .csv, .tsv, .jsonl, .parquet"),
-        (files("csv", a=FRAME[["body"]].assign(topic="x")), Columns(text="body", label="topic"), "only the class 'x'"),
+        (files("csv", train=FRAME), TextColumns(), "train.csv has no column 'label': it has 'id', 'body', "),
+        (
+            files("csv", train=FRAME),
+            TextColumns(label="topic"),
+            "train.csv has no column 'text': it has 'id', 'body', ",
+        ),
+        ({"train.txt": b"x"}, TextColumns(), "no table in it: give files that end in .csv, .tsv, .jsonl, .parquet"),
+        (
+            files("csv", a=FRAME[["body"]].assign(topic="x")),
+            TextColumns(text="body", label="topic"),
+            "only the class 'x'",
+        ),
         (
             files("csv", a=FRAME),
-            Columns(text="body", label="topic", split="id"),
+            TextColumns(text="body", label="topic", split="id"),
             "line 2: '0' is no split: write one of",
         ),
         (
             files("csv", train=FRAME[FRAME["topic"] != "art"], test=FRAME),
-            Columns(text="body", label="topic"),
+            TextColumns(text="body", label="topic"),
             "test has the class 'art' that train lacks; train has biology, chess",
         ),
     ],
 )
 def test_tables_that_lack_something_are_refused(
-    members: dict[str, bytes], columns: Columns, message: str, tmp_path: Path
+    members: dict[str, bytes], columns: TextColumns, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SourceError) as error:
         pack(tmp_path, members, columns=columns)

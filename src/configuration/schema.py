@@ -5,6 +5,7 @@ Nothing here imports torch: a typing mistake is answered in half a second.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,21 @@ Colour = Annotated[
 OnBad = Annotated[
     Literal["refuse", "skip"],
     Field(description="what is done about a file that can't be read: refuse the data, or skip and count it"),
+]
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding that Python knows; give a name such as latin-1 or cp1252") from None
+    return name
+
+
+Encoding = Annotated[
+    str,
+    AfterValidator(_check_encoding),
+    Field(description="of the texts, e.g. latin-1; null: UTF-8, or what a byte-order mark says"),
 ]
 
 Dropout = Annotated[Probability, Field(description="probability that a unit is set to zero in training")]
@@ -252,6 +268,31 @@ class Pretrained(Section):
     sha256: Sha256 | None = Field(
         default=None, description="of the file with the weights as its source has it; null: any content is accepted"
     )
+
+
+class TextColumns(Section):
+    """Which columns of a table hold what: by name, or by number, from 0, in files without a header."""
+
+    text: str | NonNegativeInt | list[str | NonNegativeInt] = Field(
+        default="text", description="the text; several are joined by a blank"
+    )
+    label: str | NonNegativeInt = Field(default="label", description="name of the class")
+    split: str | NonNegativeInt | None = Field(
+        default=None,
+        description="train, val or test; empty: train, or drawn where a split has no row; null: as the files are named",
+    )
+    group: str | NonNegativeInt | None = Field(
+        default=None, description="rows of equal value come into the same split, e.g. texts of one author; null: none"
+    )
+
+    @property
+    def texts(self) -> list[str]:
+        """The names of the columns that make up the text."""
+        return [str(column) for column in (self.text if isinstance(self.text, list) else [self.text])]
+
+    @property
+    def has_header(self) -> bool:
+        return isinstance(self.label, str)
 
 
 class Loader(Section):

@@ -24,7 +24,7 @@ def read_members(archive: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         SourceError: there is no archive, or it is damaged.
     """
-    if not archive.is_file() or _is_archive(archive):
+    if not archive.is_file() or is_archive(archive):
         yield from read_archive(archive)
         return
     with disk_errors(archive):
@@ -32,7 +32,7 @@ def read_members(archive: Path) -> Iterator[tuple[str, bytes]]:
     yield f"table{_suffix(content)}", content
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
     with disk_errors(path), path.open("rb") as file:
         head = file.read(6)
     return head.startswith(_COMPRESSED) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
 
 from src.data.fetching.files import SourceError
 
@@ -17,21 +14,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-
-def _check_encoding(name: str) -> str:
-    try:
-        codecs.lookup(name)
-    except LookupError:
-        raise ValueError(f"{name!r} is no encoding that Python knows; give a name such as latin-1 or cp1252") from None
-    return name
-
-
-Encoding = Annotated[
-    str,
-    AfterValidator(_check_encoding),
-    Field(description="of the texts, e.g. latin-1; null: UTF-8, or what a byte-order mark says"),
-]
 
 
 def codec_of(content: bytes, encoding: str | None) -> str:

@@ -10,42 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from src.configuration.schema import NonNegativeInt, OnBad, PositiveInt, Section, SplitSeed, TestFraction, ValFraction
+from src.configuration.schema import Encoding, OnBad, PositiveInt, SplitSeed, TestFraction, TextColumns, ValFraction
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS
 from src.data.sets.texts import Examples, Texts, TextTokenizer, fault_of
 from src.data.splitting import split_name
 from src.data.table_archives import is_table, read_members, split_of
 from src.data.table_files import SUFFIXES, Table, read_table
-from src.data.text_files import Encoding
 from src.data.tokens import CHUNK
-
-Column = str | NonNegativeInt
-
-
-class Columns(Section):
-    """Which columns of a table hold what: by name, or by number, from 0, in files without a header."""
-
-    text: Column | list[Column] = Field(default="text", description="the text; several are joined by a blank")
-    label: Column = Field(default="label", description="name of the class")
-    split: Column | None = Field(
-        default=None,
-        description="train, val or test; empty: train, or drawn where a split has no row; null: as the files are named",
-    )
-    group: Column | None = Field(
-        default=None, description="rows of equal value come into the same split, e.g. texts of one author; null: none"
-    )
-
-    @property
-    def texts(self) -> list[str]:
-        """The names of the columns that make up the text."""
-        return [str(column) for column in (self.text if isinstance(self.text, list) else [self.text])]
-
-    @property
-    def has_header(self) -> bool:
-        return isinstance(self.label, str)
 
 
 class TextTables(Texts):
@@ -60,7 +32,7 @@ class TextTables(Texts):
     def __init__(
         self,
         *,
-        columns: Columns | None = None,
+        columns: TextColumns | None = None,
         vocabulary: PositiveInt = 25000,
         tokenizer: TextTokenizer = None,
         encoding: Encoding | None = None,
@@ -69,7 +41,7 @@ class TextTables(Texts):
         test_fraction: TestFraction = 0.2,
         split_seed: SplitSeed = 0,
     ) -> None:
-        self.columns = columns or Columns()
+        self.columns = columns or TextColumns()
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.encoding = encoding
