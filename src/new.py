@@ -49,7 +49,7 @@ COMMENTS = {
     "fit": "crop: the middle of the image; pad: the whole image with margins; stretch: other proportions",
     "on_bad": "skip: leave out and count what can't be read",
     "manifest": "the table that names each image's file and class",
-    "columns": "of the table: which holds what; also split and group (rows that must not be divided)",
+    "columns": "of the table: which holds what; split and group (rows that stay together) are optional",
     "tokenizer": "null: words; bpe: subwords learned from the training part",
     "vocabulary": "most frequent words of the training part, or pieces; all other words are <unk>",
     "val_fraction": "of the training examples, where the data has no validation split",
@@ -292,11 +292,15 @@ def yaml_with_comments(data: Mapping[str, Any], prefix: str = "", indent: str = 
         if key == "loader":
             lines.append(f"{key}:\n{yaml_with_comments(value, 'loader.', '  ')}".rstrip("\n"))
             continue
-        text = yaml.safe_dump({key: value}, default_flow_style=None, width=1000, allow_unicode=True, sort_keys=False)
-        line = indent + re.sub(r"^(\S+):\n +", r"\1: ", text.strip().removeprefix("{").removesuffix("}"))
+        line = f"{indent}{key}: {_flow(value)}"
         comment = COMMENTS.get(prefix + key)
         lines.append(f"{line:21} # {comment}" if comment else line)
     return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)[1:-2]
 
 
 def _experiment(name: str, title: str, proposal: Proposal) -> str:
@@ -311,15 +315,14 @@ defaults:
   - override /model: {proposal.model}
   - override /profile: full   # your data has no embedded sample
 name: {name}
-description: {title}.
+description: {proposal.model} on {name} ({title[0].lower()}{title[1:]}).
 {keys}"""
 
 
 def _sweep(name: str, lr: float, space: Mapping[str, Any]) -> str:
     low, high = float(f"{lr / 10:.1g}"), float(f"{lr * 5:.1g}")
     ranges = {"model.optimizer.lr": {"float": [low, high], "log": True}, **space}
-    lines = [f"  {yaml.safe_dump({key: value}, default_flow_style=None).strip()}" for key, value in ranges.items()]
-    lines = [re.sub(r":\n +", ": ", line) for line in lines]
+    lines = [f"  {key}: {_flow(value)}" for key, value in ranges.items()]
     usage = f"# python -m src.sweep +experiment={name} [sweep.trials=50] [sweep.workers=2]"
     return "\n".join([usage, "space:", *lines]) + "\n"
 

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image, ImageOps
 from pyarrow import parquet
 
+from src.configuration.schema import FileColumns
 from src.data.fetching.files import SourceError
 from src.data.kinds.images import Images, read_image
 from src.data.packed import Packed
 from src.data.sets.domains import UnpairedDomains
 from src.data.sets.facades import PairedImages
-from src.data.sets.image_folder import Columns, ImageFolders
+from src.data.sets.image_folder import ImageFolders
 from src.data.writing import write_packed
 from tests.tiny_data import packed_data, plain_png, png, write_tar
 
@@ -101,7 +102,7 @@ def with_manifest(folder: Path, content: bytes, name: str = "mine/labels.csv", *
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_a_manifest_names_files_classes_and_splits(suffix: str, tmp_path: Path) -> None:
     archive = with_manifest(tmp_path, table(suffix), f"mine/labels{suffix}", **{"mine/extra.png": shade(0)})
-    data = packed_data(ImageFolders(size=8, manifest=f"labels{suffix}", columns=Columns(split="split")), archive)
+    data = packed_data(ImageFolders(size=8, manifest=f"labels{suffix}", columns=FileColumns(split="split")), archive)
     assert data.meta["classes"] == ["cat", "dog"]
     assert shades(data)["test"] == list(range(16, 24))
     assert sorted(shades(data)["train"] + shades(data)["val"]) == list(range(16))
@@ -113,7 +114,7 @@ def test_a_manifest_names_files_classes_and_splits(suffix: str, tmp_path: Path) 
 
 def test_a_group_never_straddles_splits(tmp_path: Path) -> None:
     dataset = ImageFolders(
-        size=8, manifest="labels.csv", columns=Columns(group="group"), val_fraction=0.3, test_fraction=0.3
+        size=8, manifest="labels.csv", columns=FileColumns(group="group"), val_fraction=0.3, test_fraction=0.3
     )
     groups = {
         split: {value // 4 for value in values}
@@ -141,8 +142,12 @@ def test_a_path_of_a_manifest_is_relative_to_it(tmp_path: Path) -> None:
         ),
         ([*ROWS, ROWS[0]], {}, "line 26: 'photos/00.png' stands already in"),
         ([("photos/00.png", " ", "", ""), *ROWS[1:]], {}, "line 2: no label"),
-        (ROWS, {"columns": Columns(label="species")}, "no column 'species': it has 'file', 'label', 'split', 'group'"),
-        ([(*ROWS[0][:2], "dev2", ""), *ROWS[1:]], {"columns": Columns(split="split")}, "'dev2' is no split"),
+        (
+            ROWS,
+            {"columns": FileColumns(label="species")},
+            "no column 'species': it has 'file', 'label', 'split', 'group'",
+        ),
+        ([(*ROWS[0][:2], "dev2", ""), *ROWS[1:]], {"columns": FileColumns(split="split")}, "'dev2' is no split"),
         (
             ROWS,
             {"manifest": "classes.csv"},

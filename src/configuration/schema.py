@@ -270,6 +270,20 @@ class Pretrained(Section):
     )
 
 
+class FileColumns(Section):
+    """Which columns of the manifest hold what."""
+
+    file: str = Field(default="file", description="path of the image, relative to the manifest")
+    label: str = Field(default="label", description="name of the class")
+    split: str | None = Field(
+        default=None, description="train, val or test; empty: train, or drawn where a split has no row; null: drawn"
+    )
+    group: str | None = Field(
+        default=None,
+        description="images of equal value come into the same split, e.g. photos of one person; null: none",
+    )
+
+
 class TextColumns(Section):
     """Which columns of a table hold what: by name, or by number, from 0, in files without a header."""
 

@@ -28,6 +28,7 @@ ENTITIES = (".txt", ".conll", ".iob", ".iob2", ".bio", ".tsv")
 # Usual names of columns, the likeliest first.
 TEXTS = ("text", "sentence", "review", "content", "body", "document", "comment", "message", "tweet")
 LABELS = ("label", "class", "target", "category", "sentiment", "topic", "y", "species", "diagnosis")
+GROUPS = ("group", "patient", "subject", "person", "author", "user", "session")
 SPLIT_COLUMNS = ("split", "subset", "set", "part", "partition", "fold")
 
 Name = Literal["boxes", "domains", "pairs", "images", "entities", "texts", "text_table", "numbers"]
@@ -186,13 +187,11 @@ def _manifest(files: Files) -> Layout | None:
         for column in table.columns:
             paths = [str(value) for value in table.column(column)[:50]]
             if all((above / path).as_posix() in known for path in paths):
-                label = _label_column(table, {column})
-                split = _split_column(table)
-                if label is None:
+                if (label := _label_column(table, {column})) is None:
                     continue
-                columns = {"file": column, "label": label} | ({"split": split} if split else {})
+                columns = {"file": column, "label": label, **_further_columns(table, label)}
                 keys = {"manifest": PurePosixPath(name).name, "columns": columns}
-                counts = _table_counts([("", table)], label, split)
+                counts = _table_counts([("", table)], label, columns.get("split"))
                 title = f"images by the manifest {PurePosixPath(name).name}"
                 return Layout("images", title, counts, keys, _sizes(files), _examples(table))
     return None
@@ -255,10 +254,9 @@ def _table(files: Files) -> Layout | None:
     label = _label_column(table, {text} if text else set())
     if text is None or label is None:
         return None
-    split = _split_column(table)
-    columns = {"text": text, "label": label} | ({"split": split} if split else {})
+    columns = {"text": text, "label": label, **_further_columns(table, label)}
     words = [len(str(value).split()) for value in table.column(text)[:1000]]
-    counts = _table_counts(parts, label, split)
+    counts = _table_counts(parts, label, columns.get("split"))
     return Layout("text_table", "texts in a table", counts, {"columns": columns}, None, _examples(table), words)
 
 
@@ -294,14 +292,18 @@ def _label_column(table: Table, others: set[str]) -> str | None:
 
 def _split_column(table: Table) -> str | None:
     for column in table.columns:
-        values = {str(value or "").strip().lower() for value in table.column(column)} if _may_split(column) else set()
-        if values - {""} and values - {""} <= SPLIT_OF.keys():
-            return column
+        if column.lower() in SPLIT_COLUMNS:
+            values = {str(value or "").strip().lower() for value in table.column(column)} - {""}
+            if values and values <= SPLIT_OF.keys():
+                return column
     return None
 
 
-def _may_split(column: str) -> bool:
-    return column.lower() in SPLIT_COLUMNS
+def _further_columns(table: Table, label: str) -> dict[str, str]:
+    """The columns of splits and of groups, where there are some."""
+    group = next((column for name in GROUPS for column in table.columns if column.lower() == name), label)
+    columns = {"split": _split_column(table), "group": None if group == label else group}
+    return {key: column for key, column in columns.items() if column is not None}
 
 
 def _examples(table: Table) -> dict[str, str]:

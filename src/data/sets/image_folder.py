@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from src.configuration.schema import Colour, OnBad, PositiveInt, Section, SplitSeed, TestFraction, ValFraction
+from src.configuration.schema import Colour, FileColumns, OnBad, PositiveInt, SplitSeed, TestFraction, ValFraction
 from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import Folders, list_folders
@@ -16,20 +14,6 @@ from src.data.image_rows import FittedImage, LabelledFiles, pack_image_files
 from src.data.manifests import list_manifest
 from src.data.packed import Packed
 from src.data.splitting import assign_splits
-
-
-class Columns(Section):
-    """Which columns of the manifest hold what."""
-
-    file: str = Field(default="file", description="path of the image, relative to the manifest")
-    label: str = Field(default="label", description="name of the class")
-    split: str | None = Field(
-        default=None, description="train, val or test; empty: train, or drawn where a split has no row; null: drawn"
-    )
-    group: str | None = Field(
-        default=None,
-        description="images of equal value come into the same split, e.g. photos of one person; null: none",
-    )
 
 
 class ImageFolders:
@@ -51,7 +35,7 @@ class ImageFolders:
         fit: Fit = "stretch",
         background: Colour = "white",
         manifest: str | None = None,
-        columns: Columns | None = None,
+        columns: FileColumns | None = None,
         on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         test_fraction: TestFraction = 0.2,
@@ -62,7 +46,7 @@ class ImageFolders:
         self.fit = fit
         self.background = background
         self.manifest = manifest
-        self.columns = columns or Columns()
+        self.columns = columns or FileColumns()
         self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
