@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save
 
 from src.common.files import sha256_of
 from src.data import packed
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
+from src.data.sets.image_folder import ImageFolders
 from src.data.writing import write_packed
+from tests.tiny_data import write_tar
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}
@@ -130,6 +138,66 @@ def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> No
     assert names == ["meta.json", "origin.json", "test.safetensors", "train.safetensors"]
     for name in names:
         assert sha256_of(copy / name) == sha256_of(folder / name)
+
+
+def test_the_bytes_are_those_that_safetensors_itself_writes(tmp_path: Path) -> None:
+    dtypes = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "f2", "f4", "f8")
+    arrays = {f"é{name}": np.arange(6).reshape(2, 3).astype(name) for name in dtypes}
+    arrays |= {"labels": np.arange(7), "empty": np.zeros((0, 4), np.float32), "views": images(4)[::2, ::-1]}
+    write_packed(Packed({"train": arrays}, {"kind": "images"}), tmp_path, config={}, source={})
+    content = (tmp_path / "train.safetensors").read_bytes()
+    assert content == save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    assert packed.read_meta(tmp_path)["splits"]["train"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def image_archive(path: Path, count: int, size: int) -> Path:
+    """`count` JPEGs of two classes for each of train and test."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    names = [f"m/{split}/{'ab'[i % 2]}/{i:05}.jpg" for split in ("test", "train") for i in range(count)]
+    return write_tar(path, dict.fromkeys(names, buffer.getvalue()))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from src.data.sets.image_folder import ImageFolders
+from src.data.sets.image_folder import ImageFolders
+from src.data.writing import write_packed
+from tests.tiny_data import write_tar
+for name, size in (("small", 8), ("large", 512)):  # the first imports all that packing needs
+    write_packed(ImageFolders(size=size).pack(Path(sys.argv[1], name)), Path(sys.argv[1], "p"), config={}, source={})
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_memory_of_packing_does_not_depend_on_the_size_of_the_data(tmp_path: Path) -> None:
+    image_archive(tmp_path / "small", 10, 8)
+    image_archive(tmp_path / "large", 200, 32)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    before, peak = (int(words) >> 10 for words in done.stdout.split())  # MiB
+    size = (tmp_path / "p/train.safetensors").stat().st_size + (tmp_path / "p/test.safetensors").stat().st_size
+    assert size > 280 << 20
+    assert peak - before < 100
+    assert peak < 512
+
+
+def test_a_row_is_decoded_once_and_hashed_where_it_stands(tmp_path: Path) -> None:
+    archive = image_archive(tmp_path / "i.tar", 40, 8)
+    dataset = ImageFolders(size=16)
+    write_packed(dataset.pack(archive), tmp_path / "p", config={}, source={})
+    meta = packed.read_meta(tmp_path / "p")
+    for split, facts in meta["splits"].items():
+        assert sha256_of(tmp_path / "p" / f"{split}.safetensors") == facts["sha256"]
+    assert meta["duplicates"] == {
+        "train": 35,
+        "val": 3,
+        "test": 39,
+        "train/val": 4,
+        "train/test": 40,
+        "val/test": 40,
+    }
 
 
 def test_array_views_are_written_as_they_appear(tmp_path: Path) -> None:

@@ -51,6 +51,23 @@ TwoNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 SplitSeed = Annotated[NonNegativeInt, Field(description="draws the validation examples; the run's seed does not")]
 
 
+Fit = Annotated[
+    Literal["stretch", "crop", "pad"],
+    Field(description="stretch: other proportions; crop: the middle; pad: all of it, with margins of `background`"),
+]
+
+
+ImageSize = Annotated[
+    PositiveInt | list[PositiveInt], Field(description="pixels a side, or [height, width], of the packed images")
+]
+
+Channels = Annotated[Literal[1, 3], Field(description="3: red, green and blue; 1: grey")]
+
+ManifestFile = Annotated[
+    str | None, Field(description="table file of the archive with a row for each image; null: class folders")
+]
+
+
 def _check_colour(name: str) -> str:
     from PIL import ImageColor
 
@@ -328,6 +345,13 @@ class Official(Section):
     )
 
 
+class PackingRay(Section):
+    """Packing on a Ray cluster, at the address in RAY_ADDRESS."""
+
+    processes: PositiveInt = Field(description="tasks that decode image files at the same time")
+    cpus: PositiveInt = Field(default=1, description="of each task, which are its threads")
+
+
 class Data(Build):
     """A data set: its source, how it is packed, how it is batched."""
 
@@ -339,6 +363,9 @@ class Data(Build):
     )
     sha256: Sha256 | None = Field(default=None, description="of data.archive; null: any content is accepted")
     loader: Loader | None = None
+    ray: PackingRay | None = Field(
+        default=None, description="image files are decoded on a Ray cluster, in so many tasks; null: on this machine"
+    )
 
 
 class CallbackConfig(Build):
@@ -481,7 +508,7 @@ class DataConfig(Section):
     @property
     def packing(self) -> dict[str, Any]:
         """How the archive is packed: the profile, and the data section without source and loader."""
-        excluded = ("official", "archive", "sha256", "loader")
+        excluded = ("official", "archive", "sha256", "loader", "ray")
         return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k not in excluded}
 
     @property

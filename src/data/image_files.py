@@ -10,10 +10,11 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from src.configuration.schema import Fit
 from src.data.fetching.files import SourceError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # of these suffixes; some others start programs
 WHITE = "white"
-Fit = Literal["stretch", "crop", "pad"]
 ORIENTATION = 0x0112  # the EXIF tag
 # What brings a picture upright, by the value of the tag: names in PIL.Image.Transpose.
 _UPRIGHT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from src.common.hardware import cores
+from src.configuration.schema import Fit
 from src.data.fetching.archives import Archive
-from src.data.image_files import WHITE, Fit, ImageError, fitted, open_image
+from src.data.image_files import WHITE, ImageError, fitted, open_image
 from src.data.packed import SPLITS, Packed, stratified_holdout
 from src.data.tensor_file import write_at
 
@@ -72,6 +74,14 @@ class Summary:
     values: np.ndarray | None = None  # int64 [C, 256]: how often each value occurs in each channel
     bad: list[ImageError] = field(default_factory=list)  # of the rows that could not be made
 
+    def add(self, other: Summary) -> None:
+        """Adds what was noted of the rows that follow."""
+        self.digests += other.digests
+        self.facts += other.facts
+        self.bad += other.bad
+        if other.values is not None:
+            self.values = other.values + (0 if self.values is None else self.values)
+
 
 @dataclass(frozen=True)
 class ImageRows:
@@ -96,6 +106,16 @@ class ImageRows:
 
     def __len__(self) -> int:
         return len(self.names) // self.files_per_row
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of one part of a row."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape)
 
     def part(self, index: int = 0) -> Streamed:
         """One part of each row as an array [N, C, H, W]."""
@@ -133,7 +153,9 @@ def pack_image_files(
             parts[split] = LabelledFiles([names[i] for i in rows], [labels[i] for i in rows])
     splits = {
         split: {
-            "images": ImageRows(archive, parts[split].names, decode, (1, *decode.shape), counted=True).part(),
+            "images": ImageRows(
+                archive, parts[split].names, decode, (1, *decode.shape), counted=split == "train"
+            ).part(),
             "labels": np.array(parts[split].labels, np.int64),
         }
         for split in SPLITS
@@ -161,8 +183,10 @@ class Streamed:
         return len(self.rows)
 
 
-def write_rows(rows: ImageRows, path: Path, offsets: Mapping[int, int]) -> Iterator[tuple[int, int, Summary]]:
-    """Decodes all rows on all cores and writes them to their places in `path`.
+def write_rows(
+    rows: ImageRows, path: Path, offsets: Mapping[int, int], threads: int | None = None
+) -> Iterator[tuple[int, int, Summary]]:
+    """Decodes all rows, on all cores unless `threads` are given, and writes them to their places in `path`.
 
     `offsets` gives for each part that is kept where in the file its array begins. Yields first row, end and summary of
     one range after another, in order, each when its bytes are written. A file that can't be used is noted in the
@@ -172,16 +196,17 @@ def write_rows(rows: ImageRows, path: Path, offsets: Mapping[int, int]) -> Itera
         SourceError: the archive is damaged.
         OSError: the file can't be written.
     """
-    length = max(1, RANGE_BYTES // int(np.prod(rows.shape)))
+    threads = threads or cores()
+    length = max(1, RANGE_BYTES // rows.row_bytes)
     starts = range(0, len(rows), length)
     descriptor = os.open(path, os.O_WRONLY)
     pending: deque[tuple[int, int, Future[Summary]]] = deque()
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(threads)
     try:
         for start in starts:
             stop = min(start + length, len(rows))
             pending.append((start, stop, pool.submit(_write_range, rows, start, stop, descriptor, offsets)))
-            if len(pending) > 2 * cores():
+            if len(pending) > 2 * threads:
                 start, stop, future = pending.popleft()
                 yield start, stop, future.result()
         for start, stop, future in pending:
@@ -205,7 +230,7 @@ def _write_range(rows: ImageRows, start: int, stop: int, descriptor: int, offset
         summary.digests += [_digest(part) for part in ([pixels] if rows.equal == "rows" else pixels)]
     for part, offset in offsets.items():
         content = np.ascontiguousarray(block[:, part])
-        write_at(descriptor, offset + start * content[0].nbytes, content.data.cast("B"))
+        write_at(descriptor, offset + start * rows.part_bytes, content.data.cast("B"))
     if rows.counted:
         summary.values = _values(block)
     return summary

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,20 +24,32 @@ from src.common.files import sha256_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from src.data.image_rows import Streamed
-
 SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
 ORIGIN = {"config", "source"}  # what every origin.json holds
 Arrays = dict[str, np.ndarray]
-Split = Mapping[str, "np.ndarray | Streamed"]
+
+
+class StreamedArray(Protocol):
+    """Stands for an array that is made while it is written, such as those of src/data/image_rows.py."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+
+Split = Mapping[str, np.ndarray | StreamedArray]
 
 
 @dataclass(frozen=True)
 class Packed:
     """What a data set's `pack` returns: each split's arrays, and its meta: the kind, classes, mean, vocabulary, ...
 
-    An array may be one that src/data/image_rows.py makes while it is written.
+    An array may be one that is made while it is written.
     """
 
     splits: Mapping[str, Split]

@@ -18,7 +18,9 @@ def pack_splits(config: DataConfig, archive: Path, source: dict[str, Any]) -> di
         SourceError: the archive does not hold what it should.
         PackedError: a split has no example.
     """
-    meta = write_packed(config.data().pack(archive), config.processed, config=config.packing, source=source)
+    meta = write_packed(
+        config.data().pack(archive), config.processed, config=config.packing, source=source, ray=config.data.ray
+    )
     counts = ", ".join(f"{split} {facts['examples']}" for split, facts in meta["splits"].items())
     print(f"{config.data.name}: {counts}", flush=True)
     if unused := meta.get("unused"):

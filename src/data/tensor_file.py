@@ -36,6 +36,7 @@ class TensorFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._sha256 = hashlib.sha256()
         self._hashed = 0  # bytes from the file's beginning that the sha256 has
+        os.ftruncate(self._descriptor, self.size)
         self.write(0, header)
 
     def write(self, offset: int, content: bytes | memoryview) -> None:
@@ -58,7 +59,13 @@ class TensorFile:
             self._hashed += len(content)
 
     def sha256(self) -> str:
-        """The sha256 of the complete file; reads what `hash_written` could not follow."""
+        """The sha256 of the complete file; reads what `hash_written` could not follow.
+
+        The file is opened again, since NFS shows what other machines wrote only to those who open it afterwards.
+        """
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = os.open(self.path, os.O_RDONLY)
         self.hash_written(self._hashed, self.size)
         return self._sha256.hexdigest()
 

@@ -16,23 +16,31 @@ import numpy as np
 
 from src.common.files import replacing_path, write_text_atomically
 from src.configuration.declarations import load_kind
+from src.configuration.schema import PackingRay
 from src.data.fetching.files import SourceError
 from src.data.image_files import ImageError
 from src.data.image_rows import DIGEST_BYTES, ImageRows, Streamed, Summary, write_rows
 from src.data.packed import Packed, PackedError, Split, mean_and_std
+from src.data.rows_on_ray import write_rows_on_ray
 from src.data.tensor_file import TensorFile
 
 FACTS = "facts.parquet"
 
 
 def write_packed(
-    packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Mapping[str, Any]
+    packed: Packed,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    source: Mapping[str, Any],
+    ray: PackingRay | None = None,
 ) -> dict[str, Any]:
     """Writes the splits, `meta.json`, `origin.json` and `facts.parquet` into `folder`; returns both JSON files as one.
 
     `config` is how they were packed, `source` where the archive came from: a reader compares them with what it needs.
     What only decoded pixels tell (duplicates, mean and std) is added to the meta. The splits are replaced when all are
-    complete. Where files may be skipped, all is packed again without those that can't be decoded.
+    complete. Where files may be skipped, all is packed again without those that can't be decoded. With `ray` they are
+    decoded on a cluster.
 
     Raises:
         PackedError: a split has no example.
@@ -46,7 +54,7 @@ def write_packed(
             raise PackedError(f"{where} has no example: val is drawn from classes of two or more")
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            digests, notes = _write_splits(packed.splits, folder, can_skip=packed.without is not None)
+            digests, notes = _write_splits(packed.splits, folder, ray, can_skip=packed.without is not None)
             break
         except _Unusable as unusable:
             assert packed.without is not None
@@ -97,12 +105,12 @@ class _Notes:
             self.mode.append(facts.mode)
             self.bytes.append(facts.bytes)
         if summary.values is not None:
-            self.values = summary.values if self.values is None else self.values + summary.values
+            self.values = summary.values + (0 if self.values is None else self.values)
         self.bad += summary.bad
 
 
 def _write_splits(
-    splits: Mapping[str, Split], folder: Path, *, can_skip: bool
+    splits: Mapping[str, Split], folder: Path, ray: PackingRay | None, *, can_skip: bool
 ) -> tuple[dict[str, str], dict[str, list[_Notes]]]:
     """Writes all splits; returns each one's sha256, and what was noted of its streamed rows.
 
@@ -114,14 +122,14 @@ def _write_splits(
     with ExitStack() as stack:
         for split, arrays in splits.items():
             temporary = stack.enter_context(replacing_path(folder / f"{split}.safetensors"))
-            digests[split], notes[split] = _write_split(arrays, temporary, can_skip)
+            digests[split], notes[split] = _write_split(arrays, temporary, ray, can_skip)
         bad = [error for sources in notes.values() for source in sources for error in source.bad]
         if bad:
             raise _Unusable({error.name: error.reason for error in bad})
     return digests, notes
 
 
-def _write_split(arrays: Split, path: Path, can_skip: bool) -> tuple[str, list[_Notes]]:
+def _write_split(arrays: Split, path: Path, ray: PackingRay | None, can_skip: bool) -> tuple[str, list[_Notes]]:
     sources: dict[int, list[tuple[str, Streamed]]] = defaultdict(list)  # the arrays made of the same rows
     notes = []
     with TensorFile(path, {key: (value.shape, value.dtype) for key, value in arrays.items()}) as file:
@@ -135,10 +143,10 @@ def _write_split(arrays: Split, path: Path, can_skip: bool) -> tuple[str, list[_
             rows = parts[0][1].rows
             noted = _Notes(rows, parts[0][0])
             offsets = {value.index: file.offsets[key] for key, value in parts}
-            for start, stop, summary in write_rows(rows, path, offsets):
-                for value in (value for _, value in parts):
-                    size = value.dtype.itemsize * int(np.prod(value.shape[1:]))
-                    file.hash_written(offsets[value.index] + start * size, offsets[value.index] + stop * size)
+            ranges = write_rows_on_ray(rows, path, offsets, ray) if ray else write_rows(rows, path, offsets)
+            for start, stop, summary in ranges:
+                for offset in offsets.values() if ray is None else ():
+                    file.hash_written(offset + start * rows.part_bytes, offset + stop * rows.part_bytes)
                 if summary.bad and not can_skip:
                     raise SourceError(f"{rows.archive.path}: {summary.bad[0]}")
                 noted.add(summary)

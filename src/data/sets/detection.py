@@ -143,7 +143,7 @@ class DetectionFolders:
         splits: dict[str, Split] = {}
         for split, images in annotated.items():
             names = sorted(images)
-            rows = ImageRows(archive, names, decode, (1, 3, *shape), counted=True)
+            rows = ImageRows(archive, names, decode, (1, 3, *shape), counted=split == "train")
             placements = {name: pictures[name] for name in names}
             splits[split] = {
                 "images": rows.part(),

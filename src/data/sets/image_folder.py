@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from src.configuration.schema import Colour, FileColumns, OnBad, PositiveInt, SplitSeed, TestFraction, ValFraction
+from src.configuration.schema import (
+    Channels,
+    Colour,
+    FileColumns,
+    Fit,
+    ImageSize,
+    ManifestFile,
+    OnBad,
+    SplitSeed,
+    TestFraction,
+    ValFraction,
+)
 from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import Folders, list_folders
-from src.data.image_files import SUFFIXES, Fit
+from src.data.image_files import SUFFIXES
 from src.data.image_rows import FittedImage, LabelledFiles, pack_image_files
 from src.data.manifests import list_manifest
 from src.data.packed import Packed
@@ -30,11 +40,11 @@ class ImageFolders:
     def __init__(
         self,
         *,
-        size: PositiveInt | list[PositiveInt] = 32,
-        channels: Literal[1, 3] = 3,
+        size: ImageSize = 32,
+        channels: Channels = 3,
         fit: Fit = "stretch",
         background: Colour = "white",
-        manifest: str | None = None,
+        manifest: ManifestFile = None,
         columns: FileColumns | None = None,
         on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
