@@ -22,6 +22,8 @@ from src.data.sets.domains import UnpairedDomains
 from src.data.sets.facades import PairedImages
 from src.data.sets.image_folder import ImageFolders
 from src.data.writing import write_packed
+from tests.conftest import Run
+from tests.test_runs import output_of
 from tests.tiny_data import packed_data, plain_png, png, write_tar
 
 NOISE = np.random.default_rng(0).integers(0, 256, (31, 47, 3), np.uint8)
@@ -213,6 +215,15 @@ def test_skipped_files_leave_what_an_archive_without_them_gives(tmp_path: Path) 
     assert "bad" not in metas[sound]
 
 
+def test_a_class_without_a_readable_file_is_refused(tmp_path: Path) -> None:
+    members = {
+        f"m/{split}/{label}/{i}.png": shade(i) for split in ("train", "test") for label in "abc" for i in range(2)
+    }
+    bad = {name: b"no image" for name in members if "/c/" in name}
+    message = refusal(ImageFolders(size=8, on_bad="skip"), write_tar(tmp_path / "i.tar", members | bad))
+    assert "no file of the class 'c' in train/ can be read" in message
+
+
 def test_nothing_is_replaced_where_a_file_is_damaged(tmp_path: Path) -> None:
     members = {
         f"m/{split}/{label}/{i}.png": shade(i) for split in ("train", "test") for label in "ab" for i in range(3)
@@ -301,3 +312,56 @@ def test_a_damaged_picture_of_a_domain_is_skipped(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "d.tar", members | {"m/testA/2.png": b"no image"})
     data = packed_data(UnpairedDomains(size=8, on_bad="skip"), archive)
     assert (shades(data, "a")["test"], shades(data, "b")["test"]) == ([0, 1, 3], [0, 1, 2, 3])
+
+
+# --- through all stages -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_manifest_of_grey_photos_becomes_an_exported_and_called_model(clone: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "signs" / "photos").mkdir(parents=True)
+    rows = ["path,sign,person"]
+    for i in range(60):
+        picture = np.full((20, 30 + i % 3, 3), 230 if i % 2 else 20, np.uint8)
+        (tmp_path / "signs" / "photos" / f"{i}.png").write_bytes(png(picture))
+        rows.append(f"photos/{i}.png,{'light' if i % 2 else 'dark'},{i // 4}")
+    (tmp_path / "signs" / "photos" / "0.png").write_bytes(b"no image")
+    (tmp_path / "signs" / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "signs.yaml").write_text(
+        f"""
+        _target_: src.data.sets.image_folder.ImageFolders
+        name: signs
+        archive: {tmp_path}/signs
+        size: [12, 16]
+        channels: 1
+        fit: pad
+        background: navy
+        on_bad: skip
+        manifest: labels.csv
+        columns: {{file: path, label: sign, group: person}}
+        loader: {{batch_size: 10}}
+        """
+    )
+    words = (
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "+experiment=mnist_mlp",
+        "data=signs",
+        "profile=full",
+        "tracking=false",
+    )
+    done = run("python", "-m", "src.train", *words, "trainer.max_epochs=5", "model.optimizer.lr=0.01")
+    assert "signs: left out: signs/photos/0.png can't be read as an image" in done.stdout
+    output = output_of(done.stdout)
+    for stage in ("evaluate", "export"):
+        run("python", "-m", f"src.{stage}", "-cp", f"../{output}", "-cn", "config", "tracking=false")
+    assert json.loads((clone / output / "metrics.json").read_text())["accuracy"] == 1
+    signature = json.loads((clone / output / "export" / "signature.json").read_text())
+    assert (signature["shape"], signature["fit"], signature["background"]) == ([1, 12, 16], "pad", "navy")
+    assert (
+        "ImageOps.pad(photo, (16, 12), Image.Resampling.BICUBIC, 'navy')"
+        in (clone / output / "export/README.md").read_text()
+    )
+    answer = run("python", "-m", "src.predict", f"{output}/export", str(tmp_path / "signs/photos/1.png"))
+    assert "light" in answer.stdout.splitlines()[0]

@@ -45,6 +45,7 @@ NEUTRAL = {
     "src.common.git": "describes the repository",
     "src.common.identity": "names what a run depends on",
     "src.common.garbage": "pauses the garbage collector during imports",
+    "src.common.ray_cluster": "where something is computed changes no result",
     "src.common.paths": "where the repository lies",
     "src.common.run_folder": "names of files; DVC watches the same paths",
     "src.common.signals": "ends a run in good order; a resumed run has the same bits",
@@ -56,7 +57,10 @@ NEUTRAL |= dict.fromkeys(
 )
 # The same for one stage only.
 NEUTRAL_IN = {
-    "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
+    "preprocess": {
+        "src.common.hardware": "the number of processes that tokenize changes no token",
+        "src.data.rows_on_ray": "an image is decoded alike on all machines",
+    },
     "train": {
         "src.data.fetching": "what it brings counts by its sha256",
         "src.tasks": "evaluation; `stage_code` adds the direction of the monitored metric",

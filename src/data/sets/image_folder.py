@@ -73,10 +73,14 @@ class ImageFolders:
             raise SourceError(f"data.size: {self.size}: give the pixels a side, or [height, width]")
         decode = FittedImage((self.channels, sides[0], sides[1]), self.fit, self.background)
         files = Archive(archive)
+        all_classes: list[str] = []  # those without skipped files
 
         def pack_without(skipped: frozenset[str]) -> Packed:
             folders = self._list(files, skipped)
             classes = folders.classes(archive, f"*.png in it (or {', '.join(SUFFIXES[1:])})")
+            if lost := [label for label in all_classes if label not in classes]:
+                raise SourceError(f"{archive}: no file of the class {lost[0]!r} in train/ can be read: replace them")
+            all_classes[:] = classes
             numbers = {label: number for number, label in enumerate(classes)}
             return pack_image_files(
                 files,
