@@ -117,16 +117,18 @@ def _root_of_classes(archive: Archive, suffixes: tuple[str, ...], skipped: Colle
     Raises:
         SourceError: the class folders lie in several folders.
     """
-    paths = [
-        path
-        for name, place in archive.places.items()
-        if place is not None and name not in skipped and (path := PurePosixPath(name)).suffix.lower() in suffixes
-    ]
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts[1:])]
-    if any(_split_at(path.parts, 2) is not None for path in paths):
-        return None
-    highest = min((len(path.parts) for path in paths if len(path.parts) > 1), default=0)
-    roots = sorted({path.parent.parent for path in paths if len(path.parts) == highest})
+    folders: set[PurePosixPath] = set()  # those that hold a file of an example
+    for name, place in archive.places.items():
+        path = PurePosixPath(name)
+        is_hidden = any(part.startswith(".") for part in path.parts[1:])
+        if place is None or name in skipped or is_hidden or path.suffix.lower() not in suffixes:
+            continue
+        if _split_at(path.parts, 2) is not None:
+            return None
+        if len(path.parts) > 1:
+            folders.add(path.parent)
+    highest = min((len(folder.parts) for folder in folders), default=0)
+    roots = sorted({folder.parent for folder in folders if len(folder.parts) == highest})
     if len(roots) > 1:
         raise SourceError(
             f"{archive.path}: class folders in {roots[0]}/ and in {roots[1]}/: call these train/ and test/ if they are "
