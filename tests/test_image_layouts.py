@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ ROWS = [
 ]
 
 
-def table(suffix: str, rows: list[tuple[str, ...]] = ROWS) -> bytes:
+def table(suffix: str, rows: Sequence[tuple[str, ...]] = ROWS) -> bytes:
     """A manifest of these rows."""
     names = ("file", "label", "split", "group")
     if suffix == ".parquet":

@@ -142,7 +142,7 @@ def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> No
 
 def test_the_bytes_are_those_that_safetensors_itself_writes(tmp_path: Path) -> None:
     dtypes = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "f2", "f4", "f8")
-    arrays = {f"é{name}": np.arange(6).reshape(2, 3).astype(name) for name in dtypes}
+    arrays: dict[str, np.ndarray] = {f"é{name}": np.arange(6).reshape(2, 3).astype(name) for name in dtypes}
     arrays |= {"labels": np.arange(7), "empty": np.zeros((0, 4), np.float32), "views": images(4)[::2, ::-1]}
     write_packed(Packed({"train": arrays}, {"kind": "images"}), tmp_path, config={}, source={})
     content = (tmp_path / "train.safetensors").read_bytes()

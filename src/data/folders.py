@@ -60,9 +60,10 @@ class Folders(Generic[T]):
             )
         for split in ("val", "test"):
             if unknown := sorted({example.label for example in self.examples[split]} - set(classes)):
+                more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
                 raise SourceError(
                     f"{archive}: {split}/ has the class {unknown[0]!r} that train/ lacks; "
-                    f"train/ has {', '.join(classes)}"
+                    f"train/ has {', '.join(classes[:10])}{more}"
                 )
         if len(classes) < 2:
             raise SourceError(f"{archive}: train/ has only the class {classes[0]!r}: give at least two")

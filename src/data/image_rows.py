@@ -237,7 +237,7 @@ def _write_range(rows: ImageRows, start: int, stop: int, descriptor: int, offset
 
 
 def _digest(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(pixels).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(pixels.data).digest()[:DIGEST_BYTES]
 
 
 def _values(block: np.ndarray) -> np.ndarray:

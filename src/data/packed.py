@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,21 +28,7 @@ SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
 ORIGIN = {"config", "source"}  # what every origin.json holds
 Arrays = dict[str, np.ndarray]
-
-
-class StreamedArray(Protocol):
-    """Stands for an array that is made while it is written, such as those of src/data/image_rows.py."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def __len__(self) -> int: ...
-
-
-Split = Mapping[str, np.ndarray | StreamedArray]
+Split = dict[str, Any]  # arrays, or what stands for them until they are written (image_rows.Streamed)
 
 
 @dataclass(frozen=True)
