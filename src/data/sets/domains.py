@@ -294,7 +294,7 @@ def hold_out(domains: Sequence[list[str]], fraction: float, seed: int) -> tuple[
 
 
 def pack_unpaired(
-    splits: Mapping[str, Mapping[str, Streamed]],
+    splits: Mapping[str, dict[str, Streamed]],
     size: int,
     background: str,
     paired_test: bool,
