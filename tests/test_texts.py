@@ -101,12 +101,22 @@ def test_files_named_after_splits_make_them_up_in_parts(tmp_path: Path) -> None:
         ("imdb_dev2.tsv", "val"),
         ("validation/0.jsonl", "val"),
         ("train/contest.csv", "train"),
+        ("test_data/reviews.csv", ""),
         ("everything.csv", ""),
         ("train_test.csv", ""),
     ],
 )
 def test_the_name_of_a_file_tells_its_split(name: str, split: str) -> None:
     assert split_of(name) == split
+
+
+def test_names_without_a_file_of_train_s_tell_no_splits(tmp_path: Path) -> None:
+    data = pack(tmp_path, files("csv", crash_test=FRAME), columns=TextColumns(text="body", label="topic"))
+    assert {split: len(arrays["labels"]) for split, arrays in data.splits.items()} == {
+        "train": 42,
+        "val": 6,
+        "test": 12,
+    }
 
 
 def test_a_table_file_needs_no_archive_around_it(tmp_path: Path) -> None:

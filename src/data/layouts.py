@@ -244,8 +244,9 @@ def _entities(files: Files) -> Layout | None:
 def _table(files: Files) -> Layout | None:
     if not files.tables:
         return None
-    named = [(split_of(name) if len(files.tables) > 1 else "", table) for name, table in files.tables]
-    parts = [part for part in named if part[0]] or named
+    named = [(split_of(name), table) for name, table in files.tables]
+    has_splits = any(split == "train" for split, _ in named)
+    parts = [part for part in named if part[0]] if has_splits else [("", table) for _, table in named]
     table = parts[0][1]
     if all(is_number(value) for column in table.columns for value in table.column(column)[:1000]):
         counts = {split: {"": part.rows} for split, part in parts}
@@ -317,9 +318,12 @@ def _short(value: Any) -> str:
 
 
 def _split_in(name: str) -> str:
-    """The split that a part of a name tells, or ""."""
-    words = re.split(r"[^a-z]+", PurePosixPath(name).parent.as_posix().lower())
-    return next((SPLIT_OF[word] for word in reversed(words) if word in SPLIT_OF), "")
+    """The split that a folder above a file is named after, as `train`, `train2017` or `trainA`; or ""."""
+    for part in reversed(PurePosixPath(name).parts[:-1]):
+        match = re.fullmatch(r"([a-z]+)\d*[AB]?", part)
+        if match and match[1] in SPLIT_OF:
+            return SPLIT_OF[match[1]]
+    return ""
 
 
 def _seen(files: Files, names: Sequence[str]) -> Iterator[tuple[int, int, str]]:

@@ -50,10 +50,12 @@ def is_table(name: str) -> bool:
 
 
 def split_of(name: str) -> str:
-    """The split that the name of a file tells, or "": `test.csv`, `train-00000-of-00002.parquet`, `dev/a.tsv`."""
+    """The split that the name of a file or of its folder tells, or "".
+
+    E.g. of `test.csv`, `train-00000-of-00002.parquet`, `reviews_dev.tsv`, `validation/0.jsonl`.
+    """
     path = PurePosixPath(name)
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        splits = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_OF}
-        if len(splits) == 1:
-            return splits.pop()
-    return ""
+    words = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_OF}
+    if len(words) == 1:
+        return words.pop()
+    return SPLIT_OF.get(path.parent.name.lower(), "")

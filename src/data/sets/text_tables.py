@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from src.data.tokens import CHUNK
 class TextTables(Texts):
     """Reads the table files of a folder or an archive, or a single one.
 
-    A file's name tells its split (`train.csv`, `test-00000-of-00002.parquet`); several may make up one. Or a column
-    does, or none: then `test_fraction` and `val_fraction` of each class are drawn.
+    A file's name tells its split (`train.csv`, `test-00000-of-00002.parquet`), if one is train's; several may make up a
+    split. Or a column does, or none: then `test_fraction` and `val_fraction` of each class are drawn.
     """
 
     archive_name = "table.tar"
@@ -73,10 +73,13 @@ class TextTables(Texts):
                 content, f"{archive}: {name}", encoding=self.encoding, has_header=self.columns.has_header
             )
             parts.append(_Part(name, table, split_of(name), self.columns.texts))
-        if self.columns.split is None and any(part.split for part in parts):
+        has_splits = any(part.split == "train" for part in parts)
+        if self.columns.split is None and has_splits:
             named = [part for part in parts if part.split]
             unused["named after no split"] += len(parts) - len(named)
             parts = named
+        elif not has_splits:
+            parts = [replace(part, split="") for part in parts]
         if not parts:
             raise SourceError(f"{archive}: no table in it: give files that end in {', '.join(SUFFIXES)}")
         return sorted(parts, key=lambda part: (*SPLITS, "").index(part.split)), +unused
