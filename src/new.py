@@ -160,7 +160,6 @@ def _boxes(layout: Layout) -> Proposal:
     data = {
         "size": size,
         "fit": "letterbox",
-        "on_bad": "refuse",
         "val_fraction": 0.1,
         "split_seed": 0,
         "loader": loader,
