@@ -268,4 +268,4 @@ def test_texts_in_a_table_are_trained_exported_and_called_with_learned_subwords(
     answer = run_in(
         folder, *python, "src.predict", "experiments/runs/films/first/export", "a GOOD film, 7 times"
     ).stdout
-    assert re.search(r"\+\s+0\.[5-9]|\+\s+1", answer), answer
+    assert answer.splitlines()[0].endswith("+"), answer
