@@ -287,6 +287,12 @@ class Pretrained(Section):
     )
 
 
+TextTokenizer = Annotated[
+    Literal["bpe"] | Pretrained | None,
+    Field(description="bpe: subwords learned from the training part; a text encoder: its subwords; null: words"),
+]
+
+
 class FileColumns(Section):
     """Which columns of the manifest hold what."""
 

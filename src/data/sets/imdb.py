@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from src.configuration.schema import Encoding, OnBad, PositiveInt, SplitSeed, TestFraction, ValFraction
+from src.configuration.schema import Encoding, OnBad, PositiveInt, SplitSeed, TestFraction, TextTokenizer, ValFraction
 from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import list_folders
 from src.data.packed import SPLITS
-from src.data.sets.texts import Examples, Texts, TextTokenizer, fault_of
+from src.data.sets.texts import Examples, Texts, fault_of
 from src.data.text_files import decode
 from src.data.tokens import CHUNK
 

@@ -10,10 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.configuration.schema import Encoding, OnBad, PositiveInt, SplitSeed, TestFraction, TextColumns, ValFraction
+from src.configuration.schema import (
+    Encoding,
+    OnBad,
+    PositiveInt,
+    SplitSeed,
+    TestFraction,
+    TextColumns,
+    TextTokenizer,
+    ValFraction,
+)
 from src.data.fetching.files import SourceError
 from src.data.packed import SPLITS
-from src.data.sets.texts import Examples, Texts, TextTokenizer, fault_of
+from src.data.sets.texts import Examples, Texts, fault_of
 from src.data.splitting import split_name
 from src.data.table_archives import is_table, read_members, split_of
 from src.data.table_files import SUFFIXES, Table, read_table

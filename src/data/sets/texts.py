@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from src.configuration.schema import Pretrained
 from src.data import subwords
@@ -20,11 +19,6 @@ from src.data.splitting import assign_splits
 from src.data.tokens import BREAK, Subwords, Tokenizer, Words, encode
 
 SUBSTITUTIONS = ((f"(?i){BREAK.pattern}", " "),)
-
-TextTokenizer = Annotated[
-    Literal["bpe"] | Pretrained | None,
-    Field(description="bpe: subwords learned from the training part; a text encoder: its subwords; null: words"),
-]
 
 
 @dataclass
