@@ -316,12 +316,11 @@ def test_the_exported_tokenizer_equals_the_one_of_training(tmp_path: Path) -> No
         assert tokenize(text, settings) == tokenizer(BREAK.sub(" ", text)), repr(text)
 
 
-def test_chunks_tokenized_by_several_processes_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "CHUNK", 7)
+def test_chunks_tokenized_by_several_processes_come_back_in_order(tmp_path: Path) -> None:
     texts = [f"Review {i}, <br />{'very ' * (i % 7)}good." for i in range(60)]
     splits = np.array(["train", "test", "test"] * 20)
     words = tokens.Words(20)
-    parts = tokens.encode(words, (texts[i : i + 7] for i in range(0, 60, 7)), splits)
+    parts = tokens.encode(words, (texts[i : i + 7] for i in range(0, 60, 7)), splits, tmp_path)
     ids = {split: part.arrays() for split, part in parts.items()}
     vocabulary = words.finish({split: arrays[0] for split, arrays in ids.items()})
     counts = Counter(word for text in tokens.tokenize(texts[::3]) for word in text)

@@ -1,21 +1,23 @@
-"""Texts as ids, tokenized in chunks on all cores: the tokens of a data set exist only as int32 arrays."""
+"""Texts as ids, tokenized in chunks on all cores: the tokens of a data set exist only as int32 in files."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import re
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from src.common.hardware import cores
 from src.data import subwords
+from src.data.fetching.files import disk_errors
 from src.data.packed import PADDING, UNKNOWN
 
 T = TypeVar("T")
@@ -23,24 +25,29 @@ BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)  # of web pages, as in aclImdb
 CHUNK = 1000  # texts that a process tokenizes at a time
 
 
-@dataclass
 class Tokens:
-    """The texts of a split, one after the other."""
+    """The texts of a split, one after the other; their ids are in a file without a name in `folder`, not in memory."""
 
-    ids: list[np.ndarray] = field(default_factory=list)  # int32, of chunks
-    lengths: list[np.ndarray] = field(default_factory=list)  # int64, of chunks
-    digests: list[bytes] = field(default_factory=list)  # of each text's tokens
+    def __init__(self, folder: Path) -> None:
+        self.digests: list[bytes] = []  # of each text's tokens
+        self._lengths: list[np.ndarray] = []  # int64, of chunks
+        self._folder = folder
+        with disk_errors(folder):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as this object)
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray, digests: Iterable[bytes]) -> None:
+        """Adds texts: their ids, int32, one after the other, and the number of each one's."""
+        with disk_errors(self._folder):
+            self._file.write(ids.data)
+        self._lengths.append(lengths)
+        self.digests += digests
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ids int32 [sum of lengths], and the offset of every text in them, int64 [N + 1]. Empties this object."""
-        offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *self.lengths]))
-        ids = np.empty(offsets[-1], np.int32)
-        start = 0
-        while self.ids:
-            chunk = self.ids.pop(0)
-            ids[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        return ids, offsets
+        """The ids int32 [sum of lengths], mapped from the file, and the offset of every text in them, int64 [N + 1]."""
+        offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *self._lengths]))
+        with disk_errors(self._folder):
+            self._file.flush()
+        return np.memmap(self._file, np.int32, "r+", shape=(int(offsets[-1]),)), offsets
 
 
 class Tokenizer(Protocol):
@@ -57,19 +64,20 @@ class Tokenizer(Protocol):
         ...
 
 
-def encode(tokenizer: Tokenizer, chunks: Iterable[list[str]], splits: np.ndarray) -> dict[str, Tokens]:
-    """Tokenizes texts and gives each to its split; `splits`: the name of each text's."""
-    tokens = {str(split): Tokens() for split in np.unique(splits)}
+def encode(tokenizer: Tokenizer, chunks: Iterable[list[str]], splits: np.ndarray, folder: Path) -> dict[str, Tokens]:
+    """Tokenizes texts and gives each to its split; `splits`: the name of each text's.
+
+    Temporary files are in `folder`.
+    """
+    tokens = {str(split): Tokens(folder) for split in np.unique(splits)}
     start = 0
     for ids, lengths, digests in tokenizer.encode(chunks):
         names = splits[start : start + len(lengths)]
         start += len(lengths)
         for split in set(names.tolist()):
             rows = names == split
-            part = tokens[split]
-            part.ids.append(ids if rows.all() else ids[np.repeat(rows, lengths)])
-            part.lengths.append(lengths[rows])
-            part.digests += [digests[row] for row in np.flatnonzero(rows)]
+            chosen = ids if rows.all() else ids[np.repeat(rows, lengths)]
+            tokens[split].add(chosen, lengths[rows], [digests[row] for row in np.flatnonzero(rows)])
     return tokens
 
 

@@ -86,7 +86,7 @@ class Texts(ABC):
         splits = np.array(assigned)
         classes = class_names(archive, examples.labels, splits)
         tokenizer = self._tokenizer(archive, examples, splits)
-        tokens = encode(tokenizer, examples.texts(), splits)
+        tokens = encode(tokenizer, examples.texts(), splits, archive.parent)
         number = {label: i for i, label in enumerate(classes)}
         labels = np.array([number[label] for label in examples.labels], np.int64)
         arrays: dict[str, Arrays] = {}
