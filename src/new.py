@@ -213,7 +213,7 @@ def describe(layout: Layout, others: list[Layout], files: Files) -> Iterator[str
         median = statistics.median(layout.words)
         yield f"  words    median {median:.0f}, longest {max(layout.words)} ({len(layout.words):,} texts)"
     for column, values in layout.columns.items():
-        used = [key for key, name in layout.keys.get("columns", {}).items() if name == column]
+        used = [key for key, name in layout.keys.get("columns", {}).items() if str(name) == column]
         yield f"  column   {column}{' = ' + used[0] if used else ''}: {values}"
     if others:
         yield f"  fits too: {', '.join(f'layout={other.name} ({other.title})' for other in others)}"

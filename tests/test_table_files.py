@@ -144,7 +144,7 @@ def test_a_named_split_is_kept_and_val_is_drawn_as_everywhere_else() -> None:
     _, held = stratified_holdout(np.array(labels[:60]), 0.1, 3)
     assert np.flatnonzero(np.array(drawn(labels, splits)) == "val").tolist() == held.tolist()
     assert drawn(labels, splits)[60:] == ["test"] * 20
-    splits[:30], splits[30:60] = ["dev"] * 30, [None] * 30
+    splits = [*["dev"] * 30, *[None] * 30, *splits[60:]]
     assert drawn(labels, splits) == ["val"] * 30 + ["train"] * 30 + ["test"] * 20
 
 

@@ -34,7 +34,8 @@ from tests.tiny_data import write_tar
 
 def texts_of(data: Packed, split: str) -> list[str]:
     """The texts of a split as their tokens say."""
-    arrays, meta = data.splits[split], data.meta
+    arrays: Any = data.splits[split]
+    meta = data.meta
     offsets = arrays["offsets"].tolist()
     parts = [arrays["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
     if meta["tokenizer"]["name"] == subwords.NAME:
@@ -43,7 +44,8 @@ def texts_of(data: Packed, split: str) -> list[str]:
 
 
 def labels_of(data: Packed, split: str) -> list[str]:
-    return [data.meta["classes"][label] for label in data.splits[split]["labels"]]
+    labels: Any = data.splits[split]["labels"]
+    return [data.meta["classes"][label] for label in labels]
 
 
 FRAME = pd.DataFrame(

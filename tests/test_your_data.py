@@ -115,6 +115,10 @@ def text_tables(folder: Path) -> None:
     REVIEWS[30:].drop(columns="split").to_parquet(folder / "test-0000.parquet")
 
 
+def text_table_without_header(folder: Path) -> None:
+    REVIEWS[["verdict", "review"]].replace({"good": 1, "bad": 2}).to_csv(folder / "r.csv", index=False, header=False)
+
+
 def numbers(folder: Path) -> None:
     pd.DataFrame(RANDOM.normal(size=(50, 3)), columns=["x", "y", "z"]).to_csv(folder / "t.csv", index=False)
 
@@ -148,6 +152,7 @@ LAYOUTS: list[tuple[Callable[[Path], None], str, dict[str, dict[str, int]], dict
         {"train": {"good": 15, "bad": 15}, "test": {"good": 5, "bad": 5}},
         {"columns": COLUMNS},
     ),
+    (text_table_without_header, "text_table", {"": {"1": 20, "2": 20}}, {"columns": {"text": 1, "label": 0}}),
     (numbers, "numbers", {"": {"": 50}}, {}),
 ]
 

@@ -23,6 +23,7 @@ from src.data.table_archives import is_archive, split_of
 from src.data.table_files import SUFFIXES as TABLES
 from src.data.table_files import Table, is_number, read_table
 
+LONGEST_NAME = 60  # letters of a column's name
 LOOKED_AT = 200  # images whose size is read
 ENTITIES = (".txt", ".conll", ".iob", ".iob2", ".bio", ".tsv")
 # Usual names of columns, the likeliest first.
@@ -105,7 +106,19 @@ class Files:
 
     @cached_property
     def tables(self) -> list[tuple[str, Table]]:
-        return [(name, read_table(self.read(name), name)) for name in self.of(TABLES)]
+        return [(name, _with_header_or_without(self.read(name), name)) for name in self.of(TABLES)]
+
+
+def _with_header_or_without(content: bytes, name: str) -> Table:
+    """A table whose first row names its columns, unless a cell of it is a number or a long text."""
+    table = read_table(content, name, has_header=None)
+    has_header = not any(is_number(column) or len(column) > LONGEST_NAME for column in table.columns)
+    return table if has_header or _is_numbered(table) else read_table(content, name, has_header=False)
+
+
+def _is_numbered(table: Table) -> bool:
+    """Whether the columns have numbers in place of names."""
+    return table.columns == [str(number) for number in range(len(table.columns))]
 
 
 def recognise(files: Files) -> list[Layout]:
@@ -249,8 +262,8 @@ def _table(files: Files) -> Layout | None:
     parts = [part for part in named if part[0]] if has_splits else [("", table) for _, table in named]
     table = parts[0][1]
     if all(is_number(value) for column in table.columns for value in table.column(column)[:1000]):
-        counts = {split: {"": part.rows} for split, part in parts}
-        return Layout("numbers", f"a table of {len(table.columns)} numbers", counts, columns=_examples(table))
+        rows = {split: {"": part.rows} for split, part in parts}
+        return Layout("numbers", f"a table of {len(table.columns)} numbers", rows, columns=_examples(table))
     text = _text_column(table)
     label = _label_column(table, {text} if text else set())
     if text is None or label is None:
@@ -258,7 +271,8 @@ def _table(files: Files) -> Layout | None:
     columns = {"text": text, "label": label, **_further_columns(table, label)}
     words = [len(str(value).split()) for value in table.column(text)[:1000]]
     counts = _table_counts(parts, label, columns.get("split"))
-    return Layout("text_table", "texts in a table", counts, {"columns": columns}, None, _examples(table), words)
+    keys = {key: int(column) if _is_numbered(table) else column for key, column in columns.items()}
+    return Layout("text_table", "texts in a table", counts, {"columns": keys}, None, _examples(table), words)
 
 
 def _table_counts(parts: Sequence[tuple[str, Table]], label: str, split: str | None) -> dict[str, Counter[str]]:
