@@ -56,12 +56,18 @@ COMMENTS = {
     "test_fraction": "of all examples, where the data has no test split",
     "split_seed": "selects these examples; independent of the run's seed",
     "direction": "A is the left half, or the folder A/; AtoB generates B from A",
+    "palette": "colours of label maps, for a segmentation score; null: no such score",
+    "paired_test": "true: test images of the same name show the same scene in both domains",
+    "duplicates": "drop: leave out training images that are byte for byte another image; keep",
     "scheme": "tags that the network learns: iobes or iob2",
     "enlarge": "side of the packed training images over size; batches are random crops of them",
     "loader.batch_size": "examples of a training step; halve it where memory does not suffice",
     "loader.eval_batch_size": "examples of a batch in validation and evaluation",
     "loader.flip": "random: half of the training images are mirrored; none: for digits, letters, maps",
     "loader.crop_padding": "pixels of reflected border, from which a random crop is taken",
+    "loader.enlarge": "factor of enlargement before a random crop of the original size",
+    "loader.low_resolution": "{size: 24, until: 0.65}: the first 65 % of the epochs at 24x24; null: always full size",
+    "loader.rotation": "degrees; the largest random turn, either way",
     "loader.max_tokens": "a longer text loses its middle",
     "loader.word_dropout": "probability that a word becomes <unk> in training",
 }
@@ -171,7 +177,14 @@ def _pairs(layout: Layout) -> Proposal:
     assert layout.sizes is not None
     size = max((size for size in (64, 128, 256) if size <= layout.sizes.height), default=64)
     loader = {"batch_size": 1 if size == 256 else 4, "eval_batch_size": 16, "flip": "random", "enlarge": 1.117}
-    data = {"direction": "AtoB", "size": size, "on_bad": "refuse", **_fractions(layout), "loader": loader}
+    data = {
+        "direction": "AtoB",
+        "size": size,
+        "palette": None,
+        "on_bad": "refuse",
+        **_fractions(layout),
+        "loader": loader,
+    }
     return Proposal(data, "pix2pix", "val_l1", 100)
 
 
@@ -180,7 +193,15 @@ def _domains(layout: Layout) -> Proposal:
     side = min(layout.sizes.width, layout.sizes.height)
     size = max((size for size in (64, 128, 256) if size <= side), default=64)
     loader = {"batch_size": 1, "eval_batch_size": 16, "flip": "random"}
-    data = {"size": size, "enlarge": 1.117, "val_fraction": 0.05, "split_seed": 0, "loader": loader}
+    data = {
+        "size": size,
+        "enlarge": 1.117,
+        "paired_test": False,
+        "duplicates": "keep",
+        "val_fraction": 0.05,
+        "split_seed": 0,
+        "loader": loader,
+    }
     return Proposal(data, "cyclegan", "val_kid", 100, {"model": {"blocks": 9 if size == 256 else 6}})
 
 
@@ -293,7 +314,7 @@ def yaml_with_comments(data: Mapping[str, Any], prefix: str = "", indent: str = 
             continue
         line = f"{indent}{key}: {_flow(value)}"
         comment = COMMENTS.get(prefix + key)
-        lines.append(f"{line:21} # {comment}" if comment else line)
+        lines.append(f"{line:20}  # {comment}" if comment else line)
     return "\n".join(lines) + "\n"
 
 

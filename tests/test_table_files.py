@@ -140,7 +140,7 @@ def test_missing_splits_are_drawn_from_each_class() -> None:
 
 def test_a_named_split_is_kept_and_val_is_drawn_as_everywhere_else() -> None:
     labels = ["b", "a"] * 40
-    splits: list[str | None] = ["Train"] * 60 + ["test"] * 20
+    splits: list[str | None] = [*["Train"] * 60, *["test"] * 20]
     _, held = stratified_holdout(np.array(labels[:60]), 0.1, 3)
     assert np.flatnonzero(np.array(drawn(labels, splits)) == "val").tolist() == held.tolist()
     assert drawn(labels, splits)[60:] == ["test"] * 20

@@ -19,6 +19,7 @@ from src import new
 from src.common.errors import ConfigError, Failure
 from src.common.paths import CONF, ROOT
 from src.configuration.composing import compose
+from src.configuration.describing import conf_comments, keys_of
 from src.data.layouts import Files, Layout, recognise
 from tests.conftest import run_in
 
@@ -191,6 +192,9 @@ def test_what_is_written_for_a_layout_composes_with_a_model_that_takes_it(
     assert config.profile.name == "full"
     assert config.plain()["data"]["split_seed"] == 3
     assert config.data.archive == str(tmp_path)
+    comments = conf_comments({"data": configuration})
+    keys = (key for key, _, field, _ in keys_of(config, "") if not field.description)
+    assert [key for key in keys if key.startswith("data.") and key not in comments] == []
     assert layouts_of(tmp_path)[0].title in capsys.readouterr().out
     with pytest.raises(ConfigError, match=f"conf/data/{configuration}.yaml exists: give another name, or remove it"):
         new.new_data(configuration, str(tmp_path), [])
@@ -213,6 +217,7 @@ def test_another_layout_and_other_keys_can_be_named(tmp_path: Path, configuratio
         (["size=-1"], "data.size: -1"),
         (["sise=8"], "data.sise"),
         (["size"], "size: give key=value"),
+        (["layout=nothing"], "no known layout; what fits: images"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(

@@ -97,8 +97,7 @@ def _check_encoding(name: str) -> str:
 
 
 Encoding = Annotated[
-    str,
-    AfterValidator(_check_encoding),
+    Annotated[str, AfterValidator(_check_encoding)] | None,
     Field(description="of the texts, e.g. latin-1; null: UTF-8, or what a byte-order mark says"),
 ]
 
@@ -330,6 +329,15 @@ class TextColumns(Section):
     @property
     def has_header(self) -> bool:
         return isinstance(self.label, str)
+
+
+ManifestColumns = Annotated[
+    FileColumns | None, Field(description="of the manifest: which holds what; null: `file` and `label`")
+]
+
+TableColumns = Annotated[
+    TextColumns | None, Field(description="of the tables: which holds what; null: `text` and `label`")
+]
 
 
 class Loader(Section):

@@ -45,7 +45,7 @@ class ImageFolders:
         fit: Fit = "stretch",
         background: Colour = "white",
         manifest: ManifestFile = None,
-        columns: FileColumns | None = None,
+        columns: ManifestColumns = None,
         on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         test_fraction: TestFraction = 0.2,

@@ -32,7 +32,7 @@ class ReviewFolders(Texts):
         *,
         vocabulary: PositiveInt = 25000,
         tokenizer: TextTokenizer = None,
-        encoding: Encoding | None = None,
+        encoding: Encoding = None,
         on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         test_fraction: TestFraction = 0.2,
