@@ -10,6 +10,7 @@ from src.configuration.schema import (
     FileColumns,
     Fit,
     ImageSize,
+    ManifestColumns,
     ManifestFile,
     OnBad,
     SplitSeed,
