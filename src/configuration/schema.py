@@ -249,11 +249,27 @@ class Pretrained(Section):
     )
 
 
+# YAML reads yes and no as booleans.
+Resident = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda value: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value),
+]
+
+
 class Loader(Section):
     """How batches are made, whatever the kind of data; src/data/kinds/ adds what a kind has besides."""
 
     batch_size: PositiveInt = Field(description="examples per training step, of all processes together")
-    eval_batch_size: PositiveInt = Field(default=500, description="examples per batch in validation and evaluation")
+    eval_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="examples per batch in validation and evaluation; null: 500, fewer of images of more than 64x64",
+    )
+    resident: Resident = Field(
+        default="auto",
+        description="yes: a split lies in the GPU's memory; no: the rows of each batch are read ahead from its file; "
+        "auto: yes for at most half of the free memory. On a CPU batches come straight from the mapped file with yes, "
+        "and with auto if it has at most 1 GiB",
+    )
 
 
 class Official(Section):

@@ -1,4 +1,4 @@
-"""Batches from tensors in memory: no per-sample `Dataset`, no workers, the same batches every time.
+"""Batches from memory-mapped tensors: no per-sample `Dataset`, no workers, the same batches every time.
 
 The order of an epoch is a permutation keyed on (seed, epoch), a batch's augmentation is keyed on (seed, epoch, index):
 any batch can be made again without those before it, which is what lets a run resume in mid-epoch to the same bits.
@@ -6,16 +6,20 @@ any batch can be made again without those before it, which is what lets a run re
 What is random is drawn on the CPU, the same for every device, and copied over without waiting; nothing is read back
 from the device: a GPU's queue never runs dry.
 
+A split lies on the device if it fits there, else its rows are gathered batch by batch (`data.loader.resident`). Either
+way a batch is computed by the same operations on the same device, so its bits are the same.
+
 torch is imported where it computes: composition and `src.predict` import kinds of data, and these this module.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from src.configuration.declarations import load_kind
 from src.configuration.schema import Loader
@@ -26,6 +30,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Batch = tuple[Tensor, ...]
+    Share = tuple[Tensor, int]  # the examples of a rank's batch, and the number that keys its augmentation
+
+SHARE = 0.5  # of a GPU's free memory that a split may take to be resident there
+MAPPED_DIRECTLY = (
+    2**30
+)  # bytes of a split whose batches are made from its map on a CPU; of a larger one, rows are read ahead
+EVALUATED = 500  # examples of a batch of evaluation, of up to 64x64 pixels in colour
+EVALUATED_VALUES = EVALUATED * 3 * 64 * 64
 
 
 def generator(*key: object) -> torch.Generator:
@@ -48,11 +60,14 @@ class Batches:
     """An iterable over one split, sized and re-iterable as Lightning wants it.
 
     Training batches are shuffled, augmented and of full size; evaluation batches cover the split in a fixed order.
-    `batch_size` is the whole batch: each of `world` ranks takes its share of it, and never nothing.
+    `batch_size` is the whole batch: each of `world` ranks takes its share of it, and never nothing. The size of
+    evaluation batches depends on the configuration and the examples' shape alone, as the last bits of results do.
 
     Raises:
         PackedError: there are fewer examples than ranks.
     """
+
+    moved: ClassVar[tuple[str, ...] | None] = None  # arrays that are made resident on a GPU; None: all
 
     def __init__(
         self,
@@ -77,10 +92,13 @@ class Batches:
         self.epochs = epochs  # of the whole run, for what changes on its way
         self.rank = rank
         self.world = world
-        self.size = loader.batch_size if train else loader.eval_batch_size
+        self.size = loader.batch_size if train else loader.eval_batch_size or evaluation_batch(meta)
         self.epoch = 0
         self.skip = 0  # batches of the epoch that a resumed run has consumed already
+        self.every = 1  # only each so manieth batch is made
         self.frozen = False  # whether every epoch is the first one again
+        self.device: torch.device | None = None  # where batches go; None: they stay where the split is
+        self.is_resident = True
         # Lightning calls `set_epoch` of a loader's `batch_sampler.sampler` before it asks for the epoch's iterator.
         self.batch_sampler = SimpleNamespace(sampler=self)
 
@@ -99,9 +117,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         skip, self.skip = self.skip, 0
-        for index, indices in enumerate(self.order()):
-            if index >= skip:
-                yield self.collate(indices[self.rank :: self.world], index * self.world + self.rank)
+        shares = (
+            (indices[self.rank :: self.world], index * self.world + self.rank)
+            for index, indices in enumerate(self.order())
+            if index >= skip and index % self.every == 0
+        )
+        yield from self._resident(shares) if self.is_resident else self._gathered(shares)
+
+    def _resident(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        """Batches made where the split is."""
+        for indices, index in shares:
+            yield self.collate(indices, index)
+
+    def _gathered(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        """Batches of a split that is not resident on the device."""
+        for batch in self._resident(shares):
+            yield tuple(part.to(self.device, non_blocking=True) for part in batch)
 
     def order(self) -> list[Tensor]:
         """The examples of each batch of this epoch, as index tensors."""
@@ -121,9 +152,69 @@ class Batches:
         raise NotImplementedError
 
     def to(self, device: torch.device) -> Batches:
-        """Moves the split to a device, so that batches are made there."""
-        self.split = {key: value.to(device) for key, value in self.split.items()}
+        """Makes batches for a device: moves the split there, unless it is to stay in its file."""
+        self.device = device
+        moved = self.split.keys() if self.moved is None else self.moved
+        self.is_resident = self._fits(device, sum(self.split[key].nbytes for key in moved))
+        if self.is_resident:
+            self.split = self.split | {key: self.split[key].to(device) for key in moved}
         return self
+
+    def _fits(self, device: torch.device, size: int) -> bool:
+        """Whether arrays of `size` bytes become resident on the device; on a CPU, whether batches come from the map."""
+        import torch
+
+        if self.loader.resident != "auto":
+            return self.loader.resident == "yes"
+        if device.type != "cuda":
+            return size <= MAPPED_DIRECTLY
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of torch's own pool
+        return size <= SHARE * (free + unused)
+
+
+class RowBatches(Batches):
+    """Batches of examples that have a row each in the arrays `rows`, so that a part of them can take the split's place.
+
+    Of a split that is not resident, the next batches' rows are read on a thread. Each batch is then made from its own
+    rows, on the device, as others are from the complete split.
+    """
+
+    rows: ClassVar[tuple[str, ...]]
+
+    def collate(self, indices: Tensor, index: int) -> Batch:
+        return self.assemble(self.split, indices, indices, index)
+
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
+        """The batch of the examples `indices`, whose rows lie `at` these positions in the arrays `rows` of `source`."""
+        raise NotImplementedError
+
+    def gather(self, indices: Tensor, *, pinned: bool) -> dict[str, Tensor]:
+        """The examples' rows, in page-locked memory if `pinned`."""
+        from src.data import reading_ahead
+
+        return {key: reading_ahead.gather(self.split[key], indices, pinned=pinned) for key in self.rows}
+
+    def positions(self, indices: Tensor) -> Tensor:
+        """Where the examples' rows lie in what `gather` returns."""
+        import torch
+
+        return torch.arange(len(indices))
+
+    def _gathered(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        from src.data.reading_ahead import read_ahead, transferred
+
+        assert self.device is not None
+        on_gpu = self.device.type == "cuda"
+        shares = list(shares)
+        parts = read_ahead(lambda indices: self.gather(indices, pinned=on_gpu), [indices for indices, _ in shares])
+        for rows, (indices, index) in zip(transferred(parts, self.device) if on_gpu else parts, shares, strict=True):
+            yield self.assemble(rows, self.positions(indices), indices, index)
+
+
+def evaluation_batch(meta: Mapping[str, Any]) -> int:
+    """The examples of an evaluation batch, by their shape: 500, fewer of more than 64x64 pixels in colour."""
+    return max(1, min(EVALUATED, EVALUATED_VALUES // math.prod(meta.get("shape", ()))))
 
 
 def batches(folder: Path, split: str, loader: Loader, **options: Any) -> Batches:
@@ -137,6 +228,12 @@ def batches(folder: Path, split: str, loader: Loader, **options: Any) -> Batches
         packed.read_split(folder, split), meta, loader, **options
     )
     return batches_of_kind
+
+
+def spread(batches: Batches, count: int) -> Batches:
+    """The same batches, of which an iteration yields about `count`, at equal distances, and makes no others."""
+    batches.every = max(1, len(batches) // count)
+    return batches
 
 
 def limited(batches: Batches, limit: int | float | None) -> Iterator[tuple[Batch, Tensor]]:

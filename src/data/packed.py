@@ -21,6 +21,7 @@ import numpy as np
 from src.common.errors import Failure
 from src.common.files import sha256_of, write_atomically, write_text_atomically
 from src.configuration.declarations import load_kind
+from src.data.verifying import noted_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +116,8 @@ def _damaged(path: Path, error: Exception) -> PackedError:
 def read_split(folder: Path, split: str) -> dict[str, Tensor]:
     """The tensors of one split, memory-mapped, after a check of the file's sha256 against `meta.json`.
 
-    A process reads a file once, as long as nothing writes to it. The tensors are shared: do not write into them.
+    A process checks a file once, as long as nothing writes to it; of a large file all processes do so together. The
+    tensors are shared: do not write into them.
 
     Raises:
         PackedError: the file is missing or its bytes changed since it was packed.
@@ -133,7 +135,7 @@ def _read(path: Path, expected: str, *facts: int) -> dict[str, Tensor]:
     """Checks and maps a file; `facts` change with it."""
     from safetensors import SafetensorError, safe_open
 
-    digest = sha256_of(path)
+    digest = noted_sha256(path)
     try:
         if digest != expected:
             raise SafetensorError(f"sha256 {digest[:12]}…, {expected[:12]}… was packed")

@@ -13,11 +13,12 @@ from pydantic import Field
 from src.common.errors import Failure
 from src.common.hardware import release_freed_memory
 from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
-from src.data.batching import Batches, generator
+from src.data.batching import RowBatches, generator
 from src.data.image_files import SUFFIXES, WHITE, decode, resized
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from src.data.batching import Batch
@@ -54,7 +55,7 @@ class ImageLoader(Loader):
     )
 
 
-class ImageBatches(Batches):
+class ImageBatches(RowBatches):
     """(images uint8 [B, C, H, W], labels int64 [B]).
 
     Raises:
@@ -62,6 +63,7 @@ class ImageBatches(Batches):
     """
 
     loader: ImageLoader
+    rows = ("images", "labels")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -84,13 +86,13 @@ class ImageBatches(Batches):
         if self._low_resolution != before:
             release_freed_memory()
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
         import torch
 
         from src.data import augmentation
 
-        images, labels = self.split["images"], self.split["labels"]
-        on_device = indices.to(images.device, non_blocking=True)
+        images, labels = source["images"], source["labels"]
+        on_device = at.to(images.device, non_blocking=True)
         if not self.train:
             return images[on_device], labels[on_device]
         mirrored = None
@@ -109,17 +111,16 @@ class ImageBatches(Batches):
             )
         if self.loader.cutout:
             random = generator(self.seed, "cutout", self.epoch, index)
-            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour, random)
+            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour(batch.device), random)
         if size := self._low_resolution:
             batch = augmentation.shrink(batch, size)
         return batch, labels[on_device]
 
-    @cached_property
-    def _mean_colour(self) -> Tensor:
-        """The channels' mean over the training images: uint8 [C], where the images are."""
+    def _mean_colour(self, device: torch.device) -> Tensor:
+        """The channels' mean over the training images: uint8 [C]."""
         import torch
 
-        return torch.tensor(self.meta["mean"]).mul(255).round().to(self.split["images"].device, torch.uint8)
+        return torch.tensor(self.meta["mean"]).mul(255).round().to(device, torch.uint8)
 
     @cached_property
     def _mirrored_first(self) -> Tensor:

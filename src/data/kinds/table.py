@@ -12,7 +12,7 @@ import numpy as np
 
 from src.common.errors import Failure
 from src.configuration.schema import Loader
-from src.data.batching import Batches
+from src.data.batching import RowBatches
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ class TableLoader(Loader):
     """Batches of rows."""
 
 
-class TableBatches(Batches):
+class TableBatches(RowBatches):
     """(rows fp32 [B, D],)."""
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
-        rows = self.split["rows"]
-        return (rows[indices.to(rows.device, non_blocking=True)],)
+    rows = ("rows",)
+
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
+        rows = source["rows"]
+        return (rows[at.to(rows.device, non_blocking=True)],)
 
 
 class Table:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from src.configuration.schema import Loader
-from src.data.batching import Batches, generator
+from src.data.batching import RowBatches, generator
 from src.data.image_files import SUFFIXES
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.images import image_snippet, read_image
@@ -32,12 +32,14 @@ class UnpairedLoader(Loader):
     flip: Literal["none", "random"] = Field(default="none", description="random: half of the images are mirrored")
 
 
-class UnpairedBatches(Batches):
+class UnpairedBatches(RowBatches):
     """(a uint8 [B, 3, S, S], b uint8 [B, 3, S, S]).
 
     An epoch has as many examples as the longer domain; the shorter one begins again, in another order, as often as
     needed. A batch of evaluation holds each image once, so that it may have fewer of the shorter domain, also none.
     """
+
+    rows = ("a", "b")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -69,15 +71,27 @@ class UnpairedBatches(Batches):
         positions = torch.arange(self.count) * length
         return torch.where(positions % self.count < length, positions // self.count, ABSENT)
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
-        return tuple(
-            self._images(domain, column[column != ABSENT], index)
+    def gather(self, indices: Tensor, *, pinned: bool) -> dict[str, Tensor]:
+        from src.data import reading_ahead
+
+        return {
+            domain: reading_ahead.gather(self.split[domain], column[column != ABSENT], pinned=pinned)
             for domain, column in zip(self.domains, indices.unbind(1), strict=True)
+        }
+
+    def positions(self, indices: Tensor) -> Tensor:
+        is_present = indices != ABSENT
+        return (is_present.cumsum(0) - 1).where(is_present, ABSENT)
+
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
+        return tuple(
+            self._images(domain, source[domain], column[column != ABSENT], index)
+            for domain, column in zip(self.domains, at.unbind(1), strict=True)
         )
 
-    def _images(self, domain: str, chosen: Tensor, index: int) -> Tensor:
+    def _images(self, domain: str, images: Tensor, chosen: Tensor, index: int) -> Tensor:
         """The images of one domain: random crops in training, perhaps mirrored, else the middles."""
-        images, size = self.split[domain], self.meta["shape"][1:]
+        size = self.meta["shape"][1:]
         if not self.train:
             top, left = ((whole - part) // 2 for whole, part in zip(images.shape[2:], size, strict=True))
             middles = images[..., top : top + size[0], left : left + size[1]]
