@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from src.common.files import sha256_of
-from src.data import packed
+from src.data import packed, verifying
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
 
 CONFIG = {"profile": "sample", "name": "tiny"}
@@ -149,6 +150,42 @@ def test_a_flipped_bit_is_refused_and_the_file_named(index: int, folder: Path) -
     with pytest.raises(PackedError, match=r"train\.safetensors is damaged .*run `dvc repro`"):
         packed.read_split(folder, "train")
     assert len(packed.read_split(folder, "test")["labels"]) == 3
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(verifying, "NOTED", 0)
+    monkeypatch.setattr(verifying, "NOTES", tmp_path / "notes")
+    monkeypatch.setattr(verifying, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    path = folder / "train.safetensors"
+
+    def read() -> None:
+        packed._read.cache_clear()  # as in another process
+        packed.read_split(folder, "train")
+
+    read()
+    read()
+    assert len(hashed) == 2  # changed a moment ago: it may change again without another time
+    monkeypatch.setattr(verifying, "SETTLED_NS", 0)
+    read()
+    read()
+    assert len(hashed) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a tool does that restores times
+    with pytest.raises(PackedError, match="is damaged"):
+        read()
+
+
+def test_a_small_file_is_hashed_at_every_start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "NOTES", tmp_path / "notes")
+    monkeypatch.setattr(verifying, "SETTLED_NS", 0)
+    packed.read_split(folder, "train")
+    assert not (tmp_path / "notes").exists()
 
 
 @pytest.mark.parametrize(
