@@ -102,7 +102,7 @@ class UnpairedBatches(RowBatches):
 
 
 def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: torch.Generator) -> Tensor:
-    """Random crops, half of them mirrored if `flip`, by one gather from all images.
+    """Random crops, half of them mirrored if `flip`.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -116,6 +116,8 @@ def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: t
     """
     import torch
 
+    from src.data.augmentation import pixels_at
+
     count, device = len(chosen), images.device
     rows, columns = (
         torch.randint(whole - part + 1, (count, 1), generator=random) + torch.arange(part)
@@ -125,10 +127,7 @@ def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: t
         mirrored = torch.rand(count, 1, generator=random) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     chosen, rows, columns = (part.to(device, non_blocking=True) for part in (chosen, rows, columns))
-    channels = torch.arange(images.shape[1], device=device)
-    return images[
-        chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    return pixels_at(images, chosen, rows, columns)
 
 
 class Unpaired:
