@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.data import batching, packed
+from src.data import batching, packed, reading_ahead
 from src.data.augmentation import crop_and_flip, jitter_pair
 from src.data.batching import Batches, batches, spread
 from src.data.datamodule import PackedData
@@ -76,7 +76,7 @@ def pairs(train: bool = True, **loader: Any) -> Batches:
 AUGMENTED: dict[str, Callable[..., Batches]] = {
     "images": lambda **options: images(flip="random", crop_padding=2, **options),
     "text": lambda **options: texts([1 + i % 13 for i in range(60)], word_dropout=0.3, **options),
-    "pairs": lambda **_: pairs(flip="random", enlarge=1.25),
+    "pairs": lambda **options: pairs(flip="random", enlarge=1.25, train=options.get("train", True)),
 }
 
 
@@ -281,6 +281,19 @@ def test_rows_that_are_read_ahead_give_the_bits_of_a_resident_split(build: Calla
     assert gathered.is_resident is False
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", ["images", "pairs", "unpaired", "boxes"])
+def test_batches_made_of_their_own_rows_alone_have_the_same_bits(kind: str, train: bool) -> None:
+    """As on a GPU, to which only these rows are copied; here without one."""
+    build: Callable[..., Any] = {"unpaired": domains, "boxes": boxed}.get(kind) or AUGMENTED[kind]
+    dataloader = build(train=train)
+    for index, indices in enumerate(dataloader.order()):
+        rows = dataloader.gather(indices)
+        batch = dataloader.assemble(rows, dataloader.positions(indices), indices, index)
+        assert equal([batch], [dataloader.collate(indices, index)])
+        assert max(len(part) for part in rows.values()) <= dataloader.size
+
+
 def test_a_cutout_has_the_mean_colour_also_where_rows_are_read_ahead() -> None:
     resident, gathered = (augmented_images(cutout=3, resident=value).to(torch.device("cpu")) for value in ("yes", "no"))
     assert equal(epoch_of(gathered, 0), epoch_of(resident, 0))
@@ -314,15 +327,13 @@ def test_rows_are_read_before_they_are_needed_and_the_thread_ends_with_the_itera
 
 def test_an_exception_while_rows_are_read_reaches_the_trainer_at_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     dataloader = images(resident="no").to(torch.device("cpu"))
-    gather = type(dataloader).gather  # type: ignore[attr-defined]
     unreadable = examples(epoch_of(images(), 0))[3 * 8]  # the first one of the fourth batch
 
-    def failing(self: Any, indices: Tensor, **options: Any) -> Any:
+    def failing(array: Tensor, indices: Tensor) -> None:
         if unreadable in indices:
             raise OSError("Input/output error")
-        return gather(self, indices, **options)
 
-    monkeypatch.setattr(type(dataloader), "gather", failing)
+    monkeypatch.setattr(reading_ahead, "fetch", failing)
     iterator = iter(dataloader)
     assert len([next(iterator) for _ in range(3)]) == 3
     with pytest.raises(OSError, match="Input/output error"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -176,8 +176,8 @@ class Batches:
 class RowBatches(Batches):
     """Batches of examples that have a row each in the arrays `rows`, so that a part of them can take the split's place.
 
-    Of a split that is not resident, the next batches' rows are read on a thread. Each batch is then made from its own
-    rows, on the device, as others are from the complete split.
+    Of a split that is not resident, the next batches' rows are read on a thread. A CPU then makes a batch from the map
+    as ever; for a GPU the rows are copied there, and the batch is made from them as others are from the split.
     """
 
     rows: ClassVar[tuple[str, ...]]
@@ -189,27 +189,44 @@ class RowBatches(Batches):
         """The batch of the examples `indices`, whose rows lie `at` these positions in the arrays `rows` of `source`."""
         raise NotImplementedError
 
-    def gather(self, indices: Tensor, *, pinned: bool) -> dict[str, Tensor]:
-        """The examples' rows, in page-locked memory if `pinned`."""
-        from src.data import reading_ahead
-
-        return {key: reading_ahead.gather(self.split[key], indices, pinned=pinned) for key in self.rows}
+    def chosen(self, indices: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Which rows of which array a batch takes: int64."""
+        return ((key, indices) for key in self.rows)
 
     def positions(self, indices: Tensor) -> Tensor:
-        """Where the examples' rows lie in what `gather` returns."""
+        """Where the examples lie among these rows."""
         import torch
 
         return torch.arange(len(indices))
 
     def _gathered(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        assert self.device is not None
+        shares = list(shares)
+        yield from self._on_gpu(self.device, shares) if self.device.type == "cuda" else self._from_map(shares)
+
+    def _from_map(self, shares: Sequence[Share]) -> Iterator[Batch]:
+        from src.data.reading_ahead import fetch, read_ahead
+
+        def read(share: Share) -> Share:
+            for key, rows in self.chosen(share[0]):
+                fetch(self.split[key], rows)
+            return share
+
+        for indices, index in read_ahead(read, shares):
+            yield self.collate(indices, index)
+
+    def _on_gpu(self, device: torch.device, shares: Sequence[Share]) -> Iterator[Batch]:
         from src.data.reading_ahead import read_ahead, transferred
 
-        assert self.device is not None
-        on_gpu = self.device.type == "cuda"
-        shares = list(shares)
-        parts = read_ahead(lambda indices: self.gather(indices, pinned=on_gpu), [indices for indices, _ in shares])
-        for rows, (indices, index) in zip(transferred(parts, self.device) if on_gpu else parts, shares, strict=True):
+        parts = transferred(read_ahead(lambda share: self.gather(share[0]), shares), device)
+        for rows, (indices, index) in zip(parts, shares, strict=True):
             yield self.assemble(rows, self.positions(indices), indices, index)
+
+    def gather(self, indices: Tensor) -> dict[str, Tensor]:
+        """Copies of a batch's rows, in page-locked memory."""
+        from src.data.reading_ahead import gather
+
+        return {key: gather(self.split[key], rows) for key, rows in self.chosen(indices)}
 
 
 def evaluation_batch(meta: Mapping[str, Any]) -> int:

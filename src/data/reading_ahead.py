@@ -1,4 +1,4 @@
-"""Rows of a memory-mapped split, gathered on a thread while the batches before them are computed on.
+"""Rows of a memory-mapped split, read on a thread while the batches before them are computed on.
 
 The kernel reads a mapped file on access: a training that indexes into a split larger than memory would wait for the
 disk at each example. The order of an epoch is known, so the rows of the next batches are read before they are needed.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DEPTH = 2  # batches that are gathered before they are needed
+DEPTH = 2  # batches whose rows are read before they are needed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,13 +42,21 @@ def read_ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                 future.cancel()
 
 
-def gather(array: Tensor, indices: Tensor, *, pinned: bool = False) -> Tensor:
-    """Rows of a mapped array [N, ...] by int64 indices [B], copied: [B, ...], in page-locked memory if `pinned`.
+def fetch(array: Tensor, indices: Tensor) -> None:
+    """Reads rows of a mapped array [N, ...], int64 indices [B], so that access to them does not wait for the disk.
 
-    One thread, so that it takes no core from the training; all reads are queued before the first is waited for.
+    All reads are queued before the first is waited for.
     """
     will_need(array, indices)
-    rows = torch.empty((len(indices), *array.shape[1:]), dtype=array.dtype, pin_memory=pinned)
+    pages = array.numpy().reshape(len(array), -1).view(np.uint8)[:, :: mmap.PAGESIZE]
+    for index in indices.tolist():
+        pages[index].max()  # maps the pages into this process, which waits for those that are still on their way
+
+
+def gather(array: Tensor, indices: Tensor) -> Tensor:
+    """Rows of a mapped array [N, ...] by int64 indices [B], copied into page-locked memory: [B, ...]."""
+    will_need(array, indices)
+    rows = torch.empty((len(indices), *array.shape[1:]), dtype=array.dtype, pin_memory=torch.cuda.is_available())
     np.take(array.numpy(), indices.numpy(), axis=0, out=rows.numpy(), mode="clip")  # "raise" would copy twice
     return rows
 

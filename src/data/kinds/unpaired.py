@@ -5,7 +5,7 @@ Training images may be larger than those that a network sees, the meta's `shape`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -71,13 +71,9 @@ class UnpairedBatches(RowBatches):
         positions = torch.arange(self.count) * length
         return torch.where(positions % self.count < length, positions // self.count, ABSENT)
 
-    def gather(self, indices: Tensor, *, pinned: bool) -> dict[str, Tensor]:
-        from src.data import reading_ahead
-
-        return {
-            domain: reading_ahead.gather(self.split[domain], column[column != ABSENT], pinned=pinned)
-            for domain, column in zip(self.domains, indices.unbind(1), strict=True)
-        }
+    def chosen(self, indices: Tensor) -> Iterator[tuple[str, Tensor]]:
+        columns = zip(self.domains, indices.unbind(1), strict=True)
+        return ((domain, column[column != ABSENT]) for domain, column in columns)
 
     def positions(self, indices: Tensor) -> Tensor:
         is_present = indices != ABSENT
