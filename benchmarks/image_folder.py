@@ -6,6 +6,8 @@ they are decoded once, when they are packed; there in every epoch.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tarfile
 import time
 import warnings
@@ -27,9 +29,8 @@ from benchmarks.training import Loops
 from src.common.hardware import keep_freed_memory
 from src.configuration.composing import compose
 from src.configuration.schema import Config
-from src.data import packed
 from src.data.batching import Batches
-from src.data.sets.image_folder import ImageFolders
+from src.data.packing import pack_splits
 from src.training import determinism
 
 CLASSES = 8
@@ -65,7 +66,7 @@ def measure_at(setting: Setting, *, size: int, count: int, batch: int) -> list[F
         config = configure(setting, size, batch, overrides)
         started = time.perf_counter()
         if not config.processed.exists():
-            pack(config, photos, size)
+            pack(config, photos)
             seconds = time.perf_counter() - started
             figures.append(Figure.single("class folders", "packing, once", count / seconds, "images/s"))
         figures += compare(f"class folders, {name}", config, photos, setting)
@@ -161,13 +162,13 @@ def configure(setting: Setting, size: int, batch: int, overrides: tuple[str, ...
     return compose([*setting.arguments("cifar10_resnet"), *overrides, *data])
 
 
-def pack(config: Config, photos: Path, size: int) -> None:
+def pack(config: Config, photos: Path) -> None:
     """Packs an archive of the photos, as `preprocess` does."""
     archive = photos.with_suffix(".tar")
     with tarfile.open(archive, "w") as tar:
         tar.add(photos, ".")
-    content = ImageFolders(size=size).pack(archive)
-    packed.write(content, config.processed, config=config.packing, source={"origin": "generated", "sha256": ""})
+    with contextlib.redirect_stdout(io.StringIO()):  # the counts
+        pack_splits(config, archive, {"origin": "generated", "sha256": ""})
 
 
 def image_folder(photos: Path, config: Config, meta: Any) -> Any:

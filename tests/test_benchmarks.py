@@ -175,6 +175,17 @@ def test_inference_compares_batches_and_threads(tmp_path: Path, experiment: str)
 
 
 @pytest.mark.slow
+def test_photos_in_class_folders_train_packed_and_as_an_image_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "NETWORKS", {"small network": image_folder.NETWORKS["small network"]})
+    setting = Setting(tmp_path, overrides=("trainer.threads=1",), rounds=1)
+    figures = {figure.name: figure for figure in image_folder.measure_at(setting, size=32, count=32, batch=8)}
+    assert figures.keys() == {"packing, once", "packed", "ImageFolder", "speed on packed photos / ImageFolder"}
+    assert all(figure.spread.low > 0 for figure in figures.values())
+
+
+@pytest.mark.slow
 def test_memory_runs_the_real_stage(tmp_path: Path) -> None:
     figures = memory.measure(tiny(tmp_path, "imdb_lstm"))
     assert figures[-1].target is memory.BEYOND_DATA
