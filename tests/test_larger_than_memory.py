@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,8 +61,8 @@ def group() -> Iterator[Path]:
 def folder(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     images = np.frombuffer(random.bytes(3 * 64 * 64 * IMAGES), np.uint8).reshape(IMAGES, 3, 64, 64)
-    arrays = {"images": images, "labels": np.arange(IMAGES)}
-    meta = {"kind": "images", "shape": [3, 64, 64]}
+    arrays: packed.Arrays = {"images": images, "labels": np.arange(IMAGES)}
+    meta: dict[str, Any] = {"kind": "images", "shape": [3, 64, 64]}
     packed.write(packed.Packed({"train": arrays}, meta), tmp_path, config={}, source={})
     return tmp_path
 

@@ -158,7 +158,12 @@ def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
     hashed: list[Path] = []
     monkeypatch.setattr(verifying, "NOTED", 0)
     monkeypatch.setattr(verifying, "NOTES", tmp_path / "notes")
-    monkeypatch.setattr(verifying, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(verifying, "sha256_of", counted)
     path = folder / "train.safetensors"
 
     def read() -> None:
