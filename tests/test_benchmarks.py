@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, inference, machine, memory, pipeline, training
+from benchmarks import gpu, image_folder, inference, machine, memory, pipeline, training
 from benchmarks.__main__ import main
 from benchmarks.setting import EXAMPLES, EXPERIMENTS, Setting
 from benchmarks.table import Figure, at_least, at_most, print_table
