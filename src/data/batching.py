@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     Share = tuple[Tensor, int]  # the examples of a rank's batch, and the number that keys its augmentation
 
 SHARE = 0.5  # of a GPU's free memory that a split may take to be resident there
-MAPPED_DIRECTLY = (
-    2**30
-)  # bytes of a split whose batches are made from its map on a CPU; of a larger one, rows are read ahead
+MAPPED_DIRECTLY = 2**30  # bytes of a split up to which batches on a CPU come from its map, without reading ahead
 EVALUATED = 500  # examples of a batch of evaluation, of up to 64x64 pixels in colour
 EVALUATED_VALUES = EVALUATED * 3 * 64 * 64
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALL = 64  # bytes of a row, below which one read of the kernel's serves thousands of rows
 DEPTH = 2  # batches whose rows are read before they are needed
 
 Item = TypeVar("Item")
@@ -45,8 +46,11 @@ def read_ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 def fetch(array: Tensor, indices: Tensor) -> None:
     """Reads rows of a mapped array [N, ...], int64 indices [B], so that access to them does not wait for the disk.
 
-    All reads are queued before the first is waited for.
+    All reads are queued before the first is waited for. Rows of a few numbers, such as labels, are left to the kernel,
+    which reads many at once.
     """
+    if array[:1].nbytes < SMALL:
+        return
     will_need(array, indices)
     pages = array.numpy().reshape(len(array), -1).view(np.uint8)[:, :: mmap.PAGESIZE]
     for index in indices.tolist():
