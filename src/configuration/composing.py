@@ -262,6 +262,24 @@ def compose_unchecked(overrides: list[str], schema: type[Section] = Config) -> D
         raise ConfigError(explain_hydra(error)) from None
 
 
+def compose_data_set(name: str, overrides: list[str]) -> DataConfig:
+    """Composes one data set of `conf/data` with Hydra's overrides, without an experiment.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    composed = compose_unchecked([f"data={quoted(name)}", "~model", *overrides])
+    try:
+        sections: dict[str, Any] = {
+            key: OmegaConf.to_container(composed[key], resolve=True, throw_on_missing=True)
+            for key in ("profile", "data")
+        }
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'data'}: {str(error).splitlines()[0]}") from None
+    data_set: DataConfig = check(sections, DataConfig)
+    return data_set
+
+
 # A stage that is called on a resolved file writes where that file says: Hydra has no folder of its own to make.
 RESOLVED_HEAD = {
     "defaults": ["_self_", {"override hydra/job_logging": "stdout"}],

@@ -434,6 +434,16 @@ class DataConfig(Section):
         """The folder of the packed splits."""
         return ROOT / self.data_folder / "processed" / self.profile.name / self.data.name
 
+    @property
+    def report(self) -> Path:
+        """The folder of the data report that DVC's stage writes."""
+        return ROOT / "data" / "reports" / self.data.name
+
+    @property
+    def direct_report(self) -> Path:
+        """The folder of the data report that `python -m src.describe DATA` writes."""
+        return ROOT / "data" / "direct" / "reports" / self.profile.name / self.data.name
+
 
 class Config(DataConfig):
     """A complete, checked configuration."""

@@ -1,0 +1,363 @@
+"""The report of a packed data set: what was measured, put into figures, tables and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.common.identity import fingerprint
+from src.data import packed
+from src.describing import Description, Examined, Shown, load, reference
+from src.describing.drift import compare, may_differ
+from src.describing.duplicates import Duplicates, find
+from src.describing.stored import StoredSplit
+
+FACTS = (
+    "facts.parquet"  # beside meta.json: of each example the name, and of images the size, mode and bytes of the file
+)
+FACT_TITLES = {
+    "width": "width of the file's picture, pixels",
+    "height": "height of the file's picture, pixels",
+    "bytes": "size of the file, bytes",
+}
+IMBALANCE = 10.0  # examples of the largest class for one of the smallest, from which on it is a warning
+FEW = 10  # test examples of a class below which its figures are chance
+COMMON = 0.1  # share of near-duplicates from which on they may be no copies
+CHANCE = "look at the page's pairs: plain motifs, such as digits, are that alike by chance"
+BINS = 40
+PAIRS = 12  # near-duplicates that are shown
+QUANTILES = {"min": 0.0, "median": 0.5, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A numeric feature: what it is, its statistics by split, and the share of each bin by split."""
+
+    name: str
+    title: str
+    edges: np.ndarray  # float64 [BINS + 1]
+    shares: Mapping[str, np.ndarray]
+    statistics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """Two examples that are nearly equal, with their names and their likeness."""
+
+    names: tuple[str, str]
+    examples: tuple[Shown, Shown]
+    likeness: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page, the summary and the metrics say of a data set."""
+
+    name: str
+    profile: str
+    meta: Mapping[str, Any]
+    description: Description
+    splits: Mapping[str, Examined]
+    duplicates: Duplicates
+    histograms: Sequence[Histogram]
+    warnings: Sequence[str]
+    pairs: Sequence[ShownPair]
+    samples: Mapping[str, Sequence[Shown]]  # of each class, from train
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the data are the embedded sample."""
+        return self.profile == "sample"
+
+    @property
+    def classes(self) -> dict[str, dict[str, int]]:
+        """Class -> split -> its examples, objects or entities; empty without classes."""
+        counts = {split: examined.categories.get(self.description.label, {}) for split, examined in self.splits.items()}
+        names = dict.fromkeys(name for split in counts.values() for name in split)
+        return {name: {split: counted.get(name, 0) for split, counted in counts.items()} for name in names}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Files of the archive that are not in the data, by reason."""
+        bad = self.meta.get("bad", [])
+        return {**self.meta.get("unused", {}), **({"can't be read": len(bad)} if bad else {})}
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures for DVC; `data` identifies the packed splits."""
+        sizes = {split: len(examined) for split, examined in self.splits.items()}
+        return {
+            "profile": self.profile,
+            "data": digest_of(self.meta),
+            "examples": sizes,
+            "classes": len(self.classes),
+            "imbalance": imbalance(self.classes),
+            "duplicates": self.duplicates.equal,
+            "near_duplicates": self.duplicates.near,
+            "disagreeing_labels": self.duplicates.disagreeing,
+            "left_out": sum(self.left_out.values()),
+            "warnings": len(self.warnings),
+            "means": {
+                histogram.name: {split: values["mean"] for split, values in histogram.statistics.items()}
+                for histogram in self.histograms
+            },
+            "figures": {split: dict(examined.figures) for split, examined in self.splits.items() if examined.figures},
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each split and class, for DVC's plot."""
+        if not self.classes:
+            return [{"split": split, "class": "all", "count": len(examined)} for split, examined in self.splits.items()]
+        return [
+            {"split": split, "class": name, "count": count}
+            for name, counts in self.classes.items()
+            for split, count in counts.items()
+        ]
+
+
+def digest_of(meta: Mapping[str, Any]) -> str:
+    """What identifies packed splits: a digest of their sha256, 16 hex digits."""
+    return fingerprint({split: facts["sha256"] for split, facts in meta["splits"].items()})
+
+
+def examine(folder: Path) -> tuple[dict[str, Any], dict[str, StoredSplit], dict[str, Examined]]:
+    """Measures a packed data set; returns its meta, and its splits as stored and as examined.
+
+    Raises:
+        PackedError: a split is missing or damaged.
+    """
+    meta = packed.read_meta(folder)
+    description = load(meta["kind"])
+    names = sorted(meta["splits"], key=lambda name: (packed.SPLITS + (name,)).index(name))
+    stored = {name: StoredSplit(folder, name, meta) for name in names}
+    examined = {name: description.examine(split, meta) for name, split in stored.items()}
+    return meta, stored, with_facts(examined, read_facts(folder))
+
+
+def build(folder: Path, name: str, profile: str) -> Report:
+    """The report of a packed data set.
+
+    Raises:
+        PackedError: a split is missing or damaged.
+    """
+    meta, stored, splits = examine(folder)
+    description = load(meta["kind"])
+    duplicates = find(splits)
+    members = next(iter(splits.values())).members
+    return with_warnings(
+        Report(
+            name=name,
+            profile=profile,
+            meta=meta,
+            description=description,
+            splits=splits,
+            duplicates=duplicates,
+            histograms=list(_histograms(splits, {**description.titles, **FACT_TITLES})),
+            warnings=[],
+            pairs=list(_shown_pairs(duplicates, splits, _names(folder))),
+            samples={
+                label: description.shown(stored["train"], meta, rows.tolist())
+                for label, rows in members.items()
+                if len(rows)
+            },
+        )
+    )
+
+
+def with_warnings(report: Report) -> Report:
+    """The report with its warnings, the gravest first."""
+    lines = [*_leaks(report), *_labels(report), *_files(report), *_balance(report), *_unlike(report)]
+    lines += [*_repeated(report), *report.description.advice(report.splits, report.meta)]
+    return replace(report, warnings=lines)
+
+
+# --- facts of the files -----------------------------------------------------------------------------------------------
+
+
+def read_facts(folder: Path) -> dict[str, dict[str, list[Any]]]:
+    """Split -> column -> a value for each example; empty where the data set has no facts.
+
+    The names, which only a few rows are asked for, are left out.
+    """
+    if not (folder / FACTS).is_file():
+        return {}
+    import pyarrow.parquet
+
+    columns = [name for name in pyarrow.parquet.read_schema(folder / FACTS).names if name not in ("name", "row")]
+    table = pyarrow.parquet.read_table(folder / FACTS, columns=columns)
+    return _by_split(table)
+
+
+def _names(folder: Path) -> dict[str, list[str]]:
+    """Split -> the name of each example; empty where the data set has no facts."""
+    if not (folder / FACTS).is_file():
+        return {}
+    import pyarrow.parquet
+
+    facts = _by_split(pyarrow.parquet.read_table(folder / FACTS, columns=["split", "name"]))
+    return {split: columns["name"] for split, columns in facts.items()}
+
+
+def _by_split(table: Any) -> dict[str, dict[str, list[Any]]]:
+    """The columns of a table of facts, whose rows are in the order of the examples of their split."""
+    owners = np.array(table["split"].to_pylist())
+    facts = {}
+    for split in dict.fromkeys(owners.tolist()):
+        part = table.filter(owners == split)
+        facts[split] = {name: part[name].to_pylist() for name in table.column_names if name != "split"}
+    return facts
+
+
+def with_facts(splits: Mapping[str, Examined], facts: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Examined]:
+    """The splits with what is known of their files: numbers as numeric features, texts as categorical ones."""
+    joined = {}
+    for split, examined in splits.items():
+        columns = {name: values for name, values in facts.get(split, {}).items() if values and values[0] is not None}
+        numbers = {name: np.array(v, np.float32) for name, v in columns.items() if not isinstance(v[0], str)}
+        texts = {name: v for name, v in columns.items() if isinstance(v[0], str)}
+        counts = {name: {value: v.count(value) for value in sorted(set(v))} for name, v in texts.items()}
+        joined[split] = replace(
+            examined, numbers={**examined.numbers, **numbers}, categories={**examined.categories, **counts}
+        )
+    return joined
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def _histograms(splits: Mapping[str, Examined], titles: Mapping[str, str]) -> Iterator[Histogram]:
+    """The numeric features that any split has."""
+    names = dict.fromkeys(name for examined in splits.values() for name in examined.numbers)
+    for name in names:
+        values = {s: examined.numbers[name] for s, examined in splits.items() if len(examined.numbers.get(name, ()))}
+        if not values:
+            continue
+        low = min(float(part.min()) for part in values.values())
+        high = max(float(part.max()) for part in values.values())
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        yield Histogram(
+            name,
+            titles.get(name, name),
+            edges,
+            {split: np.histogram(part, edges)[0] / len(part) for split, part in values.items()},
+            {split: _statistics(part) for split, part in values.items()},
+        )
+
+
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    quantiles = np.quantile(values, list(QUANTILES.values())).tolist()
+    return {
+        "mean": float(values.mean(dtype=np.float64)),
+        "std": float(values.std(dtype=np.float64)),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+def imbalance(classes: Mapping[str, Mapping[str, int]]) -> float:
+    """Training examples of the largest class for one of the smallest that has any; 1 without classes."""
+    counts = [counts["train"] for counts in classes.values() if counts["train"]]
+    return max(counts) / min(counts) if counts else 1.0
+
+
+def _shown_pairs(
+    duplicates: Duplicates, splits: Mapping[str, Examined], names: Mapping[str, Sequence[str]]
+) -> Iterator[ShownPair]:
+    def located(index: int) -> tuple[str, int]:
+        for split, examined in splits.items():
+            if index < len(examined):
+                return split, index
+            index -= len(examined)
+        raise IndexError(index)
+
+    for first, second, likeness in zip(
+        duplicates.pairs.first[:PAIRS].tolist(),
+        duplicates.pairs.second[:PAIRS].tolist(),
+        duplicates.likeness[:PAIRS].tolist(),
+        strict=True,
+    ):
+        places = located(first), located(second)
+        pictures = [pixels([row])[0] for split, row in places if (pixels := splits[split].pixels)]
+        labels = [
+            names[split][row] if row < len(names.get(split, ())) else f"{split}, row {row}" for split, row in places
+        ]
+        yield ShownPair((labels[0], labels[1]), (pictures[0], pictures[1]), likeness)
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def _leaks(report: Report) -> Iterator[str]:
+    """Examples of one split that another has, too."""
+    noun = report.description.noun
+    for counts, what in ((report.duplicates.equal, "equal to"), (report.duplicates.near, "near-duplicates of")):
+        for key, count in counts.items():
+            first, _, second = key.partition("/")
+            if second and count:
+                remedy = f"remove them from {first}, or figures on {second} are too good"
+                if what != "equal to" and count > COMMON * len(report.splits[second]):
+                    remedy = CHANCE
+                yield f"{_counted(count, second, noun)} {what} {first} {noun}; {remedy}"
+
+
+def _counted(count: int, split: str, noun: str) -> str:
+    """`1 test image is`, `24 test images are`."""
+    return f"1 {split} {noun.removesuffix('s')} is" if count == 1 else f"{count:,} {split} {noun} are"
+
+
+def _labels(report: Report) -> Iterator[str]:
+    if count := report.duplicates.disagreeing:
+        yield f"{count:,} groups of equal {report.description.noun} have different answers; correct or remove them"
+
+
+def _files(report: Report) -> Iterator[str]:
+    if bad := report.meta.get("bad", []):
+        yield f"{len(bad):,} files can't be read and are left out; replace them, the page names them"
+    if unused := {reason: n for reason, n in report.meta.get("unused", {}).items() if reason != "hidden"}:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in unused.items())
+        yield f"{sum(unused.values()):,} files are not used ({reasons}); move or convert them if they belong to the data"
+
+
+def _balance(report: Report) -> Iterator[str]:
+    classes, counted = report.classes, report.description.counted
+    for split in report.splits:
+        if absent := [name for name, counts in classes.items() if not counts[split]]:
+            yield f"{split} has no {counted} of {_listed(absent)}; add some, or these classes are not measured"
+    few = [name for name, counts in classes.items() if 0 < counts.get("test", 0) < FEW]
+    if few:
+        yield f"test has fewer than {FEW} {counted} of {_listed(few)}; figures of these classes are chance"
+    if (ratio := imbalance(classes)) >= IMBALANCE:
+        sizes = {name: counts["train"] for name, counts in classes.items() if counts["train"]}
+        large, small = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
+        yield (
+            f"train has {ratio:.0f} times as many {counted} of {large} ({sizes[large]:,}) as of {small} "
+            f"({sizes[small]:,}); judge by F1, and collect more of the rare classes"
+        )
+
+
+def _unlike(report: Report) -> Iterator[str]:
+    """Features in which another split differs from train."""
+    usual = reference(report.description, report.splits)
+    for split, examined in report.splits.items():
+        if split == "train" or not may_differ(usual, examined):
+            continue
+        tests = [test for test in compare(usual, examined) if test.is_drift]
+        if tests:
+            changes = "; ".join(f"{test.feature}: {test.change}" for test in tests[:3])
+            yield f"{split} differs from train in {len(tests)} features ({changes}); split at random, or expect less there"
+
+
+def _repeated(report: Report) -> Iterator[str]:
+    noun, size = report.description.noun, len(report.splits["train"])
+    remedy = "they count twice, remove them if that is not meant"
+    if count := report.duplicates.equal["train"]:
+        yield f"{_counted(count, 'train', noun)} equal to another one; {remedy}"
+    if count := report.duplicates.near["train"]:
+        yield f"{_counted(count, 'train', noun)} near-duplicates of another; {CHANCE if count > COMMON * size else remedy}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
