@@ -57,6 +57,10 @@ NEUTRAL |= dict.fromkeys(
 # The same for one stage only.
 NEUTRAL_IN = {
     "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
+    "describe": {
+        "src.common.pictures": "of reporting.plots, whose colours alone the page has",
+        "matplotlib": "the same",
+    },
     "train": {
         "src.data.fetching": "what it brings counts by its sha256",
         "src.tasks": "evaluation; `stage_code` adds the direction of the monitored metric",
@@ -68,6 +72,7 @@ NEUTRAL_IN = {
         "src.reporting.plots": "nor is their picture",
     },
 }
+DATA_STAGES = ("preprocess", "describe")  # of a data set, whatever its model
 # Distributions whose import name is another one.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -89,9 +94,11 @@ class Code:
 
 
 def stage_code(stage: str, config: DataConfig, root: Path = ROOT) -> Code:
-    """The code of `train`, `evaluate` or `export` under a `Config`, of `preprocess` under a `DataConfig`."""
+    """The code of `train`, `evaluate` or `export` under a `Config`, of `DATA_STAGES` under a `DataConfig`."""
     entries = [f"src.{stage}", *(target.rpartition(".")[0] for target in _targets(stage, config))]
-    if isinstance(config, Config) and stage != "preprocess":
+    if stage == "describe":
+        entries.append(f"src.describing.kinds.{attribute_of(config.data.target, 'kind')}")
+    if isinstance(config, Config) and stage not in DATA_STAGES:
         entries.append(f"src.tasks.{attribute_of(config.model.target, 'task')}")
         entries.append(f"src.data.kinds.{attribute_of(config.data.target, 'kind')}")
     code = closure(entries, frozenset(NEUTRAL) | frozenset(NEUTRAL_IN.get(stage, ())), root)
@@ -188,7 +195,7 @@ def closure(entries: Iterable[str], neutral: frozenset[str], root: Path = ROOT) 
 def _targets(stage: str, config: DataConfig) -> Iterator[str]:
     """The `_target_`s in the sections of the configuration that a stage builds."""
     sections: list[Any] = [config.data] if stage == "preprocess" else []
-    if isinstance(config, Config) and stage != "preprocess":
+    if isinstance(config, Config) and stage not in DATA_STAGES:
         sections = [config.model, config.trainer]
     for section in sections:
         yield from (target for _, target in targets_in(plain(section)))

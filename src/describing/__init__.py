@@ -7,7 +7,8 @@ imports torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -55,8 +56,11 @@ class Description(Protocol):
     fitted: tuple[str, ...]  # numeric features that packing fits to train, where they are better than elsewhere
     titles: Mapping[str, str]  # numeric features in the order of the page, each with its meaning and unit
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
-        """Measures a split in one pass over its arrays."""
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
+        """Measures a split in one pass over its arrays.
+
+        `other`: the meta of the data that it will be compared with, whose vocabulary then counts.
+        """
 
     def shown(self, split: StoredSplit, meta: Mapping[str, Any], rows: Sequence[int]) -> list[Shown]:
         """Examples as a reader looks at them."""
@@ -94,6 +98,21 @@ def reference(description: Description, splits: Mapping[str, Examined]) -> Exami
     """What other examples are compared with: train; features that are fitted to it as they are in val."""
     fitted = {name: splits["val"].numbers[name] for name in description.fitted}
     return replace(splits["train"], numbers={**splits["train"].numbers, **fitted})
+
+
+def joined(splits: Iterable[Examined]) -> Examined:
+    """The examples of several splits together, as far as they are compared."""
+    parts = list(splits)
+    numbers = dict.fromkeys(name for part in parts for name in part.numbers)
+    categories = dict.fromkeys(name for part in parts for name in part.categories)
+    return Examined(
+        digests=np.concatenate([part.digests for part in parts]),
+        numbers={n: np.concatenate([part.numbers[n] for part in parts if n in part.numbers]) for n in numbers},
+        categories={
+            name: dict(sum((Counter(part.categories.get(name, {})) for part in parts), Counter()))
+            for name in categories
+        },
+    )
 
 
 def class_counts(labels: np.ndarray, classes: Sequence[str]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Counts by split (`train`: examples with a twin before them) or pair of splits (`train/test`: those of the second).
+    """Counts by split (`train`: examples with a twin before them) or pair (`train/test`: those of the second).
 
     `near`: images with a near-duplicate that is not equal, counted alike. `disagreeing`: groups of equal examples with
     several answers. `pairs`: the near-duplicates, those between splits first, and `likeness`, their correlations.

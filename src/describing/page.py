@@ -50,7 +50,8 @@ blockquote { margin: .3rem 0; padding-left: .7rem; border-left: 3px solid {{ rul
 </style></head><body>
 <h1>{{ report.name }}</h1>
 <p>{{ sizes }}; {{ report.meta.kind }}, profile {{ report.profile }}.
-{% if report.is_sample %}<span class="sample">{{ sample_note }}.</span>{% endif %}
+{% if report.is_sample %}<span class="sample">{{ sample_note }}.</span>
+{% endif %}
 <span class="note">Archive sha256 {{ (report.meta.source.sha256 or "")[:16] }}, data {{ data }}.</span></p>
 
 <h2>Warnings</h2>
@@ -87,10 +88,12 @@ blockquote { margin: .3rem 0; padding-left: .7rem; border-left: 3px solid {{ rul
 {% endfor %}</table>
 <p class="note">Within a split those beyond the first of each, between two those of the second.
 Groups of equal {{ report.description.noun }} with several answers: {{ report.duplicates.disagreeing }}.
-{% if has_near %}Near-duplicates: perceptual hashes (pHash, Zauner 2010) that differ in at most {{ distance }} of 64 bits,
-and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as digits, can be that alike by chance.{% endif %}</p>
+{% if has_near %}Near-duplicates: perceptual hashes (pHash, Zauner 2010) that differ in at most {{ distance }} of 64
+bits, and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as digits, can be that alike by chance.
+{% endif %}</p>
 {% if pairs %}<div class="pairs">{% for pair, image in pairs %}<figure><img src="{{ image }}" alt="">
-<figcaption>{{ pair.names[0] }}<br>{{ pair.names[1] }}<br>correlation {{ "%.3f"|format(pair.likeness) }}</figcaption></figure>
+<figcaption>{{ pair.names[0] }}<br>{{ pair.names[1] }}<br>
+correlation {{ "%.3f"|format(pair.likeness) }}</figcaption></figure>
 {% endfor %}</div>{% endif %}
 
 {% if charts %}<h2>Features</h2>
@@ -100,7 +103,8 @@ and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as d
 <svg viewBox="0 0 {{ chart[0] }} {{ chart[1] + 14 }}" role="img" aria-label="{{ histogram.title }}">
 <line x1="0" x2="{{ chart[0] }}" y1="{{ chart[1] }}" y2="{{ chart[1] }}" stroke="{{ muted }}" stroke-width=".6"/>
 {% for colour, points in curves %}<polyline points="{{ points }}" fill="none" stroke="{{ colour }}" stroke-width="1.5"/>
-{% endfor %}<text x="0" y="{{ chart[1] + 12 }}" font-size="10" fill="{{ muted }}">{{ "%.4g"|format(histogram.edges[0]) }}</text>
+{% endfor %}<text x="0" y="{{ chart[1] + 12 }}" font-size="10" fill="{{ muted }}">
+{{ "%.4g"|format(histogram.edges[0]) }}</text>
 <text x="{{ chart[0] }}" y="{{ chart[1] + 12 }}" font-size="10" text-anchor="end" fill="{{ muted }}">
 {{ "%.4g"|format(histogram.edges[-1]) }}</text></svg>
 <figcaption>{{ histogram.title }}</figcaption>
@@ -112,7 +116,8 @@ and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as d
 {% if figures %}<h2>Figures</h2>
 <table><tr><th></th>{% for split in report.splits %}<th>{{ split }}</th>{% endfor %}</tr>
 {% for name, values in figures.items() %}<tr><td>{{ name }}</td>
-{% for value in values %}<td>{{ "{:,.4g}".format(value) if value is not integer else "{:,}".format(value) }}</td>{% endfor %}</tr>
+{% for value in values %}<td>{{ "{:,}".format(value) if value is integer else "{:,.4g}".format(value) }}</td>
+{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
 {% for name, values in categories.items() %}<h2>{{ name|capitalize }}</h2>
 <table><tr><th>{{ name }}</th>{% for split in report.splits %}<th>{{ split }}</th>{% endfor %}</tr>
@@ -126,9 +131,10 @@ and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as d
 {% else %}<blockquote>{{ example }}</blockquote>{% endif %}{% endfor %}
 {% endfor %}
 
-<p class="note">Sharpness is the standard deviation of the Laplacian (Pech-Pacheco et al., 2000). A split differs from train
-in a feature if a test says so ({{ drift.KOLMOGOROV }}, {{ drift.CHI_SQUARED }}; corrected p below {{ drift.SIGNIFICANCE }})
-and at least {{ "%.0f"|format(100 * drift.EFFECT) }} % of its examples would have to change.</p>
+<p class="note">Sharpness is the standard deviation of the Laplacian (Pech-Pacheco et al., 2000). A split differs from
+train in a feature if a test says so ({{ drift.KOLMOGOROV }}, {{ drift.CHI_SQUARED }}; corrected p below
+{{ drift.SIGNIFICANCE }}) and at least {{ "%.0f"|format(100 * drift.EFFECT) }} % of its examples would have to
+change.</p>
 </body></html>
 """
 
@@ -263,7 +269,7 @@ def _shown(examples: Sequence[Shown]) -> list[str]:
 
 
 def strip(pictures: Sequence[np.ndarray]) -> str:
-    """Pictures uint8 [H, W, 3] side by side as a data address: at most `SIDE` high, small ones enlarged by the browser."""
+    """Pictures uint8 [H, W, 3] side by side as a data address: at most `SIDE` high, small ones enlarged."""
     from PIL import Image
 
     images = []
@@ -271,7 +277,7 @@ def strip(pictures: Sequence[np.ndarray]) -> str:
         image = Image.fromarray(np.ascontiguousarray(picture))
         scale = min(1.0, SIDE / image.height)
         images.append(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))))
-    factor = max(1, SIDE // 2 // max(image.height for image in images))
+    factor = max(1, round(64 / max(image.height for image in images)))
     images = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
     canvas = Image.new("RGB", (sum(i.width + 4 for i in images) - 4, max(i.height for i in images)), "white")
     left = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from src.common.identity import fingerprint
+from src.common.identity import data_digest
 from src.data import packed
 from src.describing import Description, Examined, Shown, load, reference
 from src.describing.drift import compare, may_differ
@@ -91,7 +91,7 @@ class Report:
         sizes = {split: len(examined) for split, examined in self.splits.items()}
         return {
             "profile": self.profile,
-            "data": digest_of(self.meta),
+            "data": data_digest(self.meta),
             "examples": sizes,
             "classes": len(self.classes),
             "imbalance": imbalance(self.classes),
@@ -118,22 +118,21 @@ class Report:
         ]
 
 
-def digest_of(meta: Mapping[str, Any]) -> str:
-    """What identifies packed splits: a digest of their sha256, 16 hex digits."""
-    return fingerprint({split: facts["sha256"] for split, facts in meta["splits"].items()})
-
-
-def examine(folder: Path) -> tuple[dict[str, Any], dict[str, StoredSplit], dict[str, Examined]]:
+def examine(
+    folder: Path, other: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, StoredSplit], dict[str, Examined]]:
     """Measures a packed data set; returns its meta, and its splits as stored and as examined.
+
+    `other`: the meta of the data that it will be compared with.
 
     Raises:
         PackedError: a split is missing or damaged.
     """
     meta = packed.read_meta(folder)
     description = load(meta["kind"])
-    names = sorted(meta["splits"], key=lambda name: (packed.SPLITS + (name,)).index(name))
+    names = [*packed.SPLITS, *sorted(meta["splits"].keys() - set(packed.SPLITS))]
     stored = {name: StoredSplit(folder, name, meta) for name in names}
-    examined = {name: description.examine(split, meta) for name, split in stored.items()}
+    examined = {name: description.examine(split, meta, other) for name, split in stored.items()}
     return meta, stored, with_facts(examined, read_facts(folder))
 
 
@@ -317,7 +316,7 @@ def _files(report: Report) -> Iterator[str]:
         yield f"{len(bad):,} files can't be read and are left out; replace them, the page names them"
     if unused := {reason: n for reason, n in report.meta.get("unused", {}).items() if reason != "hidden"}:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in unused.items())
-        yield f"{sum(unused.values()):,} files are not used ({reasons}); move or convert them if they belong to the data"
+        yield f"{sum(unused.values()):,} files are not used ({reasons}); move or convert those that belong here"
 
 
 def _balance(report: Report) -> Iterator[str]:
@@ -346,7 +345,8 @@ def _unlike(report: Report) -> Iterator[str]:
         tests = [test for test in compare(usual, examined) if test.is_drift]
         if tests:
             changes = "; ".join(f"{test.feature}: {test.change}" for test in tests[:3])
-            yield f"{split} differs from train in {len(tests)} features ({changes}); split at random, or expect less there"
+            features = "1 feature" if len(tests) == 1 else f"{len(tests)} features"
+            yield f"{split} differs from train in {features} ({changes}); split at random, or expect less there"
 
 
 def _repeated(report: Report) -> Iterator[str]:
@@ -355,7 +355,8 @@ def _repeated(report: Report) -> Iterator[str]:
     if count := report.duplicates.equal["train"]:
         yield f"{_counted(count, 'train', noun)} equal to another one; {remedy}"
     if count := report.duplicates.near["train"]:
-        yield f"{_counted(count, 'train', noun)} near-duplicates of another; {CHANCE if count > COMMON * size else remedy}"
+        remedy = CHANCE if count > COMMON * size else remedy
+        yield f"{_counted(count, 'train', noun)} near-duplicates of another; {remedy}"
 
 
 def _listed(names: Sequence[str]) -> str:

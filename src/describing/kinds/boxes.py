@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,15 +31,14 @@ class Boxes:
         **pixels.TITLES,
     }
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         measured = pixels.measure(split["images"])
         offsets, boxes, labels = split["offsets"][:], split["boxes"][:], split["labels"][:]
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         _, down, across = meta["shape"]
         owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         annotations = [
-            boxes[first:last].tobytes() + labels[first:last].tobytes()
-            for first, last in zip(offsets[:-1], offsets[1:], strict=True)
+            boxes[first:last].tobytes() + labels[first:last].tobytes() for first, last in itertools.pairwise(offsets)
         ]
         members = {name: np.unique(owners[labels == number]) for number, name in enumerate(meta["classes"])}
         return Examined(

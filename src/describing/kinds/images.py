@@ -22,7 +22,7 @@ class Images:
     fitted: tuple[str, ...] = ()
     titles = pixels.TITLES
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         measured = pixels.measure(split["images"])
         labels = split["labels"][:]
         return Examined(

@@ -25,7 +25,7 @@ class Pairs:
         f"{side} {name}": f"{side}: {title}" for side in SIDES for name, title in pixels.TITLES.items()
     }
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         sides = {side: pixels.measure(split[side]) for side in SIDES}
         numbers = {f"{side} {name}": v for side, measured in sides.items() for name, v in measured.features.items()}
         return Examined(

@@ -20,7 +20,7 @@ class Table:
     fitted: tuple[str, ...] = ()
     titles: Mapping[str, str] = {}
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         mean, std = (np.array(meta[key], np.float32) for key in ("mean", "std"))
         pieces = [(piece * std + mean, digest(piece)) for piece in split["rows"].pieces()]
         columns = np.concatenate([piece[0] for piece in pieces]).T

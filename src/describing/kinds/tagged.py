@@ -12,8 +12,8 @@ from src.common.tag_schemes import OUTSIDE, parts_of
 from src.data.packed import UNKNOWN
 from src.describing import MEMBERS, Examined, chosen
 from src.describing.digests import digest
-from src.describing.kinds.text import count_tokens, excerpt, unknown_tokens, words_in
-from src.describing.stored import StoredSplit
+from src.describing.kinds.text import count_tokens, excerpt, in_vocabulary, unknown_tokens, words_in
+from src.describing.stored import StoredArray, StoredSplit
 
 
 class Tagged:
@@ -29,10 +29,13 @@ class Tagged:
         "entity length": "length of an entity in words",
     }
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         offsets, tags = split["offsets"][:], split["tags"][:]
-        vocabulary = meta["vocabulary"]
-        counted = count_tokens(split["words"], offsets, len(vocabulary), vocabulary.index(UNKNOWN))
+        vocabulary = (other or meta)["vocabulary"]
+        words: StoredArray | np.ndarray = split["words"]
+        if vocabulary != meta["vocabulary"]:
+            words = in_vocabulary(meta["vocabulary"], vocabulary)[words[:]]
+        counted = count_tokens(words, offsets, len(vocabulary), vocabulary.index(UNKNOWN))
         starts, kinds, lengths = entities(tags, offsets, meta)
         owners = np.searchsorted(offsets, starts, "right") - 1
         borders, text = split["text_offsets"][:][offsets], split["text"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,11 @@ class Text:
         "unknown": "tokens of a text that the vocabulary lacks, per cent",
     }
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
-        tokenizer, vocabulary = meta.get("tokenizer", {}), meta["vocabulary"]
-        is_subwords = tokenizer.get("name") == subwords.NAME
-        unknown = tokenizer["unknown"] if is_subwords else vocabulary.index(UNKNOWN)
-        labels = split["labels"][:]
-        counted = count_tokens(split["tokens"], split["offsets"][:], len(vocabulary), unknown)
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
+        other = meta if other is None else other
+        vocabulary, labels = other["vocabulary"], split["labels"][:]
+        tokens, offsets = _tokens(split, meta, other)
+        counted = count_tokens(tokens, offsets, len(vocabulary), _unknown(other))
         return Examined(
             digests=counted.digests,
             numbers=counted.numbers,
@@ -53,7 +53,7 @@ class Text:
         for row in rows:
             first, last = split["offsets"][row : row + 2].tolist()
             tokens = split["tokens"][first:last].tolist()
-            if meta.get("tokenizer", {}).get("name") == subwords.NAME:
+            if _is_subwords(meta):
                 text = subwords.decode(tokens, meta["tokenizer"])
             else:
                 text = " ".join(meta["vocabulary"][token] for token in tokens)
@@ -62,6 +62,35 @@ class Text:
 
     def advice(self, splits: Mapping[str, Examined], meta: Mapping[str, Any]) -> list[str]:
         return unknown_tokens(splits)
+
+
+def _is_subwords(meta: Mapping[str, Any]) -> bool:
+    return bool(meta.get("tokenizer", {}).get("name") == subwords.NAME)
+
+
+def _unknown(meta: Mapping[str, Any]) -> int:
+    """The id of what the vocabulary lacks."""
+    return int(meta["tokenizer"]["unknown"] if _is_subwords(meta) else meta["vocabulary"].index(UNKNOWN))
+
+
+def _tokens(
+    split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[StoredArray | np.ndarray, np.ndarray]:
+    """The tokens of a split in the vocabulary of `other`, and the offsets of its texts."""
+    tokens, offsets = split["tokens"], split["offsets"][:]
+    if other["vocabulary"] == meta["vocabulary"]:
+        return tokens, offsets
+    if not _is_subwords(meta):
+        return in_vocabulary(meta["vocabulary"], other["vocabulary"])[tokens[:]], offsets
+    texts = [subwords.decode(tokens[a:b].tolist(), meta["tokenizer"]) for a, b in pairwise(offsets.tolist())]
+    ids = subwords.encode(texts, other["tokenizer"])
+    return np.array([i for text in ids for i in text]), np.cumsum([0, *map(len, ids)])
+
+
+def in_vocabulary(words: Sequence[str], other: Sequence[str]) -> np.ndarray:
+    """The ids of words in another vocabulary, int64 [V]; of those that it lacks the id of `<unk>`."""
+    ids = {word: number for number, word in enumerate(other)}
+    return np.array([ids.get(word, ids[UNKNOWN]) for word in words])
 
 
 @dataclass(frozen=True)
@@ -74,7 +103,7 @@ class Counted:
     figures: dict[str, float]
 
 
-def count_tokens(tokens: StoredArray, offsets: np.ndarray, size: int, unknown: int) -> Counted:
+def count_tokens(tokens: StoredArray | np.ndarray, offsets: np.ndarray, size: int, unknown: int) -> Counted:
     """Counts the tokens of texts, text by text.
 
     Args:
@@ -94,7 +123,7 @@ def count_tokens(tokens: StoredArray, offsets: np.ndarray, size: int, unknown: i
         occurrences += np.bincount(ids, minlength=size)
         texts += np.bincount(np.unique(owners * size + ids) % size, minlength=size)
         missing[first:last] = np.bincount(owners[ids == unknown], minlength=last - first)
-        digests.append(digest([ids[a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)]))
+        digests.append(digest([ids[a:b] for a, b in pairwise(borders)]))
     known = occurrences > 0
     known[unknown] = False
     return Counted(

@@ -25,7 +25,7 @@ class Unpaired:
         f"{domain} {name}": f"{domain}: {title}" for domain in DOMAINS for name, title in pixels.TITLES.items()
     }
 
-    def examine(self, split: StoredSplit, meta: Mapping[str, Any]) -> Examined:
+    def examine(self, split: StoredSplit, meta: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> Examined:
         first, second = (pixels.measure(split[domain]) for domain in DOMAINS)
         sizes = len(first.digests), len(second.digests)
         return Examined(
