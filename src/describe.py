@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.common.console import console
 from src.common.errors import ConfigError, Failure
-from src.common.paths import ROOT, input_path
+from src.common.paths import input_path
 from src.common.yaml_files import read_yaml
 from src.configuration.command import main
 from src.configuration.composing import check, compose_data_set
@@ -62,7 +63,7 @@ def describe_directly(config: DataConfig) -> None:
     packed = prepared(config)
     built = report.build(packed.processed, config.data.name, config.profile.name)
     path = page.write(built, config.direct_report)
-    console.print("\n".join([*page.summary(built), f"page: {path.relative_to(ROOT)}"]))
+    console.print("\n".join([*page.summary(built), f"page: {os.path.relpath(path)}"]))
 
 
 def new_and_reference(archive: str, against: str, overrides: list[str]) -> tuple[DataConfig, DataConfig]:
@@ -81,8 +82,6 @@ def new_and_reference(archive: str, against: str, overrides: list[str]) -> tuple
             f"{archive}: no such file or folder; give new data, an archive or a folder in the same layout"
         )
     source: dict[str, Any] = {"archive": archive, "sha256": None}
-    if hasattr(reference.data, "vocabulary") and not getattr(reference.data, "tokenizer", None):
-        source["vocabulary"] = ALL_WORDS  # those that the reference knows are told from those that it does not
     profile = reference.profile.model_copy(update={"name": "full"})
     data = reference.data.model_copy(update=source)
     new = reference.model_copy(update={"profile": profile, "data": data, "data_folder": "data", "archive_folder": None})
@@ -95,11 +94,15 @@ def drift_of(new: DataConfig, against: DataConfig) -> list[Test]:
     Raises:
         Failure: the data can't be had or packed, or are of another kind.
     """
+    from src.data import subwords
     from src.data.preparing import prepared
     from src.describing import joined, load, reference, report
     from src.describing.drift import compare
 
     meta, _, splits = report.examine(prepared(against).processed)
+    if hasattr(new.data, "vocabulary") and meta.get("tokenizer", {}).get("name") != subwords.NAME:
+        # Words that the training data lack are to be told from those that are rare in the new data.
+        new = new.model_copy(update={"data": new.data.model_copy(update={"vocabulary": ALL_WORDS})})
     _, _, examined = report.examine(prepared(new).processed, meta)
     return compare(reference(load(meta["kind"]), splits), joined(examined.values()))
 

@@ -7,6 +7,7 @@ imports torch.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from src.common.errors import Failure
 from src.describing.stored import StoredSplit
 
 Shown = np.ndarray | str  # a picture uint8 [H, W, 3], or a text
@@ -73,9 +75,12 @@ def load(kind: str) -> Description:
     """The description of a kind of data.
 
     Raises:
-        ModuleNotFoundError: there is no such file in src/describing/kinds/.
+        Failure: there is no such file in src/describing/kinds/.
     """
-    description: Description = importlib.import_module(f"{__name__}.kinds.{kind}").DESCRIPTION
+    module = f"{__name__}.kinds.{kind}"
+    if importlib.util.find_spec(module) is None:
+        raise Failure(f"{module}: is not there: a kind of data needs a description; see docs/extending.md")
+    description: Description = importlib.import_module(module).DESCRIPTION
     return description
 
 

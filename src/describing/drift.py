@@ -1,6 +1,7 @@
 """Whether new examples come from the distribution of the old ones: a statistical test for each feature.
 
-Numeric features: the two-sample test of Kolmogorov and Smirnov. Categorical ones: the chi-squared test of homogeneity.
+Numeric features: the two-sample test of Kolmogorov and Smirnov, by its asymptotic distribution. Categorical ones: the
+chi-squared test of homogeneity.
 p-values are corrected for their number by Benjamini and Hochberg (1995). Of many examples every difference is
 significant: a drift is one that is also large, which the effect size tells. Both effects are the largest difference in
 the share of examples: 0.1 says that one in ten moved.
@@ -75,8 +76,9 @@ def largest_gap(first: np.ndarray, second: np.ndarray) -> float:
     """The statistic of Kolmogorov and Smirnov: the largest difference between two distribution functions, 0..1."""
     if not (len(first) and len(second)):
         return 0.0
-    values = np.concatenate([first, second])
-    shares = [np.searchsorted(np.sort(part), values, "right") / len(part) for part in (first, second)]
+    parts = np.sort(first), np.sort(second)
+    values = np.concatenate(parts)  # in order: looked up several times as fast
+    shares = [np.searchsorted(part, values, "right") / len(part) for part in parts]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
@@ -89,15 +91,16 @@ def moved_share(table: np.ndarray) -> float:
 
 
 def _numeric(reference: Examined, new: Examined) -> Iterator[Test]:
-    from scipy.stats import ks_2samp
+    from scipy.stats import kstwobign
 
     for name, old in reference.numbers.items():
         values = new.numbers.get(name, np.empty(0))
         if not (len(old) and len(values)):
             continue
-        tested = ks_2samp(old, values, method="asymp")
+        gap = largest_gap(old, values)
+        p = kstwobign.sf(gap * (len(old) * len(values) / (len(old) + len(values))) ** 0.5)
         change = f"median {np.median(old):.4g} -> {np.median(values):.4g}"
-        yield Test(name, KOLMOGOROV, float(tested.statistic), float(tested.pvalue), change)
+        yield Test(name, KOLMOGOROV, gap, float(p), change)
 
 
 def _categorical(reference: Examined, new: Examined) -> Iterator[Test]:

@@ -89,7 +89,8 @@ blockquote { margin: .3rem 0; padding-left: .7rem; border-left: 3px solid {{ rul
 <p class="note">Within a split those beyond the first of each, between two those of the second.
 Groups of equal {{ report.description.noun }} with several answers: {{ report.duplicates.disagreeing }}.
 {% if has_near %}Near-duplicates: perceptual hashes (pHash, Zauner 2010) that differ in at most {{ distance }} of 64
-bits, and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as digits, can be that alike by chance.
+bits, and thumbnails that correlate by {{ likeness }} or more. Plain motifs, such as digits, can be that alike by
+chance.
 {% endif %}</p>
 {% if pairs %}<div class="pairs">{% for pair, image in pairs %}<figure><img src="{{ image }}" alt="">
 <figcaption>{{ pair.names[0] }}<br>{{ pair.names[1] }}<br>

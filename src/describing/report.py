@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,13 @@ from src.describing.drift import compare, may_differ
 from src.describing.duplicates import Duplicates, find
 from src.describing.stored import StoredSplit
 
+if TYPE_CHECKING:
+    from pyarrow import Table
+
 FACTS = (
     "facts.parquet"  # beside meta.json: of each example the name, and of images the size, mode and bytes of the file
 )
+PLACES = ("split", "array", "row", "name")  # columns of facts that say whose they are
 FACT_TITLES = {
     "width": "width of the file's picture, pixels",
     "height": "height of the file's picture, pixels",
@@ -156,7 +160,7 @@ def build(folder: Path, name: str, profile: str) -> Report:
             duplicates=duplicates,
             histograms=list(_histograms(splits, {**description.titles, **FACT_TITLES})),
             warnings=[],
-            pairs=list(_shown_pairs(duplicates, splits, _names(folder))),
+            pairs=list(_shown_pairs(duplicates, splits, read_facts(folder, "name"))),
             samples={
                 label: description.shown(stored["train"], meta, rows.tolist())
                 for label, rows in members.items()
@@ -176,51 +180,37 @@ def with_warnings(report: Report) -> Report:
 # --- facts of the files -----------------------------------------------------------------------------------------------
 
 
-def read_facts(folder: Path) -> dict[str, dict[str, list[Any]]]:
-    """Split -> column -> a value for each example; empty where the data set has no facts.
-
-    The names, which only a few rows are asked for, are left out.
-    """
-    if not (folder / FACTS).is_file():
+def read_facts(folder: Path, *columns: str) -> dict[str, Table]:
+    """Split -> the facts of its examples in their order, all but their names, or the `columns`; empty without facts."""
+    path = folder / FACTS
+    if not path.is_file():
         return {}
+    import pyarrow.compute
     import pyarrow.parquet
 
-    columns = [name for name in pyarrow.parquet.read_schema(folder / FACTS).names if name not in ("name", "row")]
-    table = pyarrow.parquet.read_table(folder / FACTS, columns=columns)
-    return _by_split(table)
+    names = columns or [name for name in pyarrow.parquet.read_schema(path).names if name not in PLACES]
+    table = pyarrow.parquet.read_table(path, columns=list({*names, "split"}))
+    owners = table["split"].cast("string")
+    return {
+        split: table.filter(pyarrow.compute.equal(owners, split)).drop_columns("split")
+        for split in owners.unique().to_pylist()
+    }
 
 
-def _names(folder: Path) -> dict[str, list[str]]:
-    """Split -> the name of each example; empty where the data set has no facts."""
-    if not (folder / FACTS).is_file():
-        return {}
-    import pyarrow.parquet
-
-    facts = _by_split(pyarrow.parquet.read_table(folder / FACTS, columns=["split", "name"]))
-    return {split: columns["name"] for split, columns in facts.items()}
-
-
-def _by_split(table: Any) -> dict[str, dict[str, list[Any]]]:
-    """The columns of a table of facts, whose rows are in the order of the examples of their split."""
-    owners = np.array(table["split"].to_pylist())
-    facts = {}
-    for split in dict.fromkeys(owners.tolist()):
-        part = table.filter(owners == split)
-        facts[split] = {name: part[name].to_pylist() for name in table.column_names if name != "split"}
-    return facts
-
-
-def with_facts(splits: Mapping[str, Examined], facts: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Examined]:
+def with_facts(splits: Mapping[str, Examined], facts: Mapping[str, Table]) -> dict[str, Examined]:
     """The splits with what is known of their files: numbers as numeric features, texts as categorical ones."""
-    joined = {}
-    for split, examined in splits.items():
-        columns = {name: values for name, values in facts.get(split, {}).items() if values and values[0] is not None}
-        numbers = {name: np.array(v, np.float32) for name, v in columns.items() if not isinstance(v[0], str)}
-        texts = {name: v for name, v in columns.items() if isinstance(v[0], str)}
-        counts = {name: {value: v.count(value) for value in sorted(set(v))} for name, v in texts.items()}
-        joined[split] = replace(
-            examined, numbers={**examined.numbers, **numbers}, categories={**examined.categories, **counts}
-        )
+    joined = dict(splits)
+    for split, table in facts.items():
+        numbers, categories = dict(splits[split].numbers), dict(splits[split].categories)
+        for name in table.column_names:
+            column = table[name].drop_null()
+            values = column.to_numpy()
+            if values.dtype.kind in "iuf":
+                numbers[name] = values.astype(np.float32)
+            else:
+                counts = {str(entry["values"]): entry["counts"] for entry in column.value_counts().to_pylist()}
+                categories[name] = dict(sorted(counts.items()))
+        joined[split] = replace(splits[split], numbers=numbers, categories=categories)
     return joined
 
 
@@ -262,7 +252,7 @@ def imbalance(classes: Mapping[str, Mapping[str, int]]) -> float:
 
 
 def _shown_pairs(
-    duplicates: Duplicates, splits: Mapping[str, Examined], names: Mapping[str, Sequence[str]]
+    duplicates: Duplicates, splits: Mapping[str, Examined], names: Mapping[str, Table]
 ) -> Iterator[ShownPair]:
     def located(index: int) -> tuple[str, int]:
         for split, examined in splits.items():
@@ -280,7 +270,8 @@ def _shown_pairs(
         places = located(first), located(second)
         pictures = [pixels([row])[0] for split, row in places if (pixels := splits[split].pixels)]
         labels = [
-            names[split][row] if row < len(names.get(split, ())) else f"{split}, row {row}" for split, row in places
+            f"{split}: {names[split]['name'][row]}" if split in names else f"{split}, row {row}"
+            for split, row in places
         ]
         yield ShownPair((labels[0], labels[1]), (pictures[0], pictures[1]), likeness)
 
@@ -332,7 +323,7 @@ def _balance(report: Report) -> Iterator[str]:
         large, small = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
         yield (
             f"train has {ratio:.0f} times as many {counted} of {large} ({sizes[large]:,}) as of {small} "
-            f"({sizes[small]:,}); judge by F1, and collect more of the rare classes"
+            f"({sizes[small]:,}); judge by F1, and collect more of rare classes"
         )
 
 
