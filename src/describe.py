@@ -38,7 +38,7 @@ ALL_WORDS = 10**8  # entries of a vocabulary that leaves no word out
 
 
 def describe(config: DataConfig) -> None:
-    """Writes the report of DVC's packed data: report.html, metrics.json, classes.csv.
+    """Writes the report of DVC's packed data: report.html, metrics.json, classes.csv, features.csv.
 
     Raises:
         PackedError: the data are not packed, or damaged.

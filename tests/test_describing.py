@@ -331,7 +331,7 @@ class Tags(HTMLParser):
 def test_the_page_is_one_file_without_scripts_and_the_same_each_time(tmp_path: Path) -> None:
     folder = images(tmp_path, ("<b>cat", "dog"), unused={"of another kind": 3}, bad=[["a/b.png", "is <empty>"]])
     first, second = (page.write(report.build(folder, "mine", "full"), tmp_path / name) for name in ("one", "two"))
-    for name in ("report.html", "metrics.json", "classes.csv"):
+    for name in ("report.html", "metrics.json", "classes.csv", "features.csv"):
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
     text = first.read_text()
     parsed = Tags(text)
@@ -344,6 +344,7 @@ def test_the_page_is_one_file_without_scripts_and_the_same_each_time(tmp_path: P
     metrics = json.loads((first.parent / "metrics.json").read_text())
     assert metrics["examples"] == SIZES
     assert metrics["left_out"] == 4
+    assert metrics["duplicates"] == {"within": 0, "between": 0}
     assert (first.parent / "classes.csv").read_text().splitlines()[:2] == ["split,class,count", "train,<b>cat,15"]
 
 

@@ -141,10 +141,11 @@ change.</p>
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Writes report.html, metrics.json and classes.csv; returns the page."""
+    """Writes report.html, metrics.json, classes.csv and features.csv; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics(folder / "metrics.json", report.metrics())
-    write_csv(folder / "classes.csv", report.rows())
+    write_csv(folder / "classes.csv", report.counts())
+    write_csv(folder / "features.csv", report.features())
     path = folder / "report.html"
     write_text_atomically(path, page(report))
     return path

@@ -99,19 +99,28 @@ class Report:
             "examples": sizes,
             "classes": len(self.classes),
             "imbalance": imbalance(self.classes),
-            "duplicates": self.duplicates.equal,
-            "near_duplicates": self.duplicates.near,
+            "duplicates": _within_and_between(self.duplicates.equal),
+            "near_duplicates": _within_and_between(self.duplicates.near),
             "disagreeing_labels": self.duplicates.disagreeing,
             "left_out": sum(self.left_out.values()),
             "warnings": len(self.warnings),
-            "means": {
-                histogram.name: {split: values["mean"] for split, values in histogram.statistics.items()}
-                for histogram in self.histograms
-            },
-            "figures": {split: dict(examined.figures) for split, examined in self.splits.items() if examined.figures},
         }
 
-    def rows(self) -> list[dict[str, Any]]:
+    def features(self) -> list[dict[str, Any]]:
+        """A row for each numeric feature and split, and for each further figure, for DVC's plot."""
+        statistics = [
+            {"feature": histogram.name, "split": split, **values}
+            for histogram in self.histograms
+            for split, values in histogram.statistics.items()
+        ]
+        figures = [
+            {"feature": name, "split": split, "mean": value}
+            for split, examined in self.splits.items()
+            for name, value in examined.figures.items()
+        ]
+        return statistics + figures
+
+    def counts(self) -> list[dict[str, Any]]:
         """A row for each split and class, for DVC's plot."""
         if not self.classes:
             return [{"split": split, "class": "all", "count": len(examined)} for split, examined in self.splits.items()]
@@ -120,6 +129,12 @@ class Report:
             for name, counts in self.classes.items()
             for split, count in counts.items()
         ]
+
+
+def _within_and_between(counts: Mapping[str, int]) -> dict[str, int]:
+    """Duplicates within all splits, and between any two."""
+    between = sum(count for key, count in counts.items() if "/" in key)
+    return {"within": sum(counts.values()) - between, "between": between}
 
 
 def examine(
