@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +22,16 @@ from safetensors.numpy import save_file
 from src.common.files import sha256_of
 from src.common.paths import ROOT
 from src.common.tag_schemes import Span, tags_of
-from src.data.packed import PADDING, UNKNOWN, PackedError
+from src.configuration.composing import compose_data_set, write_resolved
+from src.configuration.schema import DataConfig, plain
+from src.data import preparing
+from src.data.packed import PADDING, UNKNOWN, PackedError, read_meta
+from src.describe import main_with_words
 from src.describing import Examined, duplicates, load, page, pixels, report, stored
 from src.describing.drift import CHI_SQUARED, KOLMOGOROV, compare, largest_gap, may_differ
 from src.describing.kinds import text as texts
+from src.tracking.run_facts import data_report
+from tests.tiny_data import cifar_members, noise_digits, write_tar
 
 Arrays = dict[str, np.ndarray]
 NOISE = np.random.default_rng(0)
@@ -432,3 +439,103 @@ def test_rare_values_are_tested_together() -> None:
     )
     assert test.effect == pytest.approx(0.0)
     assert test.p == pytest.approx(1.0)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process, which writes below `tmp_path`, on a small archive of CIFAR-10's layout."""
+    monkeypatch.setattr(preparing, "DIRECT", str(tmp_path / "direct"))
+    monkeypatch.setattr(DataConfig, "direct_report", property(lambda config: tmp_path / "report"))
+    archive = write_tar(tmp_path / "old.tar", cifar_members())
+
+    def call(*words: str) -> int:
+        return main_with_words([*words, "profile=full", f"data.archive={archive}"])
+
+    return call
+
+
+def new_archive(path: Path, factor: float) -> Path:
+    """Another archive of the same layout; its pixels are multiplied."""
+    members = {}
+    for seed, (name, content) in enumerate(cifar_members("new").items()):
+        if name.endswith(".bin"):
+            records = np.frombuffer(content, np.uint8).reshape(-1, 3073).copy()
+            records[:, 1:] = np.random.default_rng(90 + seed).integers(0, 256, records[:, 1:].shape) * factor
+            content = records.tobytes()
+        members[name] = content
+    return write_tar(path, members)
+
+
+def test_the_command_packs_a_data_set_and_names_its_page(
+    describe: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert describe("cifar10") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "cifar10 (full): train 38, val 2, test 6 images" in lines
+    assert "! test has fewer than 10 images of cat, ship; figures of these classes are chance" in lines
+    assert lines[-1] == f"page: {os.path.relpath(tmp_path / 'report' / 'report.html')}"
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("factor", "code", "features"), [(1.0, 0, set()), (0.6, 3, {"brightness", "contrast", "red"})])
+def test_the_exit_code_and_json_say_whether_new_data_have_drifted(
+    factor: float, code: int, features: set[str], describe: Callable[..., int], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    archive = new_archive(tmp_path / "new.tar", factor)
+    assert describe(str(archive), "--against", "cifar10", "--json") == code
+    tests = json.loads(capsys.readouterr().out.partition("[")[2].join(("[", "")))
+    drifted_features = {test["feature"] for test in tests if test["is_drift"]}
+    assert features <= drifted_features
+    assert bool(features) == bool(drifted_features)
+    assert "class" not in drifted_features
+
+
+def test_new_data_are_compared_with_those_of_a_run(
+    describe: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose_data_set("cifar10", ["profile=full", f"data.archive={tmp_path / 'old.tar'}"])
+    sections = {"profile": plain(config.profile), "data": plain(config.data)}
+    write_resolved(tmp_path / "run" / "config.yaml", sections)
+    archive = new_archive(tmp_path / "new.tar", 0.6)
+    assert main_with_words([str(archive), "--against", str(tmp_path / "run")]) == 3
+    assert re.search(
+        r"^drift brightness +Kolmogorov-Smirnov +1\.000 .* median 12\d.* -> 7\d", capsys.readouterr().out, re.M
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cifar"], "configuration refused: data=cifar: unknown; allowed: "),
+        (
+            ["conll2003_subwords"],
+            "configuration refused: data.tokenizer: Interpolation key 'model.encoder' not found; is it a model's? Then add",
+        ),
+        (["cifar10", "data.val_fractio=0.2"], "configuration refused: data.val_fractio: unknown key"),
+        (["nowhere", "--against", "cifar10"], "configuration refused: nowhere: no such file or folder; give new data"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    words: list[str], message: str, describe: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert describe(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["old.tar"]
+
+
+def test_a_training_s_run_gets_the_report_of_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = noise_digits(tmp_path)
+    for name in ("report", "direct_report"):
+        monkeypatch.setattr(DataConfig, name, property(lambda _, name=name: tmp_path / name))
+    meta = read_meta(config.processed)
+    assert data_report(config, meta) is None
+    written = page.write(report.build(config.processed, "mnist", "sample"), config.direct_report)
+    assert data_report(config, meta) == written
+    other = {**meta, "splits": {**meta["splits"], "test": {"sha256": "0" * 64}}}
+    assert data_report(config, other) is None

@@ -58,6 +58,7 @@ NEUTRAL |= dict.fromkeys(
 NEUTRAL_IN = {
     "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
     "describe": {
+        "src.common.hardware": "the number of threads that measure images changes no figure",
         "src.common.pictures": "of reporting.plots, whose colours alone the page has",
         "matplotlib": "the same",
     },

@@ -36,7 +36,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: {{ ink }}; max-width: 1000px
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; max-width: 100% }
 th, td { border-bottom: 1px solid {{ rule }}; padding: .2rem .6rem .2rem 0; text-align: right; overflow-wrap: anywhere }
-th:first-child, td:first-child { text-align: left } th { color: {{ muted }}; font-weight: 600 }
+th:first-child, td:first-child { text-align: left } th { color: {{ muted }}; font-weight: 600; overflow-wrap: normal }
 .bar { background: {{ blue }}; height: .55rem; display: block; min-width: 1px }
 td.bars { width: 35%; min-width: 4rem; padding-right: 0 }
 .note, figcaption { color: {{ muted }}; font-size: 13px } .sample { color: {{ orange }} }
@@ -82,7 +82,7 @@ blockquote { margin: .3rem 0; padding-left: .7rem; border-left: 3px solid {{ rul
 {% else %}<p>Nothing: each file of the archive is used.</p>{% endif %}
 
 <h2>Duplicates</h2>
-<table><tr><th>within, or between</th><th>equal</th>{% if has_near %}<th>near-duplicates</th>{% endif %}</tr>
+<table><tr><th>splits</th><th>equal</th>{% if has_near %}<th>near-duplicates</th>{% endif %}</tr>
 {% for key, count in report.duplicates.equal.items() %}<tr><td>{{ key }}</td><td>{{ "{:,}".format(count) }}</td>
 {% if has_near %}<td>{{ "{:,}".format(report.duplicates.near[key]) }}</td>{% endif %}</tr>
 {% endfor %}</table>

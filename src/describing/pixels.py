@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
+from src.common.hardware import cores
 from src.describing.digests import digest
 from src.describing.stored import StoredArray
 
@@ -33,13 +36,22 @@ class Measured:
 
 
 def measure(images: StoredArray) -> Measured:
-    """Measures images, uint8 [N, C, H, W], C of 1 or 3, in one pass over them."""
-    pieces = [(_features(piece), hashes(_grey(piece)), digest(piece)) for piece in images.pieces()]
+    """Measures images, uint8 [N, C, H, W], C of 1 or 3, in one pass over them, on all cores."""
+    parts: list[Measured] = []
+    pieces, workers = images.pieces(), cores()
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(pieces, workers)):  # no more pieces in memory than are measured
+            parts += pool.map(_measure, group)
     return Measured(
-        {name: np.concatenate([piece[0][name] for piece in pieces]) for name in pieces[0][0]},
-        np.concatenate([piece[1] for piece in pieces]),
-        np.concatenate([piece[2] for piece in pieces]),
+        {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.digests for part in parts]),
     )
+
+
+def _measure(images: np.ndarray) -> Measured:
+    grey = _grey(images)
+    return Measured(_features(images, grey), hashes(grey), digest(images))
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
@@ -52,12 +64,11 @@ def _grey(images: np.ndarray) -> np.ndarray:
     return grey
 
 
-def _features(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The features of `TITLES`, float32 [n] each, of images uint8 [n, C, H, W].
+def _features(images: np.ndarray, grey: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of `TITLES`, float32 [n] each, of images uint8 [n, C, H, W] and their grey levels.
 
     The variance of the Laplacian as a measure of focus: Pech-Pacheco et al., 2000.
     """
-    grey = _grey(images)
     mean, deviation = _moments(grey)
     features = {"brightness": mean, "contrast": deviation}
     if min(grey.shape[1:]) >= 3:
