@@ -27,7 +27,7 @@ from src.configuration.schema import DataConfig, plain
 from src.data import preparing
 from src.data.packed import PADDING, UNKNOWN, PackedError, read_meta
 from src.describe import main_with_words
-from src.describing import Examined, duplicates, load, page, pixels, report, stored
+from src.describing import Examined, duplicates, joined, load, page, pixels, reference, report, stored
 from src.describing.drift import CHI_SQUARED, KOLMOGOROV, compare, largest_gap, may_differ
 from src.describing.kinds import text as texts
 from src.tracking.run_facts import data_report
@@ -412,6 +412,22 @@ def test_a_moved_feature_and_other_shares_are_drift_in_that_feature() -> None:
     assert may_differ(sample(0), sample(1, shift=0.5))
 
 
+def test_darkened_and_blurred_images_drift_in_brightness_and_sharpness(tmp_path: Path) -> None:
+    def examined(images: np.ndarray) -> Examined:
+        part = measured(tmp_path, images)
+        return Examined(part.digests, part.features)
+
+    # Scenes with a fine grain, which alone is lost by blurring.
+    grain = NOISE.integers(0, 40, (2, 300, 3, 32, 32))
+    old, new = ((scenes(300, seed=seed) * 0.8 + grain[seed]).astype(np.uint8) for seed in (0, 1))
+    blurred = np.mean([np.roll(new, shift, axis) for axis in (2, 3) for shift in (-1, 0, 1)], axis=0).astype(np.uint8)
+    usual = examined(old)
+    assert drifted(usual, examined(new)) == []
+    assert ("brightness", KOLMOGOROV) in drifted(usual, examined((new * 0.7).astype(np.uint8)))
+    assert drifted(usual, examined(blurred))[0] == ("sharpness", KOLMOGOROV)
+    assert "brightness" not in dict(drifted(usual, examined(blurred)))
+
+
 def test_a_difference_of_a_hair_in_a_million_rows_is_significant_and_no_drift() -> None:
     first, second = (sample(s, 0.02 * s, count=10**6, others="") for s in (0, 1))
     moved = next(test for test in compare(first, second) if test.feature == "moved")
@@ -439,6 +455,34 @@ def test_rare_values_are_tested_together() -> None:
     )
     assert test.effect == pytest.approx(0.0)
     assert test.p == pytest.approx(1.0)
+
+
+def test_other_texts_drift_in_their_words_and_unknown_tokens_and_a_random_split_does_not(tmp_path: Path) -> None:
+    """The new texts have a vocabulary of their own, in another order."""
+
+    def folder(name: str, words: list[str], seed: int) -> Path:
+        random = np.random.default_rng(seed)
+        chances = 1 / np.arange(1, len(words) + 1)
+
+        def arrays(count: int) -> Arrays:
+            texts = [random.choice(len(words), random.integers(5, 40), p=chances / chances.sum()) for _ in range(count)]
+            return text_arrays(*(((text + 2).tolist(), i % 2) for i, text in enumerate(texts)))
+
+        meta = {"kind": "text", "classes": ["neg", "pos"], "vocabulary": [UNKNOWN, PADDING, *words]}
+        return packed(tmp_path / name, {"train": arrays(800), "val": arrays(100), "test": arrays(400)}, meta)
+
+    words = [f"word{number}" for number in range(300)]
+    meta, _, old = report.examine(folder("old", words, 0))
+    usual = reference(load("text"), old)
+    assert [test.feature for test in compare(usual, old["test"]) if test.is_drift] == []
+    for name, others, expected in (
+        ("same", words, set()),
+        ("rare", words[150:] + words[:150], {"word"}),
+        ("other", words[:100] + [f"new{number}" for number in range(200)], {"word", "unknown"}),
+    ):
+        _, _, new = report.examine(folder(name, others, 1), meta)
+        tests = compare(usual, joined(new.values()))
+        assert {test.feature for test in tests if test.is_drift} == expected, name
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -513,7 +557,8 @@ def test_new_data_are_compared_with_those_of_a_run(
         (["cifar"], "configuration refused: data=cifar: unknown; allowed: "),
         (
             ["conll2003_subwords"],
-            "configuration refused: data.tokenizer: Interpolation key 'model.encoder' not found; is it a model's? Then add",
+            "configuration refused: data.tokenizer: Interpolation key 'model.encoder' not found; "
+            "is it a model's? Then add",
         ),
         (["cifar10", "data.val_fractio=0.2"], "configuration refused: data.val_fractio: unknown key"),
         (["nowhere", "--against", "cifar10"], "configuration refused: nowhere: no such file or folder; give new data"),
