@@ -164,8 +164,8 @@ def test_duplicates_and_answers_that_disagree_are_counted(tmp_path: Path) -> Non
     assert [pair.names for pair in built.pairs] == [("train, row 6", "test, row 1")]
     assert built.warnings[:3] == [
         "1 test image is equal to train images; remove them from train, or figures on test are too good",
-        "1 test image is near-duplicates of train images; remove them from train, or figures on test are too good",
-        "1 groups of equal images have different answers; correct or remove them",
+        "1 test image is a near-duplicate of train images; remove them from train, or figures on test are too good",
+        "1 group of equal images with different answers; correct or remove them",
     ]
 
 
@@ -373,8 +373,8 @@ def test_balance_and_left_out_files_are_warned_of(tmp_path: Path) -> None:
     meta = {"kind": "images", "classes": ["cat", "dog"]}
     folder = packed(tmp_path, splits, meta, unused={"hidden": 9, "too deep": 2}, bad=[["x.png", "broken"]])
     assert report.build(folder, "mine", "full").warnings[:4] == [
-        "1 files can't be read and are left out; replace them, the page names them",
-        "2 files are not used (2 too deep); move or convert those that belong here",
+        "1 file can't be read; replace what the page names",
+        "2 files are not used (2 too deep); move or convert what belongs here",
         "test has no images of dog; add some, or these classes are not measured",
         "train has 12 times as many images of cat (50) as of dog (4); judge by F1, and collect more of rare classes",
     ]

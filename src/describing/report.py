@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FACTS = (
     "facts.parquet"  # beside meta.json: of each example the name, and of images the size, mode and bytes of the file
 )
-PLACES = ("split", "array", "row", "name")  # columns of facts that say whose they are
 FACT_TITLES = {
     "width": "width of the file's picture, pixels",
     "height": "height of the file's picture, pixels",
@@ -152,7 +151,7 @@ def examine(
     names = [*packed.SPLITS, *sorted(meta["splits"].keys() - set(packed.SPLITS))]
     stored = {name: StoredSplit(folder, name, meta) for name in names}
     examined = {name: description.examine(split, meta, other) for name, split in stored.items()}
-    return meta, stored, with_facts(examined, read_facts(folder))
+    return meta, stored, with_facts(examined, read_facts(folder, *FACT_TITLES, "mode"))
 
 
 def build(folder: Path, name: str, profile: str) -> Report:
@@ -196,15 +195,15 @@ def with_warnings(report: Report) -> Report:
 
 
 def read_facts(folder: Path, *columns: str) -> dict[str, Table]:
-    """Split -> the facts of its examples in their order, all but their names, or the `columns`; empty without facts."""
+    """Split -> columns of the facts of its examples in their order, if there are any; empty without facts."""
     path = folder / FACTS
     if not path.is_file():
         return {}
     import pyarrow.compute
     import pyarrow.parquet
 
-    names = columns or [name for name in pyarrow.parquet.read_schema(path).names if name not in PLACES]
-    table = pyarrow.parquet.read_table(path, columns=list({*names, "split"}))
+    names = [name for name in pyarrow.parquet.read_schema(path).names if name in ("split", *columns)]
+    table = pyarrow.parquet.read_table(path, columns=names)
     owners = table["split"].cast("string")
     return {
         split: table.filter(pyarrow.compute.equal(owners, split)).drop_columns("split")
@@ -297,14 +296,15 @@ def _shown_pairs(
 def _leaks(report: Report) -> Iterator[str]:
     """Examples of one split that another has, too."""
     noun = report.description.noun
-    for counts, what in ((report.duplicates.equal, "equal to"), (report.duplicates.near, "near-duplicates of")):
+    equal, near = ("equal to", "equal to"), ("a near-duplicate of", "near-duplicates of")
+    for counts, (one, many) in ((report.duplicates.equal, equal), (report.duplicates.near, near)):
         for key, count in counts.items():
             first, _, second = key.partition("/")
             if second and count:
                 remedy = f"remove them from {first}, or figures on {second} are too good"
-                if what != "equal to" and count > COMMON * len(report.splits[second]):
+                if counts is report.duplicates.near and count > COMMON * len(report.splits[second]):
                     remedy = CHANCE
-                yield f"{_counted(count, second, noun)} {what} {first} {noun}; {remedy}"
+                yield f"{_counted(count, second, noun)} {one if count == 1 else many} {first} {noun}; {remedy}"
 
 
 def _counted(count: int, split: str, noun: str) -> str:
@@ -314,15 +314,19 @@ def _counted(count: int, split: str, noun: str) -> str:
 
 def _labels(report: Report) -> Iterator[str]:
     if count := report.duplicates.disagreeing:
-        yield f"{count:,} groups of equal {report.description.noun} have different answers; correct or remove them"
+        groups = "1 group" if count == 1 else f"{count:,} groups"
+        yield f"{groups} of equal {report.description.noun} with different answers; correct or remove them"
 
 
 def _files(report: Report) -> Iterator[str]:
     if bad := report.meta.get("bad", []):
-        yield f"{len(bad):,} files can't be read and are left out; replace them, the page names them"
+        files = "1 file" if len(bad) == 1 else f"{len(bad):,} files"
+        yield f"{files} can't be read; replace what the page names"
     if unused := {reason: n for reason, n in report.meta.get("unused", {}).items() if reason != "hidden"}:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in unused.items())
-        yield f"{sum(unused.values()):,} files are not used ({reasons}); move or convert those that belong here"
+        count = sum(unused.values())
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        yield f"{files} not used ({reasons}); move or convert what belongs here"
 
 
 def _balance(report: Report) -> Iterator[str]:
