@@ -577,7 +577,7 @@ def test_wrong_words_are_refused_in_one_line(
 def test_a_training_s_run_gets_the_report_of_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = noise_digits(tmp_path)
     for name in ("report", "direct_report"):
-        monkeypatch.setattr(DataConfig, name, property(lambda _, name=name: tmp_path / name))
+        monkeypatch.setattr(DataConfig, name, tmp_path / name)
     meta = read_meta(config.processed)
     assert data_report(config, meta) is None
     written = page.write(report.build(config.processed, "mnist", "sample"), config.direct_report)

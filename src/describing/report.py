@@ -49,10 +49,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ShownPair:
-    """Two examples that are nearly equal, with their names and their likeness."""
+    """Two pictures that are nearly equal, uint8 [H, W, 3], with their names and their likeness."""
 
     names: tuple[str, str]
-    examples: tuple[Shown, Shown]
+    examples: tuple[np.ndarray, np.ndarray]
     likeness: float
 
 
