@@ -4,6 +4,7 @@ python -m benchmarks                                     everything that is quic
 python -m benchmarks training -e imdb_lstm --rounds 9    one benchmark, one experiment, more rounds
 python -m benchmarks training trainer=gpu                Hydra's overrides, for all experiments
 python -m benchmarks pipeline --slow                     the whole sample pipeline in a clean clone
+python -m benchmarks image_folder --rounds 3             class folders of JPEGs against torchvision's ImageFolder
 python -m benchmarks gpu --archives FOLDER --record airbench94_muon.py    on a machine with a GPU, under nine minutes
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from src.common.errors import Failure
 
 QUICK = ("machine", "training", "memory", "inference", "pipeline", "sweep")
-NAMES = (*QUICK, "gpu")
+NAMES = (*QUICK, "image_folder", "gpu")
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from benchmarks.timing import paired, per_call
 from src import tasks
 from src.common.hardware import cores
 from src.data import packed
-from src.data.batching import batches
+from src.data.batching import batches, spread
 from src.data.kinds import Inputs
 from src.exporting import onnx_export, quantization
 from src.models.base import Model
@@ -45,9 +45,8 @@ def measure_one(name: str, setting: Setting) -> list[Figure]:
     model: Model = config.model(meta)
     _, task = tasks.of(config)
     inputs = task.inputs(meta["kind"])
-    examples = onnx_export.example_inputs(
-        inputs, task.batches(model, batches(config.processed, "val", config.loader, train=False))
-    )
+    val = spread(batches(config.processed, "val", config.loader, train=False), onnx_export.EXAMPLES)
+    examples = onnx_export.example_inputs(inputs, task.batches(model, val))
     path = setting.folder / f"{name}.onnx"
     onnx_export.write(model, inputs, task.outputs, examples, path)
     # Two examples of the middle length show that it is the same function; export itself checks more.

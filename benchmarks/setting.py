@@ -14,6 +14,7 @@ from src.common.errors import Failure
 from src.configuration.composing import compose
 from src.configuration.schema import Config
 from src.data import packed
+from src.data.writing import write_packed
 
 EXPERIMENTS = ("cifar10_resnet", "imdb_lstm", "facades_pix2pix_128")
 # The files of the official archives.
@@ -86,7 +87,7 @@ class Setting:
         config = self.compose(experiment)
         if not (config.processed / "meta.json").is_file():
             source = {"origin": "generated", "sha256": ""}
-            packed.write(generate(config), config.processed, config=config.packing, source=source)
+            write_packed(generate(config), config.processed, config=config.packing, source=source)
         return config
 
     @classmethod

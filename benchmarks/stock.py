@@ -87,8 +87,21 @@ def cifar10(config: Config, meta: Mapping[str, Any], split: Split, device: torch
             transforms.Normalize(meta["mean"], meta["std"]),
         ]
     )
+    callback = LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
+    classify(config, meta, Cifar10(split, transform), device, callback, clock.steps)
+
+
+def classify(
+    config: Config,
+    meta: Mapping[str, Any],
+    images: Dataset[tuple[Tensor, int]],
+    device: torch.device,
+    callback: pl.Callback,
+    steps: int,
+) -> None:
+    """Trains the experiment's network for `steps` steps on images as a `DataLoader` gives them."""
     loader = DataLoader(
-        Cifar10(split, transform),
+        images,
         batch_size=config.loader.batch_size,
         shuffle=True,
         drop_last=True,
@@ -100,14 +113,14 @@ def cifar10(config: Config, meta: Mapping[str, Any], split: Split, device: torch
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=-1,
-        max_steps=clock.steps,
-        callbacks=[LambdaCallback(on_train_batch_end=lambda *_: clock.tick())],
+        max_steps=steps,
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(LitClassifier(network, clock.steps), loader)
+    trainer.fit(LitClassifier(network, steps), loader)
 
 
 # --- IMDB: packed sequences, the last hidden states -------------------------------------------------------------------

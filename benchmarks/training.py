@@ -119,8 +119,8 @@ class Loops:
         probe = self.hand_written(min(4, epoch))
         return max(min(4, epoch), min(epoch, round(seconds / probe)))
 
-    def fit(self, steps: int) -> float:
-        """Seconds per step of `trainer.fit`, as `src.train` calls it."""
+    def fit(self, steps: int, *callbacks: pl.Callback) -> float:
+        """Seconds per step of `trainer.fit`, as `src.train` calls it, with further callbacks."""
         clock = StepClock(steps)
         limits = {
             "max_epochs": 1,
@@ -132,7 +132,7 @@ class Loops:
         config = self.config.model_copy(update={"trainer": self.config.trainer.model_copy(update=limits)})
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):  # no bar
             history = History(lambda metrics, step: None, prints_lines=False)
-            trainer = build_trainer(config, self.model, history, self.work, Interruption())
+            trainer = build_trainer(config, self.model, history, self.work, Interruption(), callbacks)
             trainer.callbacks.append(  # type: ignore[attr-defined]  # set at run time
                 LambdaCallback(on_train_batch_end=lambda *_: clock.tick())
             )

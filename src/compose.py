@@ -23,7 +23,7 @@ from src.common.files import write_text_atomically
 from src.common.paths import ROOT
 from src.common.yaml_files import dump_yaml
 from src.configuration.composing import compose, overrides_of, write_resolved
-from src.configuration.fingerprints import archive_fingerprint, stage_code, weights_fingerprint
+from src.configuration.fingerprints import DATA_STAGES, archive_fingerprint, stage_code, weights_fingerprint
 from src.configuration.params import read_params
 from src.configuration.refusing import refusal
 from src.configuration.schema import Config
@@ -105,9 +105,13 @@ def write_data(params: Mapping[str, Any], name: str) -> None:
     content = {key: value for key, value in config.plain().items() if key in ("profile", "data")}
     del content["data"]["loader"]
     write_resolved(ROOT / "data" / f"{name}.yaml", content | {"packing": config.packing})
-    code = stage_code("preprocess", config)
-    fingerprints = {"download": archive_fingerprint(config), "preprocess": code.fingerprint}
-    _write_code(ROOT / "data" / f"{name}.code.yaml", fingerprints, modules=code.modules, packages=code.packages)
+    codes = {stage: stage_code(stage, config) for stage in DATA_STAGES}
+    _write_code(
+        ROOT / "data" / f"{name}.code.yaml",
+        {"download": archive_fingerprint(config)} | {stage: code.fingerprint for stage, code in codes.items()},
+        modules={name: digest for code in codes.values() for name, digest in code.modules.items()},
+        packages={name: version for code in codes.values() for name, version in code.packages.items()},
+    )
 
 
 def _write_code(path: Path, fingerprints: Mapping[str, str], **behind: Mapping[str, str]) -> None:

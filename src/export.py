@@ -37,7 +37,7 @@ def export(config: Config) -> None:
     from src.common.console import console
     from src.common.hardware import device_of
     from src.data import packed
-    from src.data.batching import batches
+    from src.data.batching import batches, spread
     from src.exporting import card, onnx_export, quantization
     from src.models import weights
     from src.reporting import plots, tables
@@ -59,7 +59,7 @@ def export(config: Config) -> None:
         inputs = task.inputs(meta["kind"])
 
         def examples_of(split: str) -> list[Any]:
-            split_batches = batches(config.processed, split, config.loader, train=False)
+            split_batches = spread(batches(config.processed, split, config.loader, train=False), onnx_export.EXAMPLES)
             return onnx_export.example_inputs(inputs, task.batches(model, split_batches))
 
         examples = examples_of("val")

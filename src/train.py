@@ -51,7 +51,7 @@ def train(config: Config) -> None:
         from src.data.preparing import prepared
         from src.reporting import tables
         from src.tracking.provenance import dirty_patch
-        from src.tracking.run_facts import run_datasets, run_description, run_parameters, run_tags
+        from src.tracking.run_facts import data_report, run_datasets, run_description, run_parameters, run_tags
         from src.tracking.tracker import CONFIG, PATCH, RunInfo, Tracker
         from src.training import determinism, run
         from src.training.checkpoints import lock_folder
@@ -78,6 +78,8 @@ def train(config: Config) -> None:
     ):
         tracker.log_text(dump_yaml(config.record()), CONFIG)
         tracker.log_datasets(run_datasets(config, meta, "train", "val"))
+        if page := data_report(config, meta):
+            tracker.log_artifact(page, "data")
         tracker.sample_system()
         if patch := dirty_patch():
             tracker.log_text(patch, PATCH)

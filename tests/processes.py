@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from tests.conftest import commands_environment
 from tests.fork_server import start_command
@@ -25,3 +29,25 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
         if re.search(pattern, line):
             return line
     raise AssertionError(f"no line matches {pattern}:\n{''.join(lines)}")
+
+
+def _processes_of(node: Any) -> list[psutil.Process]:
+    """All processes of a Ray node, and those that they started."""
+    roots = [psutil.Process(item.process.pid) for items in node.all_processes.values() for item in items]
+    return [process for root in roots for process in (*root.children(recursive=True), root)]
+
+
+def commands_of(node: Any) -> list[str]:
+    """The command lines of a Ray node's processes."""
+    commands = []
+    for process in _processes_of(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            commands.append(" ".join(process.cmdline()))
+    return commands
+
+
+def kill_node(node: Any) -> None:
+    """Kills the processes of a Ray node, as a machine that loses its power."""
+    for process in _processes_of(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -12,12 +12,13 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src.data.fetching.archives import read_archive
+from src.data.fetching.archives import Archive, read_archive
 from src.data.fetching.files import SourceError
 from tests.tiny_data import write_tar
 
@@ -87,6 +88,15 @@ def zip_declaring(size: int) -> bytes:
     return bytes(content)
 
 
+def in_any_order(path: Path) -> list[tuple[str, bytes]]:
+    """The files of an archive, the last one read first, by four threads."""
+    archive = Archive(path)
+    names = [name for name, place in archive.places.items() if place is not None]
+    with ThreadPoolExecutor(4) as pool:
+        contents = dict(zip(names[::-1], pool.map(archive.read, names[::-1]), strict=True))
+    return [(name, contents[name]) for name in names]
+
+
 @pytest.fixture
 def refusal(tmp_path: Path) -> Callable[..., str]:
     """Reads bytes as an archive; returns the error message, one line that names the archive."""
@@ -97,6 +107,9 @@ def refusal(tmp_path: Path) -> Callable[..., str]:
         with pytest.raises(SourceError) as error:
             list(read_archive(path, **limits))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
+        if not limits:
+            with pytest.raises(SourceError):
+                in_any_order(path)
         return str(error.value)
 
     return refusal
@@ -113,14 +126,14 @@ def test_a_tar_is_read_in_its_order_whatever_its_suffix(
     folder = tar_member("./top/", type=tarfile.DIRTYPE)
     path = tmp_path / "misnamed.zip"
     path.write_bytes(compress(tar_bytes(folder, *FILES, format=format)))
-    assert list(read_archive(path)) == FILES
+    assert list(read_archive(path)) == in_any_order(path) == FILES
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_is_read_in_its_order_whatever_its_suffix(tmp_path: Path, method: int) -> None:
     path = tmp_path / "misnamed.tar.gz"
     path.write_bytes(zip_bytes(("top/", b""), *FILES, method=method))
-    assert list(read_archive(path)) == FILES
+    assert list(read_archive(path)) == in_any_order(path) == FILES
 
 
 def test_files_that_macos_adds_are_skipped(tmp_path: Path) -> None:
@@ -255,6 +268,8 @@ def test_zips_in_a_tar_are_folders_where_asked_for(tmp_path: Path) -> None:
     path = nested_tar(tmp_path, {"one/1.txt": b"1" * 1000, "2.txt": b"2"})
     expected = {"s/a.txt": b"a", "s/in.zip/one/1.txt": b"1" * 1000, "s/in.zip/2.txt": b"2", "s/z.txt": b"z"}
     assert dict(read_archive(path, nested=True)) == expected
+    archive = Archive(path, nested=True)
+    assert {name: archive.read(name) for name in reversed(expected)} == expected
     assert [name for name, _ in read_archive(path)] == ["s/a.txt", "s/in.zip", "s/z.txt"]
 
 

@@ -15,6 +15,7 @@ from src.configuration.composing import compose
 from src.configuration.schema import Adam, Constant
 from src.data import packed
 from src.data.kinds.images import ImageBatches
+from src.data.writing import write_packed
 from src.exporting import onnx_export
 from src.models.autoencoder import Autoencoder, ConvCoder, DenseCoder, psnr
 from src.tasks import reconstruction
@@ -106,7 +107,7 @@ def test_the_evaluation_reports_errors_and_draws_a_grid(tmp_path: Path) -> None:
         ["experiment=mnist_autoencoder", "output=out", f"data_folder={tmp_path}", "evaluation.judge_steps=5"]
     )
     arrays = {"images": images(40).numpy(), "labels": (torch.arange(40) % 2).numpy()}
-    meta = packed.write(
+    meta = write_packed(
         packed.Packed(dict.fromkeys(packed.SPLITS, arrays), {"kind": "images", "classes": ["a", "b"]}),
         config.processed,
         config={},

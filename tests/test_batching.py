@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from itertools import chain, pairwise, product
+from itertools import chain, islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor
 
 from src.common.errors import Failure
-from src.data import packed
+from src.data import batching, reading_ahead
 from src.data.augmentation import crop_and_flip, jitter_pair
-from src.data.batching import Batches, batches
+from src.data.batching import Batches, batches, spread
 from src.data.datamodule import PackedData
 from src.data.kinds import images as image_kind
+from src.data.kinds.boxes import BoxBatches, BoxLoader
 from src.data.kinds.images import ImageBatches, ImageLoader, LowResolution
 from src.data.kinds.pairs import PairBatches, PairLoader
 from src.data.kinds.text import TextBatches, TextLoader
+from src.data.kinds.unpaired import UnpairedBatches, UnpairedLoader
 from src.data.packed import Packed
+from src.data.reading_ahead import DEPTH, read_ahead
+from src.data.writing import write_packed
 
 VOCABULARY = ["<unk>", "<pad>", *(f"word{i}" for i in range(98))]
 
@@ -72,7 +77,7 @@ def pairs(train: bool = True, **loader: Any) -> Batches:
 AUGMENTED: dict[str, Callable[..., Batches]] = {
     "images": lambda **options: images(flip="random", crop_padding=2, **options),
     "text": lambda **options: texts([1 + i % 13 for i in range(60)], word_dropout=0.3, **options),
-    "pairs": lambda **_: pairs(flip="random", enlarge=1.25),
+    "pairs": lambda **options: pairs(flip="random", enlarge=1.25, train=options.get("train", True)),
 }
 
 
@@ -225,6 +230,141 @@ def test_evaluation_shows_every_text_once_without_dropout() -> None:
     assert equal(first, epoch_of(dataloader, 1))
     assert not any((tokens == 0).any() for tokens, _, _ in first)  # no <unk>: no word is dropped
     assert len(dataloader) == len(first) == 4
+
+
+# --- splits that are not resident ------------------------------------------------------------------------------------
+
+
+def domains(train: bool = True, **loader: Any) -> Batches:
+    split = {"a": noise(30, 3, 12, 12), "b": noise(17, 3, 12, 12, seed=1)}
+    options = UnpairedLoader.model_validate({"batch_size": 4, "eval_batch_size": 4, "flip": "random"} | loader)
+    return UnpairedBatches(split, {"kind": "unpaired", "shape": [3, 8, 8]}, options, train=train)
+
+
+def boxed(train: bool = True, **loader: Any) -> Batches:
+    counts = [index % 3 for index in range(30)]
+    total = sum(counts)
+    corners = 20 * torch.rand(total, 2, generator=torch.Generator().manual_seed(0))
+    split = {
+        "images": noise(30, 3, 32, 32),
+        "offsets": torch.tensor([0, *np.cumsum(counts).tolist()]),
+        "boxes": torch.cat([corners, corners + 10], 1),
+        "labels": torch.arange(total) % 4,
+        "crowd": torch.zeros(total, dtype=torch.uint8),
+        "difficult": torch.zeros(total, dtype=torch.uint8),
+    }
+    options = BoxLoader.model_validate(
+        {"batch_size": 4, "eval_batch_size": 4, "flip": "random", "iou_crop": 0.5, "photometric": 0.5} | loader
+    )
+    return BoxBatches(split, {"kind": "boxes"}, options, train=train)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **o: images(flip="alternating", crop_padding=2, rotation=20.0, **o),
+        lambda **o: images(low_resolution=LowResolution(size=5, until=0.5), epochs=4, **o),
+        lambda **o: texts([1 + i % 13 for i in range(60)], word_dropout=0.3, **o),
+        lambda **o: pairs(flip="random", enlarge=1.25, **o),
+        domains,
+        boxed,
+    ],
+    ids=["images", "small images", "texts", "pairs", "unpaired", "boxes"],
+)
+def test_rows_that_are_read_ahead_give_the_bits_of_a_resident_split(build: Callable[..., Batches], train: bool) -> None:
+    resident, gathered = (build(train=train, resident=value).to(torch.device("cpu")) for value in ("yes", "no"))
+    torch.manual_seed(0)
+    for epoch in (0, 1):
+        assert equal(epoch_of(gathered, epoch), epoch_of(resident, epoch))
+    gathered.skip = 2
+    assert equal(list(gathered), epoch_of(resident, 1)[2:])
+    assert gathered.is_resident is False
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", ["images", "pairs", "unpaired", "boxes"])
+def test_batches_made_of_their_own_rows_alone_have_the_same_bits(kind: str, train: bool) -> None:
+    """As on a GPU, to which only these rows are copied; here without one."""
+    build: Callable[..., Any] = {"unpaired": domains, "boxes": boxed}.get(kind) or AUGMENTED[kind]
+    dataloader = build(train=train)
+    for index, indices in enumerate(dataloader.order()):
+        rows = dataloader.gather(indices)
+        batch = dataloader.assemble(rows, dataloader.positions(indices), indices, index)
+        assert equal([batch], [dataloader.collate(indices, index)])
+        assert max(len(part) for part in rows.values()) <= dataloader.size
+
+
+def test_a_cutout_has_the_mean_colour_also_where_rows_are_read_ahead() -> None:
+    resident, gathered = (augmented_images(cutout=3, resident=value).to(torch.device("cpu")) for value in ("yes", "no"))
+    assert equal(epoch_of(gathered, 0), epoch_of(resident, 0))
+
+
+def test_a_large_split_is_read_ahead_on_a_cpu_and_a_small_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert images().to(torch.device("cpu")).is_resident
+    monkeypatch.setattr(batching, "MAPPED_DIRECTLY", 60 * 3 * 8 * 8)  # the images without their labels
+    assert not images().to(torch.device("cpu")).is_resident
+    assert images(resident="yes").to(torch.device("cpu")).is_resident
+
+
+def test_rows_are_read_before_they_are_needed_and_the_thread_ends_with_the_iterator() -> None:
+    made: list[int] = []
+    third = threading.Event()
+
+    def make(item: int) -> int:
+        made.append(item)
+        if item == 2:
+            third.set()
+        return 10 * item
+
+    items = read_ahead(make, range(100))
+    assert next(items) == 0
+    assert third.wait(10)  # while the caller still computes on the first
+    assert [next(items), next(items)] == [10, 20]
+    items.close()  # type: ignore[attr-defined]  # as the trainer drops it after `limit_train_batches`
+    assert len(made) <= 3 + DEPTH
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_an_exception_while_rows_are_read_reaches_the_trainer_at_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataloader = images(resident="no").to(torch.device("cpu"))
+    unreadable = examples(epoch_of(images(), 0))[3 * 8]  # the first one of the fourth batch
+
+    def failing(array: Tensor, indices: Tensor) -> None:
+        if unreadable in indices:
+            raise OSError("Input/output error")
+
+    monkeypatch.setattr(reading_ahead, "fetch", failing)
+    iterator = iter(dataloader)
+    assert len([next(iterator) for _ in range(3)]) == 3
+    with pytest.raises(OSError, match="Input/output error"):
+        next(iterator)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [([1, 28, 28], 500), ([3, 32, 32], 500), ([3, 64, 64], 500), ([3, 224, 224], 40), ([3, 4000, 4000], 1)],
+)
+def test_evaluation_batches_shrink_with_the_size_of_the_images(shape: list[int], size: int) -> None:
+    meta = {"kind": "images", "shape": shape}
+    split = {"images": torch.zeros(1, *shape, dtype=torch.uint8), "labels": torch.zeros(1)}
+    assert ImageBatches(split, meta, ImageLoader(batch_size=8), train=False).size == size
+    assert ImageBatches(split, meta, ImageLoader(batch_size=8, eval_batch_size=7), train=False).size == 7
+
+
+def test_of_spread_batches_only_those_that_are_needed_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataloader = images(train=False, count=60, eval_batch_size=6)
+    made: list[int] = []
+    collate = type(dataloader).collate
+
+    def noting(self: Any, indices: Tensor, index: int) -> Any:
+        made.append(index)
+        return collate(self, indices, index)
+
+    monkeypatch.setattr(type(dataloader), "collate", noting)
+    assert [examples([batch])[0] for batch in islice(spread(dataloader, 3), 3)] == [0, 18, 36]
+    assert made == [0, 3, 6]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -417,7 +557,7 @@ def folder(tmp_path: Path) -> Path:
         name: {key: value.numpy() for key, value in image_split(count).items()}
         for name, count in (("train", 60), ("val", 20))
     }
-    packed.write(Packed(splits, {"kind": "images"}), tmp_path, config={}, source={})
+    write_packed(Packed(splits, {"kind": "images"}), tmp_path, config={}, source={})
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, inference, machine, memory, pipeline, training
+from benchmarks import gpu, image_folder, inference, machine, memory, pipeline, training
 from benchmarks.__main__ import main
 from benchmarks.setting import EXAMPLES, EXPERIMENTS, Setting
 from benchmarks.table import Figure, at_least, at_most, print_table
@@ -172,6 +172,17 @@ def test_inference_compares_batches_and_threads(tmp_path: Path, experiment: str)
     assert all(figure.spread.low > 0 for figure in figures)
     assert all("batch 1," in name for name in with_target)
     assert bool(with_target) == (experiment != "imdb_lstm")
+
+
+@pytest.mark.slow
+def test_photos_in_class_folders_train_packed_and_as_an_image_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "NETWORKS", {"small network": image_folder.NETWORKS["small network"]})
+    setting = Setting(tmp_path, overrides=("trainer.threads=1",), rounds=1)
+    figures = {figure.name: figure for figure in image_folder.measure_at(setting, size=32, count=32, batch=8)}
+    assert figures.keys() == {"packing, once", "packed", "ImageFolder", "speed on packed photos / ImageFolder"}
+    assert all(figure.spread.low > 0 for figure in figures.values())
 
 
 @pytest.mark.slow

@@ -410,7 +410,10 @@ def targets_of_conf() -> list[str]:
     return sorted({target for path in files for _, target in targets_in(yaml.safe_load(path.read_text()))})
 
 
-@pytest.mark.parametrize("target", [*targets_of_conf(), "src.data.sets.image_folder.ImageFolders"])
+@pytest.mark.parametrize(
+    "target",
+    [*targets_of_conf(), "src.data.sets.image_folder.ImageFolders", "src.data.sets.text_tables.TextTables"],
+)
 def test_the_parameters_read_from_the_source_are_those_of_the_real_signature(target: str) -> None:
     module_name, _, attribute = target.rpartition(".")
     definition = getattr(importlib.import_module(module_name), attribute)

@@ -18,6 +18,7 @@ from src.configuration.composing import compose
 from src.configuration.schema import Adam, Linear
 from src.data import packed
 from src.data.kinds.unpaired import UnpairedBatches, UnpairedLoader
+from src.data.writing import write_packed
 from src.models import winograd
 from src.models.adversarial import scaled
 from src.models.cyclegan import CycleGAN, InstanceNorm, ReflectedConv, ResNetGenerator, patch_discriminator, reflect
@@ -374,7 +375,7 @@ def test_a_training_killed_with_half_a_pool_ends_with_the_bits_of_another(tmp_pa
     }
     meta = {"kind": "unpaired", "shape": [3, SIZE, SIZE], "paired_test": False, "palette": None}
     source = {"origin": "noise", "sha256": "0" * 64}
-    packed.write(packed.Packed(splits, meta), config.processed, config=config.packing, source=source)
+    write_packed(packed.Packed(splits, meta), config.processed, config=config.packing, source=source)
     expected = fit(config, tmp_path / "whole")
     for batch in (2, 5):
         with pytest.raises(Killed):

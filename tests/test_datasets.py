@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
-import string
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,13 @@ import pytest
 from PIL import Image
 
 from src.data.fetching.adopting import adopt
-from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
-from src.data.kinds.text import tokenize
 from src.data.packed import Packed
 from src.data.sets.cifar10 import Cifar10
 from src.data.sets.facades import PairedImages
 from src.data.sets.image_folder import ImageFolders
-from src.data.sets.imdb import BREAK, ReviewFolders, tokenizer_settings
-from tests.tiny_data import cifar_members, plain_png, png, write_tar
+from src.data.sets.imdb import ReviewFolders
+from tests.tiny_data import cifar_members, packed_data, plain_png, png, write_tar
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -30,7 +25,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 def refusal(dataset: Any, archive: Path) -> str:
     """Packs an archive; returns the error message, one line that names the archive."""
     with pytest.raises(SourceError) as error:
-        dataset.pack(archive)
+        packed_data(dataset, archive)
     assert str(archive) in str(error.value)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -89,7 +84,7 @@ def colours(split: str, **counts: int) -> dict[str, bytes]:
 
 def test_class_folders_give_sorted_classes_and_rgb_planes(tmp_path: Path) -> None:
     members = colours("train", red=10, blue=10) | colours("test", red=2, blue=1) | {"mine/README.txt": b"hello"}
-    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members))
+    data = packed_data(ImageFolders(size=8), write_tar(tmp_path / "i.tar", members))
     assert data.meta["classes"] == ["blue", "red"]
     assert {split: len(arrays["labels"]) for split, arrays in data.splits.items()} == {"train": 18, "val": 2, "test": 3}
     for arrays in data.splits.values():
@@ -101,7 +96,7 @@ def test_class_folders_give_sorted_classes_and_rgb_planes(tmp_path: Path) -> Non
 
 def test_a_validation_folder_of_images_is_used(tmp_path: Path) -> None:
     members = colours("train", red=3, blue=3) | colours("val", blue=1) | colours("test", red=1)
-    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members))
+    data = packed_data(ImageFolders(size=8), write_tar(tmp_path / "i.tar", members))
     assert {split: arrays["labels"].tolist() for split, arrays in data.splits.items()} == {
         "train": [0, 0, 0, 1, 1, 1],
         "val": [0],
@@ -116,7 +111,7 @@ def test_images_are_resized_and_grey_ones_become_rgb(tmp_path: Path) -> None:
         "mine/test/red/wide.png": plain_png(RED, (40, 10)),
         "mine/test/red/grey.PNG": grey.read_bytes(),
     }
-    data = ImageFolders(size=16).pack(write_tar(tmp_path / "i.tar", members))
+    data = packed_data(ImageFolders(size=16), write_tar(tmp_path / "i.tar", members))
     assert data.splits["train"]["images"].shape == (2, 3, 16, 16)
     grey_image, wide = data.splits["test"]["images"]
     assert np.unique(grey_image).tolist() == [100]
@@ -140,7 +135,9 @@ def test_inconsistent_class_folders_are_refused(members: dict[str, bytes], messa
 def pixels(tmp_path: Path, content: bytes, suffix: str = "png", **options: Any) -> list[Any]:
     """The top left and bottom right pixel of an image as it is packed."""
     members = colours("train", red=2, blue=2) | {f"mine/test/red/0.{suffix}": content}
-    (image,) = ImageFolders(size=8, **options).pack(write_tar(tmp_path / "i.tar", members)).splits["test"]["images"]
+    (image,) = packed_data(ImageFolders(size=8, **options), write_tar(tmp_path / "i.tar", members)).splits["test"][
+        "images"
+    ]
     return [image[:, 0, 0].tolist(), image[:, -1, -1].tolist()]
 
 
@@ -194,7 +191,9 @@ def test_what_is_not_used_is_counted_with_the_reason(tmp_path: Path) -> None:
         "mine/train/blue/more/0.png": "too deep",
         "mine/train/0.png": "in no class folder",
     }
-    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members | dict.fromkeys(odd, plain_png(RED))))
+    data = packed_data(
+        ImageFolders(size=8), write_tar(tmp_path / "i.tar", members | dict.fromkeys(odd, plain_png(RED)))
+    )
     assert data.meta["classes"] == ["blue", "red"]
     assert data.unused == dict.fromkeys(odd.values(), 1)
 
@@ -218,7 +217,7 @@ def test_a_class_without_an_image_is_refused(name: str, facts: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["valid", "validation", "dev"])
 def test_the_validation_split_may_have_another_name(name: str, tmp_path: Path) -> None:
     members = colours("train", red=3, blue=3) | colours(name, blue=1) | colours("test", red=1)
-    data = ImageFolders(size=8).pack(write_tar(tmp_path / "i.tar", members))
+    data = packed_data(ImageFolders(size=8), write_tar(tmp_path / "i.tar", members))
     assert {split: len(arrays["labels"]) for split, arrays in data.splits.items()} == {"train": 6, "val": 1, "test": 1}
     texts = {f"{path[:-4]}.txt": b"some words" for path in members}
     data = ReviewFolders().pack(write_tar(tmp_path / "t.tar", texts))
@@ -322,55 +321,6 @@ def test_equal_reviews_in_train_and_test_are_reported(tmp_path: Path) -> None:
     assert duplicates["train/test"] + duplicates["val/test"] == 1
 
 
-def odd_texts() -> Iterable[str]:
-    yield from [
-        "",
-        " ",
-        "<br />",
-        "<BR/>x<br  >",
-        'don\'t "stop"...',
-        "a;b:c(d)!?",
-        "İstanbul ǅ ſ K ß",
-        "\u00a0nbsp\u2003em\x1c\x85",
-    ]
-    yield from [
-        "no<br / >tag <b>r</b>",
-        "''",
-        '"',
-        "tab\tnew\nline\r\n",
-        "日本語。",
-        "😀!",
-        "\x00",
-        "a" * 300,
-        "<br",
-        "br />",
-    ]
-    alphabet = string.printable + "<br /><BR>'\".,()!?;:İßé\u00a0\u2028"
-    generator = random.Random(0)
-    for _ in range(300):
-        yield "".join(generator.choices(alphabet, k=60))
-
-
-def test_the_exported_tokenizer_equals_the_one_of_training(tmp_path: Path) -> None:
-    from torchtext.data.utils import get_tokenizer
-
-    from src.data.samples.reviews import draw
-
-    draw(tmp_path / "real.tar.gz", train=100, test=10)
-    real = [content.decode() for _, content in read_archive(tmp_path / "real.tar.gz")]
-    assert any("<br" in text for text in real)
-    basic_english, settings = get_tokenizer("basic_english"), tokenizer_settings()
-    for text in [*real, *odd_texts()]:
-        assert tokenize(text, settings) == basic_english(BREAK.sub(" ", text)), repr(text)
-
-
-def test_parallel_tokenization_keeps_the_order() -> None:
-    from src.data.sets import imdb
-
-    texts = [f"Review {i}, <br />{'very ' * (i % 7)}good." for i in range(2500)]  # enough for several processes
-    assert imdb.tokenize(texts) == imdb._tokenize(texts)
-
-
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +340,9 @@ def pairs(**counts: int) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("direction", "red"), [("AtoB", "input"), ("BtoA", "target")])
 def test_the_direction_decides_which_half_is_the_input(direction: Any, red: str, tmp_path: Path) -> None:
-    data = PairedImages(direction=direction, size=8).pack(write_tar(tmp_path / "p.tar", pairs(train=2, val=1, test=1)))
+    data = packed_data(
+        PairedImages(direction=direction, size=8), write_tar(tmp_path / "p.tar", pairs(train=2, val=1, test=1))
+    )
     blue = {"input": "target", "target": "input"}[red]
     for arrays in data.splits.values():
         assert arrays[red].shape[1:] == arrays[blue].shape[1:] == (3, 8, 8)
@@ -403,7 +355,7 @@ def test_the_direction_decides_which_half_is_the_input(direction: Any, red: str,
 
 def test_pairs_are_sorted_by_number(tmp_path: Path) -> None:
     members = dict(sorted(pairs(train=12, val=1, test=1).items()))  # 1, 10, 11, 12, 2
-    data = PairedImages(size=16).pack(write_tar(tmp_path / "p.tar", members))
+    data = packed_data(PairedImages(size=16), write_tar(tmp_path / "p.tar", members))
     assert data.splits["train"]["input"][:, 0, 0, 0].tolist() == list(range(101, 113))
 
 
@@ -412,7 +364,7 @@ def test_a_missing_validation_split_of_pairs_is_drawn_from_train(tmp_path: Path)
 
     def shades(seed: int) -> dict[str, list[int]]:
         """The brightness of the pairs of every split."""
-        data = PairedImages(size=16, val_fraction=0.3, split_seed=seed).pack(archive)
+        data = packed_data(PairedImages(size=16, val_fraction=0.3, split_seed=seed), archive)
         return {split: arrays["input"][:, 0, 0, 0].tolist() for split, arrays in data.splits.items()}
 
     splits = shades(0)

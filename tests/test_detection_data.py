@@ -18,7 +18,7 @@ from src.data.kinds.boxes import KIND, MARGIN, BoxBatches, BoxLoader, Placement
 from src.data.packed import Packed
 from src.data.samples import scenes
 from src.data.sets.detection import DetectionFolders
-from tests.tiny_data import plain_png, png, write_tar
+from tests.tiny_data import packed_data, plain_png, png, write_tar
 
 WIDE, HIGH = plain_png((200, 0, 0), (40, 20)), plain_png((0, 0, 200), (10, 20))
 # By image: (class, x1, y1, x2, y2) in pixels.
@@ -95,7 +95,7 @@ def yolo() -> dict[str, bytes]:
 
 
 def pack(members: Mapping[str, bytes], folder: Path, **options: Any) -> Packed:
-    return DetectionFolders(**{"size": [20, 20], **options}).pack(write_tar(folder / "mine.tar", members))
+    return packed_data(DetectionFolders(**{"size": [20, 20], **options}), write_tar(folder / "mine.tar", members))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_box_comes_back_from_the_packed_image(fit: Literal["stretch", "letterb
 
 def test_the_sample_s_boxes_hold_shapes_of_their_class_s_colour(tmp_path: Path) -> None:
     scenes.draw(tmp_path / "scenes.tar", train=12, val=3, test=3)
-    packed = DetectionFolders(size=[112, 112]).pack(tmp_path / "scenes.tar")
+    packed = packed_data(DetectionFolders(size=[112, 112]), tmp_path / "scenes.tar")
     assert packed.meta["classes"] == list(scenes.CLASSES)
     train = packed.splits["train"]
     assert 0 in np.diff(train["offsets"]) and np.diff(train["offsets"]).max() >= 4

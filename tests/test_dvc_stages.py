@@ -16,8 +16,9 @@ import yaml
 
 from src.common.paths import ROOT
 from src.configuration.composing import check
-from src.configuration.schema import Config, plain
+from src.configuration.schema import Config, DataConfig, plain
 from src.data import packed, preparing
+from src.describe import describe
 from src.evaluate import evaluate
 from src.export import export
 from src.tracking.tracker import Tracker
@@ -126,3 +127,22 @@ def test_every_section_that_a_stage_reads_is_a_parameter_in_dvc_yaml(config: Con
             KEYS.update(Config.model_fields)
         named = {key.partition(".")[0] for key in parameters}
         assert KEYS - PLACES - named == set(), name
+
+
+def test_the_data_report_reads_the_packed_data_and_the_profile(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataConfig, "report", property(lambda _: tmp_path / "report"))
+    recording = check(config.plain(), Recording)
+    KEYS.clear()
+    with files_read() as read:
+        describe(recording)
+    assert stage_of("describe")["deps"] == ["data/processed/${profile}/${key}"]
+    assert {Path(path).parent for path in read if path.startswith(str(tmp_path))} == {config.processed}
+    (parameters,) = (
+        keys for entry in stage_of("describe")["params"] for path, keys in entry.items() if "code" not in path
+    )
+    assert KEYS - PLACES - {"data"} == set(parameters)  # of data the name, which dvc.yaml's entry has
+    stage = stage_of("describe")
+    outputs = [*stage["outs"], *(path for entry in stage["metrics"] + stage["plots"] for path in entry)]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {Path(path).name for path in outputs}

@@ -137,6 +137,16 @@ def test_a_training_depends_on_its_own_model_and_no_other() -> None:
         assert not [name for name in modules if name.startswith(("src/tracking", "src/reporting/plots", "src/tasks"))]
 
 
+def test_a_data_report_depends_on_its_own_kind_and_packing_on_no_report() -> None:
+    config = compose(["experiment=imdb_lstm", "output=."])
+    described, packed = stage_code("describe", config), stage_code("preprocess", config)
+    kinds = {name for name in described.modules if name.startswith("src/describing/kinds/")}
+    assert kinds - {"src/describing/kinds/__init__.py"} == {"src/describing/kinds/text.py"}
+    assert not [name for name in described.modules if name.startswith(("src/tracking", "src/data/sets"))]
+    assert "torch" not in described.packages
+    assert not [name for name in packed.modules if name.startswith("src/describ")]
+
+
 def test_an_archive_of_the_user_s_is_another_only_if_its_content_is(tmp_path: Path) -> None:
     def key(path: Path, *overrides: str) -> str:
         words = ["experiment=cifar10_resnet", "profile=full", "output=.", f"data.archive={path}", *overrides]

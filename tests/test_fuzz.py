@@ -25,13 +25,13 @@ from src.common.files import sha256_of
 from src.common.paths import CONF, ROOT
 from src.configuration.composing import check, compose
 from src.configuration.schema import Config, DataConfig
-from src.data import packed
+from src.data import packed, tokens
 from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.image_files import decode
 from src.data.kinds.text import tokenize
 from src.data.packed import Packed, PackedError
-from src.data.sets import imdb
+from src.data.writing import write_packed
 from tests.test_archives import FILES, tar_bytes, tar_member, zip_bytes
 from tests.tiny_data import plain_png
 
@@ -269,8 +269,8 @@ def test_any_override_is_composed_or_refused(words: list[str]) -> None:
 @settings(max_examples=500)
 @given(text=st.text() | st.text("ab .,'!?()<>br/;:\"\t\n"))
 def test_the_exported_tokenizer_equals_the_one_of_training_on_any_text(text: str) -> None:
-    (expected,) = imdb.tokenize([text])
-    assert (tokenize(text, imdb.tokenizer_settings()) or [packed.UNKNOWN]) == expected
+    (expected,) = tokens.tokenize([text])
+    assert (tokenize(text, tokens.basic_english()) or [packed.UNKNOWN]) == expected
 
 
 # --- packed splits ----------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def valid_split() -> tuple[bytes, bytes]:
     arrays: dict[str, np.ndarray] = {"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": np.arange(2)}
     with tempfile.TemporaryDirectory() as folder:
         data = Packed({"train": arrays}, {"kind": "images", "classes": ["a", "ü"]})
-        packed.write(data, Path(folder), config={"name": "tiny"}, source={"origin": "sample"})
+        write_packed(data, Path(folder), config={"name": "tiny"}, source={"origin": "sample"})
         return Path(folder, "meta.json").read_bytes(), Path(folder, "train.safetensors").read_bytes()
 
 

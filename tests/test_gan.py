@@ -18,6 +18,7 @@ from src.configuration.composing import compose
 from src.configuration.schema import SGD, Adam, Constant
 from src.data import packed
 from src.data.kinds.images import ImageBatches, ImageLoader
+from src.data.writing import write_packed
 from src.exporting import onnx_export
 from src.models.fidelity import DrawnAgainstReal, diversity, frechet_distance, precision_recall
 from src.models.gan import GAN, ConvDiscriminator, ConvGenerator, DenseDiscriminator, DenseGenerator
@@ -357,7 +358,7 @@ def evaluate(tmp_path: Path) -> Any:
         pixels, labels = two_classes(100, number)
         splits[split] = {"images": pixels.numpy(), "labels": labels.numpy()}
     meta = {"kind": "images", "classes": ["top", "bottom"]}
-    meta = packed.write(packed.Packed(splits, meta), config.processed, config={}, source={})
+    meta = write_packed(packed.Packed(splits, meta), config.processed, config={}, source={})
     test = ImageBatches(packed.read_split(config.processed, "test"), meta, config.loader, train=False)
     (tmp_path / "evaluation").mkdir()
     return lambda model: generation.TASK.evaluate(model, test, config, meta, tmp_path / "evaluation").metrics

@@ -1,4 +1,4 @@
-"""How many cores a process may use."""
+"""How many cores, and how much memory, a process may use."""
 
 from __future__ import annotations
 
@@ -52,6 +52,38 @@ def test_without_affinity_and_control_groups_all_cores_count(tmp_path: Path, mon
     assert list(hardware._cpu_quotas(tmp_path)) == []
     monkeypatch.setattr(hardware, "_cpu_quotas", lambda root: iter(()))
     assert hardware.cores() == 12
+
+
+MEMINFO = "MemTotal: 900 kB\nMemAvailable: 600 kB\nSwapFree: 100 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "kilobytes"),
+    [
+        ("9:cpu:/", {}, 700),
+        ("0::/job", {"job/memory.max": "512000", "job/memory.stat": "anon 204800\nfile 300000"}, 300),
+        ("0::/job", {"job/memory.max": "max", "job/memory.stat": "anon 204800"}, 700),
+        ("0::/a/b", {"a/memory.max": "204800", "a/memory.stat": "anon 307200"}, 0),  # of the group around it
+        (
+            "4:memory:/job",
+            {"memory/job/memory.limit_in_bytes": "512000", "memory/job/memory.stat": "cache 9\ntotal_rss 102400"},
+            400,
+        ),
+    ],
+)
+def test_free_memory_is_the_systems_or_what_the_limit_of_a_container_leaves(
+    group: str, files: dict[str, str], kilobytes: int, tmp_path: Path
+) -> None:
+    """The file cache counts as free."""
+    write(tmp_path / "proc" / "meminfo", MEMINFO)
+    write(tmp_path / "proc" / "self" / "cgroup", f"{group}\n")
+    for name, text in files.items():
+        write(tmp_path / GROUPS / name, f"{text}\n")
+    assert hardware.free_memory(tmp_path) == 1024 * kilobytes
+
+
+def test_where_the_system_does_not_say_free_memory_is_unknown(tmp_path: Path) -> None:
+    assert hardware.free_memory(tmp_path) is None
 
 
 LINUX_ONLY = (

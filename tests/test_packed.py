@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save
 
 from src.common.files import sha256_of
-from src.data import packed
+from src.data import packed, verifying
 from src.data.packed import Packed, PackedError, duplicates, pack_images, stratified_holdout
+from src.data.sets.image_folder import ImageFolders
+from src.data.writing import write_packed
+from tests.tiny_data import write_tar
 
 CONFIG = {"profile": "sample", "name": "tiny"}
 SOURCE = {"origin": "sample", "sha256": "0" * 64}
@@ -32,7 +42,7 @@ def tiny() -> Packed:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the packed splits of `tiny`."""
-    packed.write(tiny(), tmp_path / "packed", config=CONFIG, source=SOURCE)
+    write_packed(tiny(), tmp_path / "packed", config=CONFIG, source=SOURCE)
     return tmp_path / "packed"
 
 
@@ -124,17 +134,77 @@ def test_written_splits_are_read_back(folder: Path) -> None:
 def test_the_same_splits_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     reordered = {k: dict(reversed(v.items())) for k, v in tiny().splits.items()}
-    packed.write(Packed(reordered, tiny().meta), copy, config=dict(reversed(CONFIG.items())), source=SOURCE)
+    write_packed(Packed(reordered, tiny().meta), copy, config=dict(reversed(CONFIG.items())), source=SOURCE)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["meta.json", "origin.json", "test.safetensors", "train.safetensors"]
     for name in names:
         assert sha256_of(copy / name) == sha256_of(folder / name)
 
 
+def test_the_bytes_are_those_that_safetensors_itself_writes(tmp_path: Path) -> None:
+    dtypes = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "f2", "f4", "f8")
+    arrays: dict[str, np.ndarray] = {f"é{name}": np.arange(6).reshape(2, 3).astype(name) for name in dtypes}
+    arrays |= {"labels": np.arange(7), "empty": np.zeros((0, 4), np.float32), "views": images(4)[::2, ::-1]}
+    write_packed(Packed({"train": arrays}, {"kind": "images"}), tmp_path, config={}, source={})
+    content = (tmp_path / "train.safetensors").read_bytes()
+    assert content == save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    assert packed.read_meta(tmp_path)["splits"]["train"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def image_archive(path: Path, count: int, size: int) -> Path:
+    """`count` JPEGs of two classes for each of train and test."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    names = [f"m/{split}/{'ab'[i % 2]}/{i:05}.jpg" for split in ("test", "train") for i in range(count)]
+    return write_tar(path, dict.fromkeys(names, buffer.getvalue()))
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from src.data.sets.image_folder import ImageFolders
+from src.data.sets.image_folder import ImageFolders
+from src.data.writing import write_packed
+from tests.tiny_data import write_tar
+for name, size in (("small", 8), ("large", 512)):  # the first imports all that packing needs
+    write_packed(ImageFolders(size=size).pack(Path(sys.argv[1], name)), Path(sys.argv[1], "p"), config={}, source={})
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_the_memory_of_packing_does_not_depend_on_the_size_of_the_data(tmp_path: Path) -> None:
+    image_archive(tmp_path / "small", 10, 8)
+    image_archive(tmp_path / "large", 200, 32)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    before, peak = (int(word) >> 10 for word in done.stdout.split())  # MiB
+    size = (tmp_path / "p/train.safetensors").stat().st_size + (tmp_path / "p/test.safetensors").stat().st_size
+    assert size > 280 << 20
+    assert peak - before < 100
+    assert peak < 512
+
+
+def test_a_row_is_decoded_once_and_hashed_where_it_stands(tmp_path: Path) -> None:
+    archive = image_archive(tmp_path / "i.tar", 40, 8)
+    dataset = ImageFolders(size=16)
+    write_packed(dataset.pack(archive), tmp_path / "p", config={}, source={})
+    meta = packed.read_meta(tmp_path / "p")
+    for split, facts in meta["splits"].items():
+        assert sha256_of(tmp_path / "p" / f"{split}.safetensors") == facts["sha256"]
+    assert meta["duplicates"] == {
+        "train": 35,
+        "val": 3,
+        "test": 39,
+        "train/val": 4,
+        "train/test": 40,
+        "val/test": 40,
+    }
+
+
 def test_array_views_are_written_as_they_appear(tmp_path: Path) -> None:
     pairs = images(8).reshape(4, 2, 3, 4, 4)
     views = Packed({"train": {"input": pairs[:, 1], "target": pairs[:, 0].transpose(0, 1, 3, 2)}}, {"kind": "pairs"})
-    packed.write(views, tmp_path, config={}, source={})
+    write_packed(views, tmp_path, config={}, source={})
     loaded = packed.read_split(tmp_path, "train")
     assert np.array_equal(loaded["input"].numpy(), pairs[:, 1])
     assert np.array_equal(loaded["target"].numpy(), pairs[:, 0].transpose(0, 1, 3, 2))
@@ -149,6 +219,47 @@ def test_a_flipped_bit_is_refused_and_the_file_named(index: int, folder: Path) -
     with pytest.raises(PackedError, match=r"train\.safetensors is damaged .*run `dvc repro`"):
         packed.read_split(folder, "train")
     assert len(packed.read_split(folder, "test")["labels"]) == 3
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(verifying, "NOTED", 0)
+    monkeypatch.setattr(verifying, "NOTES", tmp_path / "notes")
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(verifying, "sha256_of", counted)
+    path = folder / "train.safetensors"
+
+    def read() -> None:
+        packed._read.cache_clear()  # as in another process
+        packed.read_split(folder, "train")
+
+    read()
+    read()
+    assert len(hashed) == 2  # changed a moment ago: it may change again without another time
+    monkeypatch.setattr(verifying, "SETTLED_NS", 0)
+    read()
+    read()
+    assert len(hashed) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a tool does that restores times
+    with pytest.raises(PackedError, match="is damaged"):
+        read()
+
+
+def test_a_small_file_is_hashed_at_every_start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "NOTES", tmp_path / "notes")
+    monkeypatch.setattr(verifying, "SETTLED_NS", 0)
+    packed.read_split(folder, "train")
+    assert not (tmp_path / "notes").exists()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_every_stage_of_every_experiment_runs(repro: str) -> None:
             f"export@{name}",
         ]
     assert {
-        f"{stage}@{data}" for stage in ("download", "preprocess") for data in ("cifar10", "imdb", "facades")
+        f"{stage}@{data}" for stage in ("download", "preprocess", "describe") for data in ("cifar10", "imdb", "facades")
     } <= set(executed)
 
 
@@ -73,10 +73,12 @@ def test_a_second_repro_runs_nothing_and_is_quick(repro: str, run: Run) -> None:
 def test_dvc_shows_the_metrics_and_plots(repro: str, run: Run) -> None:
     shown = json.loads(run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert {f"experiments/{name}/metrics.json" for name in EXPERIMENTS} <= set(shown)
+    assert shown["data/reports/imdb/metrics.json"]["data"]["examples"]["train"] == 3600
     drawn = run("dvc", "plots", "show", "--json").stdout
     for name in EXPERIMENTS:
         assert f"experiments/{name}/train/history.csv" in drawn
         assert f"experiments/{name}/confusion.csv" in drawn
+    assert "data/reports/cifar10/classes.csv" in drawn
 
 
 def test_the_pictures_of_the_evaluation_are_not_blank(repro: str, clone: Path) -> None:

@@ -23,10 +23,10 @@ from src import predict
 from src.common.files import sha256_of
 from src.data.kinds.text import TextBatches, TextLoader
 from src.data.sets.image_folder import ImageFolders
-from src.data.sets.imdb import tokenizer_settings
+from src.data.tokens import basic_english
 from src.predict import Predictor
 from src.tasks import Request
-from tests.tiny_data import plain_png, png, write_tar
+from tests.tiny_data import packed_data, plain_png, png, write_tar
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = ["<unk>", "<pad>", "good", "bad", "film", "."]
@@ -89,7 +89,7 @@ def text_model(folder: Path, **signature: Any) -> Path:
     output = helper.make_tensor_value_info("output", T.FLOAT, ["batch", 2])
     constants = [constant("axes", [1]), constant("id_good", 2), constant("id_bad", 3)]
     defaults: dict[str, Any] = {"task": "classification", "kind": "text", "classes": ["neg", "pos"]}
-    defaults |= {"vocabulary": VOCABULARY, "tokenizer": tokenizer_settings()}
+    defaults |= {"vocabulary": VOCABULARY, "tokenizer": basic_english()}
     return write_model(folder, nodes, inputs, output, constants, **defaults | signature)
 
 
@@ -201,7 +201,7 @@ def test_a_picture_is_read_as_packing_reads_it(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (21, 34, 4), np.uint8)
     names = [f"mine/{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in range(2)]
     members = {name: png(noise[int(name[-5]) :]) for name in names}
-    data = ImageFolders(size=8, background="teal").pack(write_tar(tmp_path / "noise.tar", members))
+    data = packed_data(ImageFolders(size=8, background="teal"), write_tar(tmp_path / "noise.tar", members))
     folder = image_model(tmp_path / "export", background=data.meta["background"])
     for i, image in enumerate(data.splits["test"]["images"][:2]):
         path = tmp_path / f"{i}.png"

@@ -28,6 +28,7 @@ def stages(*names: str, of: tuple[str, ...] = EXPERIMENTS) -> frozenset[str]:
 ALL = ("train", "evaluate", "export")
 RESNET, LSTM, PIX2PIX = ("cifar10_resnet",), ("imdb_lstm",), ("facades_pix2pix",)
 IMDB = ("imdb",)
+DATA = ("cifar10", "imdb", "facades")
 
 # Edits after which no stage runs again and an interrupted training is resumed.
 WITHOUT_EFFECT: dict[str, Edit] = {
@@ -53,7 +54,18 @@ WITHOUT_EFFECT: dict[str, Edit] = {
 }
 # What is edited, how, and the stages that run again.
 TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
-    "colour": (("src/reporting/plots.py", 'SAMPLE_NOTE = "', 'SAMPLE_NOTE = "*'), stages("evaluate")),
+    "colour": (
+        ("src/reporting/plots.py", 'SAMPLE_NOTE = "', 'SAMPLE_NOTE = "*'),
+        stages("evaluate") | stages("describe", of=DATA),
+    ),
+    "page of the data report": (
+        ("src/describing/page.py", "CLASSES = 30", "CLASSES = 31"),
+        stages("describe", of=DATA),
+    ),
+    "description of texts": (
+        ("src/describing/kinds/text.py", "EXCERPT = 280", "EXCERPT = 281"),
+        stages("describe", of=IMDB),
+    ),
     "metric of a task": (
         ("src/tasks/classification.py", "TASK = ", "x = 1\nTASK = "),
         stages("evaluate", "export", of=RESNET + LSTM),
@@ -77,7 +89,7 @@ TABLE: dict[str, tuple[Edit, frozenset[str]]] = {
     ),
     "packed splits": (
         ("src/data/packed.py", "def stratified_holdout(", "x = 1\n\n\ndef stratified_holdout("),
-        stages("preprocess", of=("cifar10", "imdb", "facades")) | stages(*ALL),
+        stages("preprocess", "describe", of=DATA) | stages(*ALL),
     ),
     "weights that training begins with": (
         ("conf/experiment/imdb_lstm.yaml", "name: imdb_lstm", "name: imdb_lstm\ninit_from: a_run"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,6 +48,51 @@ def test_resnet18_has_the_parameters_and_the_stem_for_cifar() -> None:
 
 def test_resnet18_accepts_other_channels_and_classes() -> None:
     assert resnet18([1, 28, 28], 7).eval()(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("side", "stem", "first", "blocks"),
+    [
+        (63, "auto", 63, 63),
+        (64, "auto", 32, 16),
+        (224, "auto", 112, 56),
+        (224, "small", 224, 224),
+        (32, "imagenet", 16, 8),
+    ],
+)
+def test_the_stem_of_resnet18_fits_the_size_of_the_images(side: int, stem: Any, first: int, blocks: int) -> None:
+    """By the sizes of the maps after the first convolution, and in the first block."""
+    with torch.device("meta"):
+        network = resnet18([1, side, side], CLASSES, stem=stem)
+        x = torch.zeros(2, 1, side, side)
+        conv = network.get_submodule("conv1")(x)
+        assert conv.shape[-1] == first
+        assert network.get_submodule("maxpool")(conv).shape[-1] == blocks
+        assert network(x).shape == (2, CLASSES)
+
+
+def test_with_imagenets_stem_resnet18_is_torchvisions() -> None:
+    from torchvision.models import resnet18 as torchvision_resnet18
+
+    network, original = resnet18([3, 224, 224], 1000).eval(), torchvision_resnet18().eval()
+    original.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(images), original(images))
+
+
+def test_whitening_is_fitted_to_fewer_images_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many numbers as 5000 images of 32x32 have: all at 224x224 would take 3 GB."""
+    seen: list[int] = []
+    monkeypatch.setattr(FastResNet, "fit_whitening", lambda self, images: seen.append(len(images)))
+    for side in (32, 64):
+        model = ImageClassifier(
+            META | {"shape": [3, side, side]},
+            network=partial(FastResNet, width=1),  # type: ignore[arg-type]
+            optimizer=SGD(name="sgd", lr=0.1),
+            schedule=Constant(name="constant"),
+        )
+        model.prepare({"images": torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(6000, -1, -1, -1)})
+    assert seen == [5000, 1250]
 
 
 def test_fast_resnet_has_the_parameters_of_its_parts() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +14,13 @@ import pytest
 
 from tests.conftest import Run, commands_environment
 from tests.fork_server import start_command
-from tests.processes import wait_for
+from tests.processes import commands_of, kill_node, wait_for
 from tests.test_sweep import CIFAR, SWEEP, folder_of, trials_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 RAY = "sweep.ray={processes: 2}"
 SHUTDOWN_TIMEOUT_S = 30.0
-
-
-@pytest.fixture
-def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes of one CPU each, at RAY_ADDRESS."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster
-    cluster.shutdown()
 
 
 def start(clone: Path, *words: str) -> subprocess.Popen[str]:
@@ -52,16 +36,6 @@ def sweep_processes(clone: Path) -> list[psutil.Process]:
         if "src.sweep" in command and "sweep.ray=null" in command and process.info["cwd"] == str(clone):
             processes.append(process)
     return processes
-
-
-def kill_node(node: Any) -> None:
-    """Kills all processes of a Ray node, and what they started, as a machine that loses its power."""
-    roots = [psutil.Process(item.process.pid) for items in node.all_processes.values() for item in items]
-    processes = [process for root in roots for process in (*root.children(recursive=True), root)]
-    assert any("src.sweep" in process.cmdline() for process in processes)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 @pytest.mark.usefixtures("fast_heartbeats")
@@ -82,6 +56,7 @@ def test_a_ray_sweep_that_was_stopped_and_then_lost_a_node_is_complete(
     for _ in range(2):
         wait_for(process, r" +\d+  complete")
     (node,) = ray_cluster.worker_nodes
+    assert any("src.sweep" in command for command in commands_of(node))
     kill_node(node)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_columns_are_standardised_by_the_training_part(tmp_path: Path) -> None:
     }
     data = Tables(val_fraction=0.25).pack(write_tar(tmp_path / "t.tar", files | {"t/readme.md": b"x"}))
     assert {split: len(arrays["rows"]) for split, arrays in data.splits.items()} == {"train": 60, "val": 20, "test": 9}
-    train = data.splits["train"]["rows"]
+    train: Any = data.splits["train"]["rows"]
     assert train.mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
     assert train.std(0).tolist() == pytest.approx([1, 1, 0], abs=1e-5)
     _, test = parse(files["t/test.csv"], "")
@@ -75,6 +77,21 @@ def test_one_file_is_cut_into_splits(tmp_path: Path) -> None:
     files = {"t/numbers.tsv": csv(np.random.default_rng(0).normal(size=(100, 2)))}
     data = Tables().pack(write_tar(tmp_path / "t.tar", files))
     assert [len(data.splits[split]["rows"]) for split in ("train", "val", "test")] == [72, 8, 20]
+
+
+def test_every_table_format_packs_to_the_same_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 2)), columns=["x", "y"])
+    files = {
+        "n.csv": frame.to_csv(index=False).encode(),
+        "n.jsonl": frame.to_json(orient="records", lines=True, double_precision=15).encode(),
+        "n.parquet": frame.to_parquet(),
+    }
+    packed: list[Any] = [
+        Tables().pack(write_tar(tmp_path / "t.tar", {name: content})).splits for name, content in files.items()
+    ]
+    for other in packed[1:]:
+        for split, arrays in packed[0].items():
+            assert np.array_equal(arrays["rows"], other[split]["rows"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from src.data.fetching.files import SourceError
 from src.data.kinds.unpaired import UnpairedBatches, UnpairedLoader, crops
 from src.data.samples import domains as sample
 from src.data.sets.domains import DomainClasses, UnpairedDomains, UnpairedHalves
-from tests.tiny_data import plain_png, png, write_tar
+from tests.tiny_data import packed_data, plain_png, png, write_tar
 
 
 def members(layout: str = "{split}{domain}", **counts: int) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ def brightness(images: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("layout", ["{split}{domain}", "{domain}/{split}"])
 def test_domains_are_read_in_both_layouts_and_val_is_drawn_from_each(layout: str, tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "d.tar", members(layout, **OFFICIAL))
-    data = UnpairedDomains(size=8, enlarge=1.5, val_fraction=0.2).pack(archive)
+    data = packed_data(UnpairedDomains(size=8, enlarge=1.5, val_fraction=0.2), archive)
     sizes = {split: {name: images.shape for name, images in arrays.items()} for split, arrays in data.splits.items()}
     assert sizes == {
         "train": {"a": (5, 3, 12, 12), "b": (8, 3, 12, 12)},
@@ -58,7 +58,7 @@ def test_domains_are_read_in_both_layouts_and_val_is_drawn_from_each(layout: str
 
 def test_a_validation_part_of_the_archive_is_kept(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "d.tar", members(**OFFICIAL, valA=1, valB=4))
-    data = UnpairedDomains(size=8).pack(archive)
+    data = packed_data(UnpairedDomains(size=8), archive)
     assert [len(data.splits[split]["b"]) for split in ("train", "val", "test")] == [10, 4, 3]
 
 
@@ -66,8 +66,8 @@ def test_the_same_archive_gives_two_classes_without_duplicates(tmp_path: Path) -
     files = members(**OFFICIAL)
     files["h2z/trainA/again.png"] = files["h2z/trainA/0.png"]
     files["h2z/trainB/seen.png"] = files["h2z/testB/1.png"]  # as h2z/trainB/1.png is already
-    data = DomainClasses(classes=["horse", "zebra"], size=8, val_fraction=0.2).pack(
-        write_tar(tmp_path / "d.tar", files)
+    data = packed_data(
+        DomainClasses(classes=["horse", "zebra"], size=8, val_fraction=0.2), write_tar(tmp_path / "d.tar", files)
     )
     # Of the plain colours those of a test image are gone from training, too: 0 and 1 of A, 0 to 2 of B.
     assert {split: np.bincount(arrays["labels"]).tolist() for split, arrays in data.splits.items()} == {
@@ -95,27 +95,27 @@ def test_the_same_archive_gives_two_classes_without_duplicates(tmp_path: Path) -
 )
 def test_another_layout_is_refused_by_name(files: Mapping[str, bytes], message: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
-        UnpairedDomains(size=8).pack(write_tar(tmp_path / "d.tar", files))
+        packed_data(UnpairedDomains(size=8), write_tar(tmp_path / "d.tar", files))
     assert message in str(error.value)
 
 
 def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     files = members(**OFFICIAL) | {"h2z/trainA/notes.txt": b"", "h2z/.cache/trainA/x.png": b"", "h2z/more/x.png": b""}
-    data = UnpairedDomains(size=8).pack(write_tar(tmp_path / "d.tar", files))
+    data = packed_data(UnpairedDomains(size=8), write_tar(tmp_path / "d.tar", files))
     assert data.unused == {"of another kind": 1, "hidden": 1, "outside the domains' folders": 1}
 
 
 def test_a_paired_test_needs_the_same_names_in_both_domains(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "d.tar", members(**OFFICIAL))
     with pytest.raises(SourceError, match=r"data.paired_test: the test image 2.png is in one domain only"):
-        UnpairedDomains(size=8, paired_test=True).pack(archive)
+        packed_data(UnpairedDomains(size=8, paired_test=True), archive)
 
 
 def test_the_halves_of_pairs_become_domains_that_keep_their_order(tmp_path: Path) -> None:
     left, right = np.full((8, 8, 3), (200, 0, 0), np.uint8), np.full((8, 8, 3), (0, 0, 90), np.uint8)
     both = png(np.concatenate([left, right], 1))
     files = {f"f/{split}/{i}.png": both for split in ("train", "val", "test") for i in range(2)}
-    data = UnpairedHalves(size=8, enlarge=1.25).pack(write_tar(tmp_path / "p.tar", files))
+    data = packed_data(UnpairedHalves(size=8, enlarge=1.25), write_tar(tmp_path / "p.tar", files))
     assert {split: arrays["a"].shape[-1] for split, arrays in data.splits.items()} == {"train": 10, "val": 8, "test": 8}
     assert (data.splits["train"]["a"][:, 0] == 200).all()
     assert (data.splits["train"]["b"][:, 2] == 90).all()
@@ -231,7 +231,7 @@ def test_the_sample_is_packed_with_pairs_to_test_on(tmp_path: Path, monkeypatch:
     for path in (first := tmp_path / "first.zip", again := tmp_path / "again.zip"):
         sample.draw(path)
     assert first.read_bytes() == again.read_bytes()
-    data = UnpairedDomains(size=32, paired_test=True).pack(first)
+    data = packed_data(UnpairedDomains(size=32, paired_test=True), first)
     assert [len(data.splits["train"][name]) + len(data.splits["val"][name]) for name in ("a", "b")] == [3, 4]
     a, b = (data.splits["test"][name].astype(int) for name in ("a", "b"))
     assert ((a - b).mean((2, 3))[:, 0] > 0).all()  # orange there, blue and dark rings here

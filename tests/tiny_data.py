@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from src.configuration.composing import compose
 from src.configuration.schema import Config
+from src.data.packed import Packed
+from src.data.sets import DataSet
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
@@ -52,9 +56,21 @@ def plain_png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> b
     return png(np.full((size[1], size[0], 3), colour, np.uint8))
 
 
+def packed_data(dataset: DataSet, archive: Path) -> Packed:
+    """What is written of an archive, read back: arrays and the complete meta."""
+    from src.data.writing import write_packed
+
+    with tempfile.TemporaryDirectory(dir=archive.parent) as name:
+        data = dataset.pack(archive)
+        meta = write_packed(data, Path(name), config={}, source={"origin": archive.name})
+        splits = {split: load_file(Path(name) / f"{split}.safetensors") for split in data.splits}
+    written = {key: value for key, value in meta.items() if key not in ("splits", "config", "source", "unused")}
+    return Packed(splits, written, data.unused)
+
+
 def noise_digits(folder: Path, *overrides: str) -> Config:
     """Packs a data set of noise (40 train, 21 val, 22 test digits) in `folder`; the configuration of an MLP for it."""
-    from src.data import packed
+    from src.data.writing import write_packed
 
     config = compose(
         [
@@ -72,8 +88,8 @@ def noise_digits(folder: Path, *overrides: str) -> Config:
         for name, count in (("train", 40), ("val", 21), ("test", 22))
     }
     meta = {"kind": "images", "classes": list("0123456789"), "shape": [1, 28, 28], "mean": [0.5], "std": [0.3]}
-    packed.write(
-        packed.Packed(splits, meta),
+    write_packed(
+        Packed(splits, meta),
         config.processed,
         config=config.packing,
         source={"origin": "noise", "sha256": "0" * 64},

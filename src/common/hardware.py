@@ -88,24 +88,52 @@ def cores() -> int:
     return max(1, min([count, *map(math.ceil, _cpu_quotas(Path("/")))]))
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still allocate, swap included; None where the system does not say (not Linux).
+
+    What the system has, or fewer by the limit of a container or job, where its file cache counts as free.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        free = 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return max(0, min([free, *_memory_quotas(root)]))
+
+
+def _memory_quotas(root: Path) -> Iterator[int]:
+    """The bytes that the memory limits of this process's control groups, and of those around them, leave."""
+    for folder, is_second in _control_groups(root, "memory"):
+        limit_file, entry = ("memory.max", "anon") if is_second else ("memory.limit_in_bytes", "total_rss")
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not there; "max", which is no limit
+            limit = int((folder / limit_file).read_text())
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            yield limit - int(facts[entry])
+
+
 def _cpu_quotas(root: Path) -> Iterator[float]:
     """The CPU quotas, in cores, of this process's control groups and of those around them (Linux; `root` is /)."""
+    for folder, is_second in _control_groups(root, "cpu"):
+        files = ["cpu.max"] if is_second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no quota
+            quota, period = (int(number) for number in " ".join((folder / name).read_text() for name in files).split())
+            if quota > 0:
+                yield quota / period
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folders of this process's control groups, and of those around them; whether they are of version 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         number, controllers, group = line.split(":", 2)
-        if number == "0":  # version 2
-            mount, files = root / "sys/fs/cgroup", ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            mount, files = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
+        is_second = number == "0"
+        if not is_second and controller not in controllers.split(","):
             continue
+        mount = root / "sys/fs/cgroup" if is_second else root / "sys/fs/cgroup" / controller
         path = Path(group)
         for folder in (path, *path.parents):  # a container sees its own group as the mount itself
-            with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no quota
-                texts = [(mount / folder.relative_to("/") / name).read_text() for name in files]
-                quota, period = (int(number) for number in " ".join(texts).split())
-                if quota > 0:
-                    yield quota / period
+            yield mount / folder.relative_to("/"), is_second

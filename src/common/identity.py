@@ -18,6 +18,11 @@ def fingerprint(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def data_digest(meta: Mapping[str, Any]) -> str:
+    """What identifies packed splits, by their meta.json: a digest of their sha256, 16 hex digits."""
+    return fingerprint({split: facts["sha256"] for split, facts in meta["splits"].items()})
+
+
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """What differs between two identities, one phrase each; of files and digests the names alone."""
     phrases = []

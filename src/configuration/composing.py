@@ -262,6 +262,26 @@ def compose_unchecked(overrides: list[str], schema: type[Section] = Config) -> D
         raise ConfigError(explain_hydra(error)) from None
 
 
+def compose_data_set(name: str, overrides: list[str]) -> DataConfig:
+    """Composes one data set of `conf/data` with Hydra's overrides; one that names keys of a model with its experiment.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    has_model = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    composed = compose_unchecked([f"data={quoted(name)}", *([] if has_model else ["~model"]), *overrides])
+    try:
+        sections: dict[str, Any] = {
+            key: OmegaConf.to_container(composed[key], resolve=True, throw_on_missing=True)
+            for key in ("profile", "data")
+        }
+    except OmegaConfBaseException as error:
+        remedy = "" if has_model else "; is it a model's? Then add +experiment=NAME"
+        raise ConfigError(f"{error.full_key or 'data'}: {str(error).splitlines()[0]}{remedy}") from None
+    data_set: DataConfig = check(sections, DataConfig)
+    return data_set
+
+
 # A stage that is called on a resolved file writes where that file says: Hydra has no folder of its own to make.
 RESOLVED_HEAD = {
     "defaults": ["_self_", {"override hydra/job_logging": "stdout"}],

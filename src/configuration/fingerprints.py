@@ -45,6 +45,7 @@ NEUTRAL = {
     "src.common.git": "describes the repository",
     "src.common.identity": "names what a run depends on",
     "src.common.garbage": "pauses the garbage collector during imports",
+    "src.common.ray_cluster": "where something is computed changes no result",
     "src.common.paths": "where the repository lies",
     "src.common.run_folder": "names of files; DVC watches the same paths",
     "src.common.signals": "ends a run in good order; a resumed run has the same bits",
@@ -56,7 +57,15 @@ NEUTRAL |= dict.fromkeys(
 )
 # The same for one stage only.
 NEUTRAL_IN = {
-    "preprocess": {"src.common.hardware": "the number of processes that tokenize changes no token"},
+    "preprocess": {
+        "src.common.hardware": "the number of processes that tokenize changes no token",
+        "src.data.rows_on_ray": "an image is decoded alike on all machines",
+    },
+    "describe": {
+        "src.common.hardware": "the number of threads that measure images changes no figure",
+        "src.common.pictures": "of reporting.plots, whose colours alone the page has",
+        "matplotlib": "the same",
+    },
     "train": {
         "src.data.fetching": "what it brings counts by its sha256",
         "src.tasks": "evaluation; `stage_code` adds the direction of the monitored metric",
@@ -68,6 +77,7 @@ NEUTRAL_IN = {
         "src.reporting.plots": "nor is their picture",
     },
 }
+DATA_STAGES = ("preprocess", "describe")  # of a data set, whatever its model
 # Distributions whose import name is another one.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -89,9 +99,13 @@ class Code:
 
 
 def stage_code(stage: str, config: DataConfig, root: Path = ROOT) -> Code:
-    """The code of `train`, `evaluate` or `export` under a `Config`, of `preprocess` under a `DataConfig`."""
+    """The code of `train`, `evaluate` or `export` under a `Config`, of `DATA_STAGES` under a `DataConfig`."""
     entries = [f"src.{stage}", *(target.rpartition(".")[0] for target in _targets(stage, config))]
-    if isinstance(config, Config) and stage != "preprocess":
+    if stage == "describe":
+        kind = attribute_of(config.data.target, "kind")
+        has_own = (root / "src" / "describing" / "kinds" / f"{kind}.py").is_file()
+        entries.append(f"src.describing.kinds.{kind if has_own else 'plain'}")
+    if isinstance(config, Config) and stage not in DATA_STAGES:
         entries.append(f"src.tasks.{attribute_of(config.model.target, 'task')}")
         entries.append(f"src.data.kinds.{attribute_of(config.data.target, 'kind')}")
     code = closure(entries, frozenset(NEUTRAL) | frozenset(NEUTRAL_IN.get(stage, ())), root)
@@ -104,11 +118,11 @@ def archive_fingerprint(config: DataConfig, root: Path = ROOT) -> str:
     """What the raw archive depends on: its sha256; else where it comes from; of a sample the code that draws it.
 
     So an archive is fetched again only if another one is wanted, whatever else changes. A file of the user's counts by
-    its content, which is read here unless `data.sha256` is given. With the archive comes a tokenizer, if one is named.
+    its content, which is read here unless `data.sha256` is given. With the archive comes an encoder's tokenizer.
     """
     archive = _archive_fingerprint(config, root)
     tokenizer = getattr(config.data, "tokenizer", None)
-    return fingerprint([archive, _described(tokenizer)]) if tokenizer else archive
+    return fingerprint([archive, _described(tokenizer)]) if isinstance(tokenizer, Pretrained) else archive
 
 
 def _archive_fingerprint(config: DataConfig, root: Path) -> str:
@@ -188,7 +202,7 @@ def closure(entries: Iterable[str], neutral: frozenset[str], root: Path = ROOT) 
 def _targets(stage: str, config: DataConfig) -> Iterator[str]:
     """The `_target_`s in the sections of the configuration that a stage builds."""
     sections: list[Any] = [config.data] if stage == "preprocess" else []
-    if isinstance(config, Config) and stage != "preprocess":
+    if isinstance(config, Config) and stage not in DATA_STAGES:
         sections = [config.model, config.trainer]
     for section in sections:
         yield from (target for _, target in targets_in(plain(section)))

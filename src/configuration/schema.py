@@ -5,6 +5,7 @@ Nothing here imports torch: a typing mistake is answered in half a second.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,23 @@ TwoNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 SplitSeed = Annotated[NonNegativeInt, Field(description="draws the validation examples; the run's seed does not")]
 
 
+Fit = Annotated[
+    Literal["stretch", "crop", "pad"],
+    Field(description="stretch: other proportions; crop: the middle; pad: all of it, with margins of `background`"),
+]
+
+
+ImageSize = Annotated[
+    PositiveInt | list[PositiveInt], Field(description="pixels a side, or [height, width], of the packed images")
+]
+
+Channels = Annotated[Literal[1, 3], Field(description="3: red, green and blue; 1: grey")]
+
+ManifestFile = Annotated[
+    str | None, Field(description="table file of the archive with a row for each image; null: class folders")
+]
+
+
 def _check_colour(name: str) -> str:
     from PIL import ImageColor
 
@@ -62,6 +80,25 @@ def _check_colour(name: str) -> str:
 
 Colour = Annotated[
     str, AfterValidator(_check_colour), Field(description="shown where an image is transparent: a name or #rrggbb")
+]
+
+OnBad = Annotated[
+    Literal["refuse", "skip"],
+    Field(description="what is done about a file that can't be read: refuse the data, or skip and count it"),
+]
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding that Python knows; give a name such as latin-1 or cp1252") from None
+    return name
+
+
+Encoding = Annotated[
+    Annotated[str, AfterValidator(_check_encoding)] | None,
+    Field(description="of the texts, e.g. latin-1; null: UTF-8, or what a byte-order mark says"),
 ]
 
 Dropout = Annotated[Probability, Field(description="probability that a unit is set to zero in training")]
@@ -249,11 +286,80 @@ class Pretrained(Section):
     )
 
 
+TextTokenizer = Annotated[
+    Literal["bpe"] | Pretrained | None,
+    Field(description="bpe: subwords learned from the training part; a text encoder: its subwords; null: words"),
+]
+
+
+class FileColumns(Section):
+    """Which columns of the manifest hold what."""
+
+    file: str = Field(default="file", description="path of the image, relative to the manifest")
+    label: str = Field(default="label", description="name of the class")
+    split: str | None = Field(
+        default=None, description="train, val or test; empty: train, or drawn where a split has no row; null: drawn"
+    )
+    group: str | None = Field(
+        default=None,
+        description="images of equal value come into the same split, e.g. photos of one person; null: none",
+    )
+
+
+class TextColumns(Section):
+    """Which columns of a table hold what: by name, or by number, from 0, in files without a header."""
+
+    text: str | NonNegativeInt | list[str | NonNegativeInt] = Field(
+        default="text", description="the text; several are joined by a blank"
+    )
+    label: str | NonNegativeInt = Field(default="label", description="name of the class")
+    split: str | NonNegativeInt | None = Field(
+        default=None,
+        description="train, val or test; empty: train, or drawn where a split has no row; null: as the files are named",
+    )
+    group: str | NonNegativeInt | None = Field(
+        default=None, description="rows of equal value come into the same split, e.g. texts of one author; null: none"
+    )
+
+    @property
+    def texts(self) -> list[str]:
+        """The names of the columns that make up the text."""
+        return [str(column) for column in (self.text if isinstance(self.text, list) else [self.text])]
+
+    @property
+    def has_header(self) -> bool:
+        return isinstance(self.label, str)
+
+
+ManifestColumns = Annotated[
+    FileColumns | None, Field(description="of the manifest: which holds what; null: `file` and `label`")
+]
+
+TableColumns = Annotated[
+    TextColumns | None, Field(description="of the tables: which holds what; null: `text` and `label`")
+]
+
+# YAML reads yes and no as booleans.
+Resident = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda value: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value),
+]
+
+
 class Loader(Section):
     """How batches are made, whatever the kind of data; src/data/kinds/ adds what a kind has besides."""
 
     batch_size: PositiveInt = Field(description="examples per training step, of all processes together")
-    eval_batch_size: PositiveInt = Field(default=500, description="examples per batch in validation and evaluation")
+    eval_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="examples per batch in validation and evaluation; null: 500, fewer of images of more than 64x64",
+    )
+    resident: Resident = Field(
+        default="auto",
+        description="yes: a split lies in the GPU's memory; no: the rows of each batch are read ahead from its file; "
+        "auto: yes for at most half of the free memory. On a CPU batches come straight from the mapped file with yes, "
+        "and with auto if it has at most 1 GiB",
+    )
 
 
 class Official(Section):
@@ -268,6 +374,13 @@ class Official(Section):
     )
 
 
+class PackingRay(Section):
+    """Packing on a Ray cluster, at the address in RAY_ADDRESS."""
+
+    processes: PositiveInt = Field(description="tasks that decode image files at the same time")
+    cpus: PositiveInt = Field(default=1, description="of each task, which are its threads")
+
+
 class Data(Build):
     """A data set: its source, how it is packed, how it is batched."""
 
@@ -279,6 +392,9 @@ class Data(Build):
     )
     sha256: Sha256 | None = Field(default=None, description="of data.archive; null: any content is accepted")
     loader: Loader | None = None
+    ray: PackingRay | None = Field(
+        default=None, description="image files are decoded on a Ray cluster, in so many tasks; null: on this machine"
+    )
 
 
 class CallbackConfig(Build):
@@ -421,7 +537,7 @@ class DataConfig(Section):
     @property
     def packing(self) -> dict[str, Any]:
         """How the archive is packed: the profile, and the data section without source and loader."""
-        excluded = ("official", "archive", "sha256", "loader")
+        excluded = ("official", "archive", "sha256", "loader", "ray")
         return {"profile": self.profile.name} | {k: v for k, v in plain(self.data).items() if k not in excluded}
 
     @property
@@ -433,6 +549,16 @@ class DataConfig(Section):
     def processed(self) -> Path:
         """The folder of the packed splits."""
         return ROOT / self.data_folder / "processed" / self.profile.name / self.data.name
+
+    @property
+    def report(self) -> Path:
+        """The folder of the data report that DVC's stage writes."""
+        return ROOT / "data" / "reports" / self.data.name
+
+    @property
+    def direct_report(self) -> Path:
+        """The folder of the data report that `python -m src.describe DATA` writes."""
+        return ROOT / "data" / "direct" / "reports" / self.profile.name / self.data.name
 
 
 class Config(DataConfig):

@@ -17,11 +17,11 @@ def crop_and_flip(
 ) -> Tensor:
     """Random crops of the old size out of images that are padded by reflection, some of them mirrored.
 
-    One gather from the whole data set: nothing is padded, copied or mirrored on the way.
+    Nothing is padded or mirrored on the way: pixels are copied to where they belong.
 
     Args:
-        images: uint8 [N, C, H, W], the whole split.
-        chosen: int64 [B], the batch.
+        images: uint8 [N, C, H, W], the whole split or a part of it.
+        chosen: int64 [B], the batch's places there.
         padding: pixels on each side; smaller than H and W.
         mirrored: bool [B] or None.
         random: a CPU generator.
@@ -38,6 +38,22 @@ def crop_and_flip(
     columns = _reflect(torch.arange(width, device=images.device) + shift[1], width)
     if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return pixels_at(images, chosen, rows, columns)
+
+
+def pixels_at(images: Tensor, chosen: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of each chosen image, int64 [B], its pixels at these rows, int64 [B, h], and columns, int64 [B, w].
+
+    [N, C, H, W] -> [B, C, h, w]; on a GPU by one gather from all images. On a CPU that takes 1.3 ms of a core for an
+    image of 224x224, numpy's `take` of each image 0.2.
+    """
+    if images.device.type == "cpu":
+        pixels = images.new_empty((len(chosen), images.shape[1], rows.shape[1], columns.shape[1]))
+        parts = zip(pixels.numpy(), chosen.tolist(), rows.numpy(), columns.numpy(), strict=True)
+        for target, number, vertical, horizontal in parts:
+            # Any mode but "raise", which would copy once more; all indices are within the image.
+            images[number].numpy().take(vertical, 1).take(horizontal, 2, out=target, mode="clip")
+        return pixels
     channels = torch.arange(images.shape[1], device=images.device)
     return images[
         chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]

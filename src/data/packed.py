@@ -1,4 +1,4 @@
-"""Packed splits: a data set as three safetensors files, a `meta.json` and an `origin.json`.
+"""Packed splits: a data set as three safetensors files, a `meta.json` and an `origin.json`. (Written by writing.py.)
 
 A model depends on the first four; `origin.json` says which archive they were packed from, and how, so that the same
 archive under another name retrains nothing. DVC hashes one file a split instead of 60,000, and loading is a memory
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.common.errors import Failure
-from src.common.files import sha256_of, write_atomically, write_text_atomically
-from src.configuration.declarations import load_kind
+from src.data.verifying import noted_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,48 +28,27 @@ SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
 ORIGIN = {"config", "source"}  # what every origin.json holds
 Arrays = dict[str, np.ndarray]
+Split = dict[str, Any]  # arrays, or what stands for them until they are written (image_rows.Streamed)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a data set's `pack` returns: each split's arrays, and its meta: the kind, classes, mean, vocabulary, ..."""
+    """What a data set's `pack` returns: each split's arrays, and its meta: the kind, classes, mean, vocabulary, ...
 
-    splits: dict[str, Arrays]
+    An array may be one that is made while it is written.
+    """
+
+    splits: Mapping[str, Split]
     meta: dict[str, Any]
     unused: Mapping[str, int] = field(default_factory=dict)  # files of the archive without use, by reason
+    bad: list[tuple[str, str]] = field(default_factory=list)  # examples that are left out, each with its fault
+    # Columns that describe the examples of a split, in the order of its rows: `name` is a file's path in the archive.
+    facts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    without: Callable[[frozenset[str]], Packed] | None = None  # packs without these files; None: none may be skipped
 
 
 class PackedError(Failure):
     """A packed split is missing, damaged, or another than was asked for."""
-
-
-def write(packed: Packed, folder: Path, *, config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the splits, `meta.json` and `origin.json` into `folder`; returns both as one mapping.
-
-    `config` is how they were packed, `source` where the archive came from: a reader compares them with what it needs.
-
-    Raises:
-        PackedError: a split has no example.
-    """
-    from safetensors.numpy import save
-
-    counts = {split: load_kind(packed.meta["kind"]).count(arrays) for split, arrays in packed.splits.items()}
-    for split, count in counts.items():
-        if not count:
-            raise PackedError(f"{source['origin']}: {split} has no example: val is drawn from classes of two or more")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for split, arrays in packed.splits.items():
-        path = folder / f"{split}.safetensors"
-        write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in sorted(arrays.items())}))
-        files[split] = {"sha256": sha256_of(path), "examples": counts[split]}
-    meta = packed.meta | {"splits": files}
-    origin: dict[str, Any] = {"config": dict(config), "source": dict(source)}
-    if packed.unused:
-        origin["unused"] = dict(packed.unused)
-    for name, content in (("meta.json", meta), ("origin.json", origin)):
-        write_text_atomically(folder / name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return meta | origin
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -115,7 +93,8 @@ def _damaged(path: Path, error: Exception) -> PackedError:
 def read_split(folder: Path, split: str) -> dict[str, Tensor]:
     """The tensors of one split, memory-mapped, after a check of the file's sha256 against `meta.json`.
 
-    A process reads a file once, as long as nothing writes to it. The tensors are shared: do not write into them.
+    A process checks a file once, as long as nothing writes to it; of a large file all processes do so together. The
+    tensors are shared: do not write into them.
 
     Raises:
         PackedError: the file is missing or its bytes changed since it was packed.
@@ -133,7 +112,7 @@ def _read(path: Path, expected: str, *facts: int) -> dict[str, Tensor]:
     """Checks and maps a file; `facts` change with it."""
     from safetensors import SafetensorError, safe_open
 
-    digest = sha256_of(path)
+    digest = noted_sha256(path)
     try:
         if digest != expected:
             raise SafetensorError(f"sha256 {digest[:12]}…, {expected[:12]}… was packed")
@@ -174,6 +153,17 @@ def duplicates(splits: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
     return report
 
 
+def mean_and_std(counts: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel in 0..1, of how often each value occurs: integers [C, 256].
+
+    Counting values is exact in integers, and 20 times as fast as a float mean over all pixels.
+    """
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    return {"mean": [round(float(m), 6) for m in mean], "std": [round(float(max(s, 1e-3)), 6) for s in std]}
+
+
 def pack_images(
     train: tuple[np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray] | None,
@@ -191,17 +181,12 @@ def pack_images(
         keep, held = stratified_holdout(train[1], val_fraction, split_seed)
         train, val = (train[0][keep], train[1][keep]), (train[0][held], train[1][held])
     parts = dict(zip(SPLITS, (train, val, test), strict=True))
-    # Counting values is exact in integers, and 20 times as fast as a float mean over all pixels.
     counts = np.stack([np.bincount(train[0][:, c].ravel(), minlength=256) for c in range(train[0].shape[1])])
-    values = np.arange(256) / 255
-    mean = counts @ values / counts.sum(1)
-    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
     meta = {
         "kind": "images",
         "classes": list(classes),
         "shape": list(train[0].shape[1:]),
-        "mean": [round(float(m), 6) for m in mean],
-        "std": [round(float(max(s, 1e-3)), 6) for s in std],
+        **mean_and_std(counts),
         "duplicates": duplicates({name: [image.tobytes() for image in images] for name, (images, _) in parts.items()}),
     }
     return Packed({k: {"images": x, "labels": y.astype(np.int64)} for k, (x, y) in parts.items()}, meta)

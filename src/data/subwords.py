@@ -1,14 +1,15 @@
-"""Subword tokenizers of pretrained text encoders: tokenizer.json, read by the `tokenizers` library without torch."""
+"""Subword tokenizers, of a pretrained text encoder or trained here, by the `tokenizers` library without torch."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src.data.fetching.files import SourceError
+from src.data.packed import PADDING, UNKNOWN
 
 FILE = "tokenizer.json"  # beside the raw archive
 NAME = "subwords"  # of this way to tokenize, in meta.json and signature.json
@@ -32,6 +33,37 @@ def read_settings(path: Path, substitutions: Sequence[tuple[str, str]] = ()) -> 
         raise SourceError(f"{path} is no tokenizer ({error}): give a tokenizer.json of a fast tokenizer") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return _settings(tokenizer, substitutions)
+
+
+def train(texts: Iterable[str], vocabulary: int, substitutions: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Trains byte-pair encoding on lower-cased bytes (Sennrich et al., 2016; Radford et al., 2019).
+
+    Equal texts give the same pieces, whatever their order and the number of threads: pairs are merged by their count,
+    and equal counts by the ids of the pair. Every text can be encoded, since all bytes are pieces.
+
+    Args:
+        vocabulary: number of pieces, with `<unk>`, `<pad>` and the 256 bytes. Few texts may give fewer.
+        substitutions: patterns and what replaces them in a text before it is tokenized.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=[UNKNOWN, PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_substituted(text, substitutions) for text in texts), trainer)
+    return _settings(tokenizer, substitutions)
+
+
+def _settings(tokenizer: Any, substitutions: Sequence[tuple[str, str]]) -> dict[str, Any]:
     example = tokenizer.encode("a")
     inner = [i for i, special in enumerate(example.special_tokens_mask) if not special]
     return {
@@ -39,10 +71,16 @@ def read_settings(path: Path, substitutions: Sequence[tuple[str, str]] = ()) -> 
         "substitutions": [list(rule) for rule in substitutions],
         "begin": example.ids[: inner[0]],
         "end": example.ids[inner[-1] + 1 :],
-        "padding": _id_of(tokenizer, "[PAD]", "<pad>"),
-        "unknown": _id_of(tokenizer, "[UNK]", "<unk>"),
+        "padding": _id_of(tokenizer, "[PAD]", PADDING),
+        "unknown": _id_of(tokenizer, "[UNK]", UNKNOWN),
         "json": tokenizer.to_str(),
     }
+
+
+def _substituted(text: str, substitutions: Iterable[Sequence[str]]) -> str:
+    for pattern, replacement in substitutions:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def _id_of(tokenizer: Any, *pieces: str) -> int:
@@ -58,9 +96,8 @@ def vocabulary(settings: Mapping[str, Any]) -> list[str]:
 
 def encode(texts: Sequence[str], settings: Mapping[str, Any]) -> list[list[int]]:
     """The pieces of each text as ids, without the ids around them; on all cores. An empty text is an unknown piece."""
-    for pattern, replacement in settings["substitutions"]:
-        texts = [re.sub(pattern, replacement, text) for text in texts]
-    encodings = load_tokenizer(settings["json"]).encode_batch_fast(list(texts), add_special_tokens=False)
+    texts = [_substituted(text, settings["substitutions"]) for text in texts]
+    encodings = load_tokenizer(settings["json"]).encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids or [settings["unknown"]] for encoding in encodings]
 
 

@@ -27,6 +27,7 @@ from src.exporting.latency import median_ms, one_thread
 from src.models.base import Model
 
 OPSET = 18
+EXAMPLES = 3  # batches by which an exported graph is checked and timed
 LARGEST = {"batch": 65_536}  # of a free dimension by its name; others have at most 100,000
 
 
@@ -51,9 +52,8 @@ def answering(model: Model) -> nn.Module:
 
 
 def example_inputs(inputs: Inputs, batches: BatchSource) -> list[tuple[Tensor, ...]]:
-    """The inputs, without labels or targets, of up to three batches spread over all."""
-    every = max(1, len(batches) // 3)
-    return [batch[: len(inputs.names)] for batch in islice(batches, 0, 3 * every, every)]
+    """The inputs, without labels or targets, of the first batches, up to `EXAMPLES`."""
+    return [batch[: len(inputs.names)] for batch in islice(batches, EXAMPLES)]
 
 
 def write(

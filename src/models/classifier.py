@@ -58,7 +58,7 @@ class ImageClassifier(Classifier):
 
     takes = ("images",)
 
-    PREPARED_ON = 5000  # training images that a network may see before the first step
+    PREPARED_ON = 5000  # training images that a network may see before the first step, fewer of more than 32x32
 
     def __init__(
         self,
@@ -84,7 +84,9 @@ class ImageClassifier(Classifier):
     def prepare(self, split: Mapping[str, Tensor]) -> None:
         """Fits the network's whitening, if it has one, to the first training images."""
         if isinstance(self.network, FitsWhitening):
-            self.network.fit_whitening(self._normalised(split["images"][: self.PREPARED_ON]))
+            images = split["images"]
+            count = max(1, self.PREPARED_ON * 3 * 32 * 32 // images[0].numel())
+            self.network.fit_whitening(self._normalised(images[: min(count, self.PREPARED_ON)]))
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images.to(self.mean.dtype) - self.mean) / self.std

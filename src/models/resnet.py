@@ -1,8 +1,9 @@
-"""Residual networks for small images: ResNet-18, and a smaller one that trains ten times as fast."""
+"""Residual networks: ResNet-18, and for small images a smaller one that trains ten times as fast."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,33 @@ from src.configuration.schema import Width
 from src.models.cpu import Convolution
 from src.models.layers import max_pool_2x2
 
+LARGE = 64  # pixels of the shorter side from which images get ImageNet's stem
 
-def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
-    """ResNet-18 (He et al., 2016) with the CIFAR stem: a 3x3 convolution of stride 1, no pooling before the blocks.
+Stem = Literal["auto", "small", "imagenet"]
+
+
+def resnet18(shape: Sequence[int], classes: int, *, stem: Stem = "auto") -> nn.Module:
+    """ResNet-18 (He et al., 2016) with a stem for the size of the images.
 
     Maps float [B, *shape], shape (C, H, W), to logits [B, classes]; 11.17 million parameters for three channels and ten
     classes.
+
+    Args:
+        shape: of an image.
+        classes: logits of an image.
+        stem: `small`, CIFAR's, keeps the size: a 3x3 convolution of stride 1, no pooling; `imagenet` is the paper's: a
+            7x7 convolution and a pooling, each of stride 2, with a sixteenth of the positions in all that follows;
+            `auto`: small if a side has fewer than 64 pixels.
     """
     from torchvision.models import resnet18 as torchvision_resnet18
 
     network = torchvision_resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=3, padding=1)
-    network.maxpool = nn.Identity()
+    if stem == "small" or (stem == "auto" and min(shape[1:]) < LARGE):
+        network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=3, padding=1)
+        network.maxpool = nn.Identity()
+    elif shape[0] != 3:
+        network.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1):
             convolution = Convolution(module.in_channels, module.out_channels)

@@ -75,6 +75,7 @@ def _prepare(optimizers: Sequence[torch.optim.Optimizer], device: torch.device) 
 def capture_on_gpu(step: Step, batch: Batch) -> StepGraph:
     """Captures a step as a CUDA graph; nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Of this thread alone: another one may be reading rows into page-locked memory.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         losses = step(batch)
     return StepGraph(graph.replay, batch, {name: loss.detach() for name, loss in losses.items()})

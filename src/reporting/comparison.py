@@ -36,7 +36,7 @@ LEFT_OUT = {
     "export",
 }
 LEFT_OUT_BELOW = {
-    "data": {"name", "official", "archive", "sha256"},
+    "data": {"name", "official", "archive", "sha256", "ray"},
     "trainer": {"log_every", "checkpoint_seconds", "profiler", "limit_test_batches", "monitor"},
 }
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from urllib.parse import urlsplit
 
 from src.common.errors import Failure
 from src.common.paths import ROOT
+from src.common.ray_cluster import connect
 from src.sweeping import space
 
 # With the Ray task that started it (its driver, or the cluster, has ended) a sweep process gets SIGTERM, and saves.
 END_WITH_TASK = ("setpriv", "--pdeathsig", "TERM")
-SETTINGS = {"RAY_DEDUP_LOGS": "0"}  # lines of different trials are not repetitions
 STORE = "MLFLOW_TRACKING_URI"
-CONNECT_TIMEOUT_S = 10.0
 
 
 def run(config: space.Ray, overrides: Sequence[str]) -> None:
@@ -33,23 +29,7 @@ def run(config: space.Ray, overrides: Sequence[str]) -> None:
         Failure: Ray is not installed, there is no cluster, or a process failed.
         SystemExit: a signal stopped it; 143 or 130.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        remedy = "pip install ray (the extra `cluster` of pyproject.toml)"
-        raise Failure(f"sweep.ray needs Ray, which is not installed: {remedy}") from None
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    variables = {STORE: os.environ[STORE]} if STORE in os.environ else {}
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    try:
-        if parts.hostname and parts.port:  # Ray itself would try for minutes
-            socket.create_connection((parts.hostname, parts.port), CONNECT_TIMEOUT_S).close()
-        ray.init(address=address, runtime_env={"env_vars": variables}, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise Failure(f"sweep.ray: no Ray cluster at RAY_ADDRESS={address}: {message}") from None
+    ray = connect("sweep.ray", {STORE: os.environ[STORE]} if STORE in os.environ else {})
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from src.common.credentials import masked
 from src.common.hardware import describe_device
+from src.common.identity import data_digest
 from src.common.paths import ROOT
 from src.configuration.fingerprints import stage_code
 from src.configuration.schema import Config
@@ -68,6 +69,18 @@ def run_datasets(config: Config, meta: Mapping[str, Any], *splits: str) -> list[
         }
         for split in splits
     ]
+
+
+def data_report(config: Config, meta: Mapping[str, Any]) -> Path | None:
+    """The page of the data report of these very splits: DVC's, or that of `python -m src.describe`; None: neither."""
+    for folder in (config.report, config.direct_report):
+        try:
+            digest = json.loads((folder / "metrics.json").read_text())["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if digest == data_digest(meta) and (folder / "report.html").is_file():
+            return folder / "report.html"
+    return None
 
 
 def _entry_point() -> str:

@@ -23,6 +23,7 @@ from src.configuration import schema
 from src.configuration.declarations import monitor_direction
 from src.configuration.schema import Config
 from src.data import packed
+from src.data.batching import batches
 from src.data.datamodule import PackedData
 from src.models.base import Model
 from src.tracking.logger import LogMetrics, TrackerLogger
@@ -30,6 +31,7 @@ from src.training import checkpoints, ranks, start
 from src.training.checkpoints import WorkFolder
 from src.training.determinism import sha256_of_state
 from src.training.history import History, is_terminal
+from src.training.memory import refuse_too_large
 from src.training.trainer import BEST, adapt, build_trainer, on_one_gpu, step_graphs, warm_up
 
 
@@ -91,6 +93,8 @@ def _fit(
     if checkpoint and is_first:
         console.print(f"goes on with the run that was interrupted ({os.path.relpath(checkpoint, ROOT)})")
     if not checkpoint:
+        options = {"train": True, "seed": config.seed, "world": config.trainer.processes}
+        refuse_too_large(config, meta, model, batches(config.processed, "train", config.loader, **options))
         start.load_start(model, config)
         model.prepare(packed.read_split(config.processed, "train"))
     adapt(model, config.trainer)

@@ -40,7 +40,7 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
                 raise SourceError(
                     f"data.archive={archive} holds {destination}, its own destination: name another folder"
                 )
-            files = _files(path)
+            files = file_names(path)
             destination.parent.mkdir(parents=True, exist_ok=True)
             with replacing_path(destination) as temporary:
                 _write_tar(path, files, temporary)
@@ -55,7 +55,7 @@ def adopt(archive: str, destination: Path, *, sha256: str | None, partial_dir: P
             return expect_sha256(temporary, sha256, str(path))
 
 
-def _files(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     """The relative posix names of the files in `folder`, sorted; of empty folders too, with "/" at the end.
 
     Links are followed: DVC's symlink cache consists of them.

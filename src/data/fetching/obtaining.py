@@ -11,7 +11,7 @@ from src.common.errors import ConfigError
 from src.common.files import sha256_of, write_text_atomically
 from src.common.paths import ROOT
 from src.configuration.fingerprints import archive_fingerprint
-from src.configuration.schema import DataConfig
+from src.configuration.schema import DataConfig, Pretrained
 from src.data.fetching.adopting import adopt
 from src.data.fetching.official import fetch_official
 from src.data.fetching.pretrained import TOKENIZER, obtain_tokenizer
@@ -46,7 +46,7 @@ def obtain_archive(config: DataConfig) -> dict[str, Any]:
         raise ConfigError(
             f"data.archive: not given, and {data.name} has no official source; add data.archive=PATH_OR_URL"
         )
-    if tokenizer := getattr(dataset, "tokenizer", None):
+    if isinstance(tokenizer := getattr(dataset, "tokenizer", None), Pretrained):
         obtain_tokenizer(tokenizer, folder / TOKENIZER)
     note = {
         "origin": origin,

@@ -18,12 +18,11 @@ from pydantic import Field
 
 from src.common.errors import Failure
 from src.configuration.schema import Fraction, Loader
-from src.data.batching import Batches, generator
+from src.data.batching import RowBatches, generator
 from src.data.image_files import SUFFIXES, WHITE, decode, resized
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from src.data.batching import Batch
@@ -119,7 +118,7 @@ class BoxLoader(Loader):
     )
 
 
-class BoxBatches(Batches):
+class BoxBatches(RowBatches):
     """(images uint8 [B, 3, H, W], boxes fp32 [B, M, 4], labels int64 [B, M], ignored bool [B, M]).
 
     M is the largest number of boxes in the split, at least one; rows beyond an image's boxes have the label -1.
@@ -127,16 +126,17 @@ class BoxBatches(Batches):
     """
 
     loader: BoxLoader
+    rows = moved = ("images",)  # the boxes stay on the CPU, where crops are drawn by them
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.most = max(1, int(self.split["offsets"].diff().max()))
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
         import torch
 
         split = self.split
-        device = split["images"].device
+        device = source["images"].device
         offsets, counts = split["offsets"][indices], split["offsets"].diff()[indices]
         position = torch.arange(self.most)
         is_box = position < counts[:, None]
@@ -150,7 +150,7 @@ class BoxBatches(Batches):
             boxes = torch.zeros(len(indices), self.most, 4)
             labels = torch.full((len(indices), self.most), NO_BOX)
             ignored = torch.zeros(len(indices), self.most, dtype=torch.bool)
-        images = split["images"][indices.to(device, non_blocking=True)]
+        images = source["images"][at.to(device, non_blocking=True)]
         if self.train:
             from src.data import box_augmentation
 
@@ -160,11 +160,6 @@ class BoxBatches(Batches):
             )
         on_device = (part.to(device, non_blocking=True) for part in (boxes, labels, ignored))
         return images, *on_device
-
-    def to(self, device: torch.device) -> Batches:
-        """Moves the images; the boxes stay on the CPU, where crops are drawn by them."""
-        self.split = self.split | {"images": self.split["images"].to(device)}
-        return self
 
 
 class Boxes:

@@ -13,11 +13,12 @@ from pydantic import Field
 from src.common.errors import Failure
 from src.common.hardware import release_freed_memory
 from src.configuration.schema import Fraction, Loader, NonNegativeInt, PositiveInt, Section
-from src.data.batching import Batches, generator
-from src.data.image_files import SUFFIXES, WHITE, decode, resized
+from src.data.batching import RowBatches, generator
+from src.data.image_files import SUFFIXES, WHITE, fitted, open_image
 from src.data.kinds import Feed, Inputs
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from src.data.batching import Batch
@@ -54,7 +55,7 @@ class ImageLoader(Loader):
     )
 
 
-class ImageBatches(Batches):
+class ImageBatches(RowBatches):
     """(images uint8 [B, C, H, W], labels int64 [B]).
 
     Raises:
@@ -62,6 +63,7 @@ class ImageBatches(Batches):
     """
 
     loader: ImageLoader
+    rows = ("images", "labels")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -84,13 +86,13 @@ class ImageBatches(Batches):
         if self._low_resolution != before:
             release_freed_memory()
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
         import torch
 
         from src.data import augmentation
 
-        images, labels = self.split["images"], self.split["labels"]
-        on_device = indices.to(images.device, non_blocking=True)
+        images, labels = source["images"], source["labels"]
+        on_device = at.to(images.device, non_blocking=True)
         if not self.train:
             return images[on_device], labels[on_device]
         mirrored = None
@@ -109,17 +111,16 @@ class ImageBatches(Batches):
             )
         if self.loader.cutout:
             random = generator(self.seed, "cutout", self.epoch, index)
-            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour, random)
+            batch = augmentation.cut_out(batch, self.loader.cutout, self._mean_colour(batch.device), random)
         if size := self._low_resolution:
             batch = augmentation.shrink(batch, size)
         return batch, labels[on_device]
 
-    @cached_property
-    def _mean_colour(self) -> Tensor:
-        """The channels' mean over the training images: uint8 [C], where the images are."""
+    def _mean_colour(self, device: torch.device) -> Tensor:
+        """The channels' mean over the training images: uint8 [C]."""
         import torch
 
-        return torch.tensor(self.meta["mean"]).mul(255).round().to(self.split["images"].device, torch.uint8)
+        return torch.tensor(self.meta["mean"]).mul(255).round().to(device, torch.uint8)
 
     @cached_property
     def _mirrored_first(self) -> Tensor:
@@ -150,14 +151,14 @@ class Images:
         return split["images"][indices].permute(0, 2, 3, 1).cpu().numpy()
 
     def signature(self, meta: Mapping[str, Any], loader: Loader) -> dict[str, Any]:
-        return {key: meta[key] for key in ("classes", "shape", "background") if key in meta}
+        return {key: meta[key] for key in ("classes", "shape", "fit", "background") if key in meta}
 
     def snippet(self, signature: Mapping[str, Any]) -> str:
         return image_snippet(signature)
 
 
 def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
-    """An image file as uint8 [1, C, H, W] of the signature's `shape`, resized where it has another size.
+    """An image file as uint8 [1, C, H, W] of the signature's `shape`, decoded and fitted as the training images were.
 
     Raises:
         Failure: there is no such file, or it can't be read.
@@ -171,8 +172,9 @@ def read_image(source: str | None, signature: Mapping[str, Any]) -> np.ndarray:
         content = Path(source).read_bytes()
     except OSError as error:
         raise Failure(f"{source} can't be read ({error.strerror}): make it accessible") from None
-    image = decode(content, source, channels=channels, background=signature.get("background", WHITE))
-    return resized(image, width, height).transpose(2, 0, 1)[None]
+    background = signature.get("background", WHITE)
+    picture = open_image(content, source, channels=channels, background=background).picture
+    return fitted(picture, width, height, signature.get("fit", "stretch"), background)[None]
 
 
 def _is_file(source: str) -> bool:
@@ -182,10 +184,16 @@ def _is_file(source: str) -> bool:
 def image_snippet(signature: Mapping[str, Any]) -> str:
     """Python that reads input.png into `image`, uint8 [1, C, H, W]."""
     channels, height, width = signature["shape"]
+    size = f"({width}, {height}), Image.Resampling.BICUBIC"
+    resize = {
+        "stretch": f"photo.resize({size})",
+        "crop": f"ImageOps.fit(photo, {size})",
+        "pad": f"ImageOps.pad(photo, {size}, {signature.get('background', WHITE)!r})",
+    }[signature.get("fit", "stretch")]
     return f"""\
 from PIL import Image, ImageOps
 photo = ImageOps.exif_transpose(Image.open("input.png")).convert("{"RGB" if channels == 3 else "L"}")
-photo = photo.resize(({width}, {height}), Image.Resampling.BICUBIC)
+photo = {resize}
 image = np.asarray(photo).reshape({height}, {width}, {channels}).transpose(2, 0, 1)[None]  # uint8 [1, {channels}, ...]
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from src.configuration.schema import Loader
-from src.data.batching import Batches, generator
+from src.data.batching import RowBatches, generator
 from src.data.image_files import SUFFIXES
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.images import image_snippet, read_image
@@ -27,16 +27,17 @@ class PairLoader(Loader):
     enlarge: float = Field(default=1.0, ge=1, le=4, description="factor, before a random crop of the old size")
 
 
-class PairBatches(Batches):
+class PairBatches(RowBatches):
     """(input uint8 [B, 3, S, S], target uint8 [B, 3, S, S])."""
 
     loader: PairLoader
+    rows = ("input", "target")
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
         from src.data import augmentation
 
-        indices = indices.to(self.split["input"].device, non_blocking=True)
-        pair = self.split["input"][indices], self.split["target"][indices]
+        on_device = at.to(source["input"].device, non_blocking=True)
+        pair = source["input"][on_device], source["target"][on_device]
         if not self.train:
             return pair
         random = generator(self.seed, "jitter", self.epoch, index)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,27 +10,29 @@ import numpy as np
 
 from src.common.errors import Failure
 from src.configuration.schema import Loader
-from src.data.batching import Batches
+from src.data.batching import RowBatches
+from src.data.fetching.files import SourceError
 from src.data.kinds import Feed, Inputs
+from src.data.table_files import SUFFIXES, is_number, read_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from src.data.batching import Batch
 
-SUFFIXES = (".csv", ".tsv")
-
 
 class TableLoader(Loader):
     """Batches of rows."""
 
 
-class TableBatches(Batches):
+class TableBatches(RowBatches):
     """(rows fp32 [B, D],)."""
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
-        rows = self.split["rows"]
-        return (rows[indices.to(rows.device, non_blocking=True)],)
+    rows = ("rows",)
+
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
+        rows = source["rows"]
+        return (rows[at.to(rows.device, non_blocking=True)],)
 
 
 class Table:
@@ -49,13 +49,15 @@ class Table:
         return len(arrays["rows"])
 
     def read(self, source: str | None, signature: Mapping[str, Any]) -> Feed:
-        """The first row of a CSV or TSV file as `rows` fp32 [1, D]."""
+        """The first row of a table file as `rows` fp32 [1, D]."""
         if source is None:
-            raise Failure(f"no input: {signature['name']} wants a table, a CSV or TSV file")
+            raise Failure(f"no input: {signature['name']} wants a table, e.g. a CSV file")
         try:
             content = Path(source).read_bytes()
         except OSError as error:
-            raise Failure(f"{source} can't be read ({error.strerror}): name a CSV or TSV file") from None
+            raise Failure(
+                f"{source} can't be read ({error.strerror}): name a CSV, TSV, JSON lines or Parquet file"
+            ) from None
         columns, rows = parse(content, source)
         if columns != signature["columns"]:
             raise Failure(f"{source}: its columns are not those of the model: {', '.join(signature['columns'])}")
@@ -78,44 +80,30 @@ rows = (np.genfromtxt("rows.csv", np.float32, delimiter=",", skip_header=1, ndmi
 
 
 def parse(content: bytes, name: str) -> tuple[list[str], np.ndarray]:
-    """The columns' names and the rows, fp32 [N, D], of a CSV or TSV file with or without a header.
+    """The columns' names and the rows, fp32 [N, D], of a table file; CSV and TSV with or without a header.
 
     Without a header the columns are numbered from 0.
 
     Raises:
-        Failure: the file is empty, a row has another length, or a cell is no finite number.
+        SourceError: the file can't be read as a table, or a cell is no finite number.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Failure(f"{name} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    lines = [
-        (number, cells) for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1) if cells
-    ]
-    if not lines:
-        raise Failure(f"{name} holds no row: give lines of numbers, separated by commas or tabs")
-    first = [cell.strip() for cell in lines[0][1]]
-    has_header = not all(_is_number(cell) for cell in first)
-    columns = first if has_header else [str(number) for number in range(len(first))]
-    rows = np.empty((len(lines) - has_header, len(columns)), np.float32)
-    for row, (number, cells) in zip(rows, lines[int(has_header) :], strict=True):
-        if len(cells) != len(columns):
-            raise Failure(f"{name}, line {number}: {len(cells)} cells where the first line has {len(columns)}")
-        for column, (label, cell) in enumerate(zip(columns, cells, strict=True)):
-            if not _is_number(cell):
-                raise Failure(
-                    f"{name}, line {number}, column {label}: {cell!r} is no finite number: correct or remove it"
-                )
-            row[column] = float(cell)
-    return columns, rows
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return bool(np.isfinite(np.float32(cell)))
-    except ValueError:
-        return False
+    table = read_table(content, name, has_header=None)
+    rows = np.empty((table.rows, len(table.columns)), np.float32)
+    for number, column in enumerate(table.columns):
+        cells = table.column(column)
+        try:
+            with np.errstate(over="ignore"):
+                rows[:, number] = [float(cell) for cell in cells]
+        except (ValueError, TypeError, OverflowError):
+            faults = [not is_number(cell) for cell in cells]
+        else:
+            faults = (~np.isfinite(rows[:, number])).tolist()
+        if any(faults):
+            row = faults.index(True)
+            raise SourceError(
+                f"{table.place(row)}, column {column}: {cells[row]!r} is no finite number: correct or remove it"
+            )
+    return table.columns, rows
 
 
 KIND = Table()

@@ -143,8 +143,9 @@ class TaggedBatches(Batches):
 
     def to(self, device: torch.device) -> Batches:
         """Moves the split; the offsets that shapes depend on stay on the CPU as well."""
-        self.dropped = self.dropped.to(device)
-        return super().to(device)
+        super().to(device)
+        self.dropped = self.dropped.to(self.split["words"].device)
+        return self
 
 
 def arrays_of(sentences: Sequence[Sentence], tags: Sequence[str], vocabulary: Mapping[str, int]) -> Arrays:

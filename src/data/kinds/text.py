@@ -20,7 +20,6 @@ from src.data.kinds import Feed, Inputs
 from src.data.packed import PADDING, UNKNOWN
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from src.data.batching import Batch
@@ -50,6 +49,7 @@ class TextBatches(Batches):
 
     STRETCH = 50
     loader: TextLoader
+    moved = ("tokens", "labels")  # not the offsets: the CPU needs a batch's lengths to know the batch's shape
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -124,13 +124,6 @@ class TextBatches(Batches):
         if any(self.around):
             batch, lengths = surround(batch, lengths, self.meta["tokenizer"])
         return batch, lengths, self.split["labels"][indices]
-
-    def to(self, device: torch.device) -> Batches:
-        """Moves the split, but for the offsets: the CPU needs a batch's lengths to know the batch's shape."""
-        offsets = self.split["offsets"]
-        super().to(device)
-        self.split["offsets"] = offsets
-        return self
 
 
 def without_middle(position: Any, full_length: Any, length: Any) -> Any:

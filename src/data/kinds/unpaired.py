@@ -5,14 +5,14 @@ Training images may be larger than those that a network sees, the meta's `shape`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from src.configuration.schema import Loader
-from src.data.batching import Batches, generator
+from src.data.batching import RowBatches, generator
 from src.data.image_files import SUFFIXES
 from src.data.kinds import Feed, Inputs
 from src.data.kinds.images import image_snippet, read_image
@@ -32,12 +32,14 @@ class UnpairedLoader(Loader):
     flip: Literal["none", "random"] = Field(default="none", description="random: half of the images are mirrored")
 
 
-class UnpairedBatches(Batches):
+class UnpairedBatches(RowBatches):
     """(a uint8 [B, 3, S, S], b uint8 [B, 3, S, S]).
 
     An epoch has as many examples as the longer domain; the shorter one begins again, in another order, as often as
     needed. A batch of evaluation holds each image once, so that it may have fewer of the shorter domain, also none.
     """
+
+    rows = ("a", "b")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -69,15 +71,23 @@ class UnpairedBatches(Batches):
         positions = torch.arange(self.count) * length
         return torch.where(positions % self.count < length, positions // self.count, ABSENT)
 
-    def collate(self, indices: Tensor, index: int) -> Batch:
+    def chosen(self, indices: Tensor) -> Iterator[tuple[str, Tensor]]:
+        columns = zip(self.domains, indices.unbind(1), strict=True)
+        return ((domain, column[column != ABSENT]) for domain, column in columns)
+
+    def positions(self, indices: Tensor) -> Tensor:
+        is_present = indices != ABSENT
+        return (is_present.cumsum(0) - 1).where(is_present, ABSENT)
+
+    def assemble(self, source: Mapping[str, Tensor], at: Tensor, indices: Tensor, index: int) -> Batch:
         return tuple(
-            self._images(domain, column[column != ABSENT], index)
-            for domain, column in zip(self.domains, indices.unbind(1), strict=True)
+            self._images(domain, source[domain], column[column != ABSENT], index)
+            for domain, column in zip(self.domains, at.unbind(1), strict=True)
         )
 
-    def _images(self, domain: str, chosen: Tensor, index: int) -> Tensor:
+    def _images(self, domain: str, images: Tensor, chosen: Tensor, index: int) -> Tensor:
         """The images of one domain: random crops in training, perhaps mirrored, else the middles."""
-        images, size = self.split[domain], self.meta["shape"][1:]
+        size = self.meta["shape"][1:]
         if not self.train:
             top, left = ((whole - part) // 2 for whole, part in zip(images.shape[2:], size, strict=True))
             middles = images[..., top : top + size[0], left : left + size[1]]
@@ -88,7 +98,7 @@ class UnpairedBatches(Batches):
 
 
 def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: torch.Generator) -> Tensor:
-    """Random crops, half of them mirrored if `flip`, by one gather from all images.
+    """Random crops, half of them mirrored if `flip`.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -102,6 +112,8 @@ def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: t
     """
     import torch
 
+    from src.data.augmentation import pixels_at
+
     count, device = len(chosen), images.device
     rows, columns = (
         torch.randint(whole - part + 1, (count, 1), generator=random) + torch.arange(part)
@@ -111,10 +123,7 @@ def crops(images: Tensor, chosen: Tensor, size: list[int], flip: bool, random: t
         mirrored = torch.rand(count, 1, generator=random) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     chosen, rows, columns = (part.to(device, non_blocking=True) for part in (chosen, rows, columns))
-    channels = torch.arange(images.shape[1], device=device)
-    return images[
-        chosen[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    return pixels_at(images, chosen, rows, columns)
 
 
 class Unpaired:

@@ -18,24 +18,31 @@ import numpy as np
 from src.common.errors import ConfigError
 from src.common.yaml_files import parse_yaml
 from src.configuration.schema import Colour, PositiveInt, SplitSeed, ValFraction
-from src.data.fetching.archives import read_archive
+from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
-from src.data.image_files import SUFFIXES, WHITE, decode
+from src.data.image_files import SUFFIXES, WHITE, ImageError, image_size, open_image
+from src.data.image_rows import Facts, ImageRows
 from src.data.kinds.boxes import Placement
-from src.data.packed import SPLITS, Arrays, Packed, duplicates
+from src.data.packed import SPLITS, Arrays, Packed, Split
 
 SMALLEST = 1e-3  # pixels; a box with a smaller side has no area
-MAX_BYTES = 64 << 30  # of an archive's content, of which one image at a time is held; COCO has 20 GB
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded image of the archive: packed uint8 [3, H, W], and where the original lies in it."""
+class PlacedImage:
+    """Decodes a file to an image of `shape`, [H, W], as its placement says: uint8 [1, 3, H, W]."""
 
-    name: str
-    image: np.ndarray
-    placement: Placement
+    shape: tuple[int, int]
+    fit: Literal["stretch", "letterbox"]
+    background: str
+
+    def __call__(self, files: Sequence[tuple[bytes, str]]) -> tuple[np.ndarray, Facts]:
+        ((content, name),) = files
+        picture, mode = open_image(content, name, background=self.background)
+        facts = Facts(*picture.size, mode, len(content))
+        placement = Placement.of(facts.width, facts.height, self.shape, self.fit)
+        return placement.apply(np.asarray(picture), self.shape)[None], facts
 
 
 @dataclass
@@ -104,45 +111,45 @@ class DetectionFolders:
         """
         if len(self.size) != 2:
             raise SourceError(f"data.size: {self.size}: give [height, width], in pixels")
+        return self._packed(Archive(archive, nested=True), frozenset())
+
+    def _packed(self, archive: Archive, skipped: frozenset[str]) -> Packed:
         shape = (self.size[0], self.size[1])
-        pictures: dict[str, Picture] = {}
+        pictures: dict[str, Placement] = {}
         texts: dict[str, bytes] = {}
         unused: Counter[str] = Counter()
-        for name, content in read_archive(archive, nested=True, max_bytes=MAX_BYTES):
+        for name, place in archive.places.items():
             suffix = PurePosixPath(name).suffix.lower()
+            if place is None or name in skipped:
+                continue
             if any(part.startswith(".") for part in PurePosixPath(name).parts[1:]):
                 unused["hidden"] += 1
             elif suffix in SUFFIXES:
-                picture = decode(content, f"{archive}: {name}", background=self.background)
-                placement = Placement.of(picture.shape[1], picture.shape[0], shape, self.fit)
-                pictures[name] = Picture(name, placement.apply(picture, shape), placement)
+                try:
+                    width, height = image_size(archive.read(name), name)
+                except ImageError as error:
+                    raise SourceError(f"{archive.path}: {error}") from None
+                pictures[name] = Placement.of(width, height, shape, self.fit)
             elif suffix in (".json", ".xml", ".txt", ".yaml", ".yml"):
-                texts[name] = content
+                texts[name] = archive.read(name)
             else:
                 unused["of another kind"] += 1
-        reader = _layout(archive, texts)(archive, pictures, texts, unused)
-        annotated = self._with_val(archive, reader.read())
+        reader = _layout(archive.path, texts)(archive.path, pictures, texts, unused)
+        annotated = self._with_val(archive.path, reader.read())
         named = {name for images in annotated.values() for name in images}
         if idle := len(pictures.keys() - named):
             unused["images in no split"] += idle
-        splits = {
-            split: self._arrays(archive, [pictures[name] for name in sorted(images)], images, reader.classes, unused)
-            for split, images in annotated.items()
-        }
-        train = splits["train"]["images"]
-        counts = np.stack([np.bincount(train[:, c].ravel(), minlength=256) for c in range(3)])
-        values = np.arange(256) / 255
-        mean = counts @ values / counts.sum(1)
-        std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
-        meta = {
-            "kind": self.kind,
-            "classes": reader.classes,
-            "shape": [3, *shape],
-            "fit": self.fit,
-            "mean": [round(float(m), 6) for m in mean],
-            "std": [round(float(max(s, 1e-3)), 6) for s in std],
-            "duplicates": duplicates({k: [image.tobytes() for image in v["images"]] for k, v in splits.items()}),
-        }
+        decode = PlacedImage(shape, self.fit, self.background)
+        splits: dict[str, Split] = {}
+        for split, images in annotated.items():
+            names = sorted(images)
+            rows = ImageRows(archive, names, decode, (1, 3, *shape), counted=split == "train")
+            placements = {name: pictures[name] for name in names}
+            splits[split] = {
+                "images": rows.part(),
+                **self._arrays(archive.path, placements, images, reader.classes, unused),
+            }
+        meta = {"kind": self.kind, "classes": reader.classes, "shape": [3, *shape], "fit": self.fit}
         if self.background != WHITE:  # what a signature without a background means
             meta["background"] = self.background
         return Packed(splits, meta, unused)
@@ -169,17 +176,17 @@ class DetectionFolders:
     def _arrays(
         self,
         archive: Path,
-        pictures: Sequence[Picture],
+        placements: Mapping[str, Placement],
         annotations: Mapping[str, Annotation],
         classes: Sequence[str],
         unused: Counter[str],
     ) -> Arrays:
         """The packed arrays of a split, boxes checked and clipped; what is left out is counted."""
-        number = {name: index for index, name in enumerate(classes)}
+        number = {label: index for index, label in enumerate(classes)}
         rows: dict[str, list[Any]] = {key: [] for key in ("boxes", "labels", "areas", "crowd", "difficult")}
         offsets = [0]
-        for picture in pictures:
-            annotation, placement = annotations[picture.name], picture.placement
+        for name, placement in placements.items():
+            annotation = annotations[name]
             limits = np.array([placement.width, placement.height, placement.width, placement.height], np.float64)
             for box, label, area, crowd, difficult in zip(
                 annotation.boxes,
@@ -191,7 +198,7 @@ class DetectionFolders:
             ):
                 corners = np.array(box, np.float64)
                 if not np.isfinite(corners).all():
-                    raise SourceError(f"{archive}: {picture.name}: the box {list(box)} is not four finite numbers")
+                    raise SourceError(f"{archive}: {name}: the box {list(box)} is not four finite numbers")
                 if (corners[2:] - corners[:2] < SMALLEST).any():
                     unused["boxes of no area"] += 1
                     continue
@@ -209,8 +216,7 @@ class DetectionFolders:
                 rows["difficult"].append(difficult)
             offsets.append(len(rows["boxes"]))
         return {
-            "images": np.stack([picture.image for picture in pictures]),
-            "sizes": np.array([(p.placement.height, p.placement.width) for p in pictures], np.int32),
+            "sizes": np.array([(place.height, place.width) for place in placements.values()], np.int32),
             "offsets": np.array(offsets, np.int64),
             "boxes": np.array(rows["boxes"], np.float32).reshape(-1, 4),
             "labels": np.array(rows["labels"], np.int64),
@@ -237,7 +243,7 @@ class _Reader:
     classes: list[str]
 
     def __init__(
-        self, archive: Path, pictures: Mapping[str, Picture], texts: Mapping[str, bytes], unused: Counter[str]
+        self, archive: Path, pictures: Mapping[str, Placement], texts: Mapping[str, bytes], unused: Counter[str]
     ) -> None:
         self.archive = archive
         self.pictures = pictures
@@ -370,7 +376,7 @@ class _Coco(_Reader):
             if row["id"] in images or image in by_image:
                 raise self.refusal(name, f"the image {row['file_name']!r} stands twice in it")
             images[row["id"]] = by_image[image] = Annotation()
-            placement = self.pictures[image].placement
+            placement = self.pictures[image]
             width, height = row.get("width", placement.width), row.get("height", placement.height)
             if (width, height) != (placement.width, placement.height):
                 raise self.refusal(
@@ -522,7 +528,7 @@ class _Yolo(_Reader):
         )
 
     def _annotation(self, name: str, image: str) -> Annotation:
-        annotation, placement = Annotation(), self.pictures[image].placement
+        annotation, placement = Annotation(), self.pictures[image]
         for number, line in enumerate(self.texts[name].decode("utf-8", "replace").splitlines(), 1):
             if not line.strip():
                 continue

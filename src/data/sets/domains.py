@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from src.configuration.schema import Colour, Enlarge, PositiveInt, SplitSeed, TwoNames, ValFraction
-from src.data.fetching.archives import read_archive
+from src.configuration.schema import Colour, Enlarge, OnBad, PositiveInt, SplitSeed, TwoNames, ValFraction
+from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
-from src.data.image_files import SUFFIXES, WHITE, decode, resized
-from src.data.packed import SPLITS, Arrays, Packed, pack_images, stratified_holdout
-from src.data.packed import duplicates as count_duplicates
-from src.data.sets.facades import PairedImages
+from src.data.image_files import SUFFIXES, WHITE, fitted, open_image
+from src.data.image_rows import Facts, FittedImage, ImageRows, LabelledFiles, Streamed, pack_image_files
+from src.data.packed import SPLITS, Packed, stratified_holdout
+from src.data.sets.facades import Halves, list_pairs
 
 LAYOUT = "trainA/, trainB/, testA/ and testB/, or two folders with train/ and test/ in each"
 Place = tuple[str, str]  # split, domain
@@ -29,10 +30,10 @@ Place = tuple[str, str]  # split, domain
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images of one split and domain: their paths below their folder, sorted, and uint8 [N, 3, S, S]."""
+    """The images of one split and domain: their paths below their folder, sorted, and in the archive."""
 
     names: list[str]
-    pixels: np.ndarray
+    files: list[str]
 
 
 @dataclass
@@ -43,19 +44,20 @@ class Domains:
     unused: Counter[str] = field(default_factory=Counter)
 
 
-def read_domains(archive: Path, *, sizes: Mapping[str, int], background: str, keep_duplicates: bool) -> Domains:
-    """Reads and decodes an archive of two domains, in the order of their names.
+def list_domains(archive: Archive, *, keep_duplicates: bool, skipped: Collection[str] = ()) -> Domains:
+    """Lists the images of an archive of two domains, in the order of their names.
 
-    `sizes` says how many pixels a side the images of each split become. Without `keep_duplicates` training files that
-    are byte for byte another image of the archive are left out.
+    Without `keep_duplicates` training files that are byte for byte another image of the archive are left out.
 
     Raises:
-        SourceError: the archive has another layout, a domain lacks a split, or an image can't be decoded.
+        SourceError: the archive has another layout, or a domain lacks a split.
     """
     unused: Counter[str] = Counter()
-    contents: dict[Place, dict[str, bytes]] = defaultdict(dict)  # by file name
+    files: dict[Place, dict[str, str]] = defaultdict(dict)  # the archive's name of each file, by that below its folder
     folders: dict[Place, str] = {}
-    for name, content in read_archive(archive):
+    for name, content in archive.places.items():
+        if content is None or name in skipped:
+            continue
         parts = PurePosixPath(name).parts
         if reason := _reason(parts):
             unused[reason] += 1
@@ -64,21 +66,22 @@ def read_domains(archive: Path, *, sizes: Mapping[str, int], background: str, ke
         folder = "/".join(parts[:depth])
         if folders.setdefault(place, folder) != folder:
             raise SourceError(
-                f"{archive}: both {folders[place]}/ and {folder}/ are the same part of the data: keep one"
+                f"{archive.path}: both {folders[place]}/ and {folder}/ are the same part of the data: keep one"
             )
-        contents[place]["/".join(parts[depth:])] = content
-    domains = _two_domains(archive, contents)
+        files[place]["/".join(parts[depth:])] = name
+    domains = _two_domains(archive.path, files)
     if not keep_duplicates:
-        unused["duplicates of other images"] = _drop_duplicates(contents)
+        unused["duplicates of other images"] = _drop_duplicates(archive, files)
     pictures = {
-        split: [
-            _decoded(contents[split, domain], f"{archive}: {folders[split, domain]}", sizes[split], background)
-            for domain in domains
-            if (split, domain) in folders
-        ]
+        split: [_sorted_pictures(files[split, domain]) for domain in domains if (split, domain) in folders]
         for split in SPLITS
     }
     return Domains({split: pair for split, pair in pictures.items() if pair}, unused)
+
+
+def _sorted_pictures(files: Mapping[str, str]) -> Pictures:
+    names = sorted(files)
+    return Pictures(names, [files[name] for name in names])
 
 
 def _place(parts: Sequence[str]) -> tuple[Place, int]:
@@ -119,29 +122,20 @@ def _two_domains(archive: Path, places: Iterable[Place]) -> list[str]:
     return domains
 
 
-def _drop_duplicates(contents: dict[Place, dict[str, bytes]]) -> int:
+def _drop_duplicates(archive: Archive, places: Mapping[Place, dict[str, str]]) -> int:
     """Removes training files whose bytes another file has, a test, validation or earlier training one; their number."""
-    training = [files for (split, _), files in sorted(contents.items()) if split == "train"]
-    others = [files for (split, _), files in contents.items() if split != "train"]
-    seen = {hashlib.sha256(content).digest() for files in others for content in files.values()}
+    training = [files for (split, _), files in sorted(places.items()) if split == "train"]
+    others = [files for (split, _), files in places.items() if split != "train"]
+    seen = {hashlib.sha256(archive.read(file)).digest() for files in others for file in files.values()}
     dropped = 0
     for files in training:
-        for name, content in sorted(files.items()):
-            digest = hashlib.sha256(content).digest()
+        for name, file in sorted(files.items()):
+            digest = hashlib.sha256(archive.read(file)).digest()
             if digest in seen:
                 del files[name]
                 dropped += 1
             seen.add(digest)
     return dropped
-
-
-def _decoded(files: dict[str, bytes], folder: str, size: int, background: str) -> Pictures:
-    names = sorted(files)
-    pixels = np.empty((len(names), 3, size, size), np.uint8)
-    for image, name in zip(pixels, names, strict=True):
-        picture = decode(files[name], f"{folder}/{name}", background=background)
-        image[:] = resized(picture, size, size).transpose(2, 0, 1)
-    return Pictures(names, pixels)
 
 
 class DomainClasses:
@@ -158,6 +152,7 @@ class DomainClasses:
         size: PositiveInt = 144,
         background: Colour = "white",
         duplicates: Literal["keep", "drop"] = "drop",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -165,38 +160,37 @@ class DomainClasses:
         self.size = size
         self.background = background
         self.duplicates = duplicates
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive.
+        """Lists the images; their files are decoded when they are written.
 
         Raises:
             SourceError: the archive has another layout, or an image can't be decoded.
         """
-        domains = read_domains(
-            archive,
-            sizes=dict.fromkeys(SPLITS, self.size),
-            background=self.background,
-            keep_duplicates=self.duplicates == "keep",
-        )
+        return self._packed(Archive(archive), frozenset())
+
+    def _packed(self, archive: Archive, skipped: frozenset[str]) -> Packed:
+        domains = list_domains(archive, keep_duplicates=self.duplicates == "keep", skipped=skipped)
         parts = {
-            split: (
-                np.concatenate([part.pixels for part in pair]),
-                np.repeat(np.arange(2), [len(part.names) for part in pair]),
+            split: LabelledFiles(
+                [file for part in pair for file in part.files],
+                [label for label, part in enumerate(pair) for _ in part.files],
             )
             for split, pair in domains.pictures.items()
         }
-        packed = pack_images(
-            parts["train"],
-            parts.get("val"),
-            parts["test"],
+        return pack_image_files(
+            archive,
+            parts,
+            FittedImage((3, self.size, self.size), background=self.background),
             classes=self.classes,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
+            unused=+domains.unused,
+            without=partial(self._packed, archive) if self.on_bad == "skip" else None,
         )
-        shown = {} if self.background == WHITE else {"background": self.background}
-        return replace(packed, meta=packed.meta | shown, unused=+domains.unused)
 
 
 class UnpairedDomains:
@@ -219,6 +213,7 @@ class UnpairedDomains:
         background: Colour = "white",
         paired_test: bool = False,
         duplicates: Literal["keep", "drop"] = "keep",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.05,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -227,51 +222,79 @@ class UnpairedDomains:
         self.background = background
         self.paired_test = paired_test
         self.duplicates = duplicates
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive; without validation images they are drawn from each domain's training part.
+        """Lists the images; their files are decoded when they are written.
+
+        Without validation images they are drawn from each domain's training part.
 
         Raises:
             SourceError: the archive has another layout, an image can't be decoded, or, with `paired_test`, the test
                 images of the domains have other names.
         """
-        sizes = {"train": round(self.size * self.enlarge), "val": self.size, "test": self.size}
-        domains = read_domains(
-            archive, sizes=sizes, background=self.background, keep_duplicates=self.duplicates == "keep"
-        )
-        pictures = domains.pictures
-        first, second = pictures["test"]
+        return self._packed(Archive(archive), frozenset())
+
+    def _packed(self, archive: Archive, skipped: frozenset[str]) -> Packed:
+        enlarged = round(self.size * self.enlarge)
+        domains = list_domains(archive, keep_duplicates=self.duplicates == "keep", skipped=skipped)
+        first, second = domains.pictures["test"]
         if self.paired_test and (unequal := sorted(set(first.names) ^ set(second.names))):
             raise SourceError(
-                f"{archive}: data.paired_test: the test image {unequal[0]} is in one domain only; "
+                f"{archive.path}: data.paired_test: the test image {unequal[0]} is in one domain only; "
                 "rename it, or set data.paired_test=false"
             )
-        splits: dict[str, Arrays] = {
-            split: dict(zip("ab", (part.pixels for part in pair), strict=True)) for split, pair in pictures.items()
-        }
-        if "val" not in splits:
-            splits = hold_out(splits, self.size, self.val_fraction, self.split_seed)
-        return pack_unpaired(splits, self.size, self.background, self.paired_test, None, +domains.unused)
+        files = {split: [part.files for part in pair] for split, pair in domains.pictures.items()}
+        sizes = {"train": [enlarged], "val": [self.size], "test": [self.size]}
+        if "val" not in files:
+            files["train"], files["val"] = hold_out(files["train"], self.val_fraction, self.split_seed)
+            sizes["val"] = [enlarged, self.size]  # drawn from the training images as they are packed
+        splits = {}
+        for split in SPLITS:
+            decode = Resized(tuple(sizes[split]), self.background)
+            shape = (1, 3, sizes[split][-1], sizes[split][-1])
+            splits[split] = {
+                domain: ImageRows(archive, names, decode, shape).part()
+                for domain, names in zip("ab", files[split], strict=True)
+            }
+        packed = pack_unpaired(splits, self.size, self.background, self.paired_test, None, +domains.unused)
+        return replace(packed, without=partial(self._packed, archive) if self.on_bad == "skip" else None)
 
 
-def hold_out(splits: Mapping[str, Arrays], size: int, fraction: float, seed: int) -> dict[str, Arrays]:
-    """The splits with a validation part of `size` x `size`, drawn from the training part of each domain."""
-    train: Arrays = {}
-    val: Arrays = {}
-    for domain, images in splits["train"].items():
-        if len(images) < 2:
-            raise SourceError(f"train{domain.upper()} has one image and there is no validation part: give at least two")
-        keep, held = stratified_holdout(np.zeros(len(images)), fraction, seed)
-        train[domain] = images[keep]
-        val[domain] = np.stack([resized(image.transpose(1, 2, 0), size, size) for image in images[held]])
-        val[domain] = val[domain].transpose(0, 3, 1, 2)
-    return {"train": train, "val": val, "test": splits["test"]}
+@dataclass(frozen=True)
+class Resized:
+    """Decodes a file to a square image, resized to several `sizes` one after another: uint8 [1, 3, S, S]."""
+
+    sizes: tuple[int, ...]
+    background: str = WHITE
+
+    def __call__(self, files: Sequence[tuple[bytes, str]]) -> tuple[np.ndarray, Facts]:
+        from PIL import Image
+
+        ((content, name),) = files
+        picture, mode = open_image(content, name, background=self.background)
+        facts = Facts(*picture.size, mode, len(content))
+        for size in self.sizes[:-1]:
+            picture = Image.fromarray(fitted(picture, size, size).transpose(1, 2, 0))
+        return fitted(picture, self.sizes[-1], self.sizes[-1])[None], facts
+
+
+def hold_out(domains: Sequence[list[str]], fraction: float, seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The training and the validation files of each domain, the latter drawn from the former."""
+    train, val = [], []
+    for domain, files in zip("AB", domains, strict=True):
+        if len(files) < 2:
+            raise SourceError(f"train{domain} has one image and there is no validation part: give at least two")
+        keep, held = stratified_holdout(np.zeros(len(files)), fraction, seed)
+        train.append([files[i] for i in keep.tolist()])
+        val.append([files[i] for i in held.tolist()])
+    return train, val
 
 
 def pack_unpaired(
-    splits: dict[str, Arrays],
+    splits: Mapping[str, dict[str, Streamed]],
     size: int,
     background: str,
     paired_test: bool,
@@ -282,18 +305,7 @@ def pack_unpaired(
 
     `palette` names the colours of the label maps that domain B holds, if it does.
     """
-    meta = {
-        "kind": "unpaired",
-        "shape": [3, size, size],
-        "paired_test": paired_test,
-        "palette": palette,
-        "duplicates": count_duplicates(
-            {
-                split: [image.tobytes() for domain in "ab" for image in arrays[domain]]
-                for split, arrays in splits.items()
-            }
-        ),
-    }
+    meta = {"kind": "unpaired", "shape": [3, size, size], "paired_test": paired_test, "palette": palette}
     if background != WHITE:  # what a signature without a background means
         meta["background"] = background
     return Packed(splits, meta, unused)
@@ -313,6 +325,7 @@ class UnpairedHalves:
         enlarge: Enlarge = 1.117,
         palette: Literal["facades"] | None = None,
         background: Colour = "white",
+        on_bad: OnBad = "refuse",
         val_fraction: ValFraction = 0.1,
         split_seed: SplitSeed = 0,
     ) -> None:
@@ -320,21 +333,25 @@ class UnpairedHalves:
         self.enlarge = enlarge
         self.palette = palette
         self.background = background
+        self.on_bad = on_bad
         self.val_fraction = val_fraction
         self.split_seed = split_seed
 
     def pack(self, archive: Path) -> Packed:
-        """Parses and decodes the archive.
+        """Lists the images; their files are decoded when they are written.
 
         Raises:
             SourceError: a split is missing, or a file is no pair.
         """
-        small, large = (
-            PairedImages(
-                size=size, background=self.background, val_fraction=self.val_fraction, split_seed=self.split_seed
-            ).pack(archive)
-            for size in (self.size, round(self.size * self.enlarge))
-        )
-        parts = {"train": large.splits["train"], "val": small.splits["val"], "test": small.splits["test"]}
-        splits = {split: {"a": arrays["input"], "b": arrays["target"]} for split, arrays in parts.items()}
-        return pack_unpaired(splits, self.size, self.background, True, self.palette, small.unused)
+        return self._packed(Archive(archive), frozenset())
+
+    def _packed(self, archive: Archive, skipped: frozenset[str]) -> Packed:
+        pairs, unused = list_pairs(archive, self.val_fraction, self.split_seed, skipped)
+        splits = {}
+        for split in SPLITS:
+            size = round(self.size * self.enlarge) if split == "train" else self.size
+            decode = Halves(size, self.background)
+            rows = ImageRows(archive, pairs[split], decode, (2, 3, size, size), equal="parts")
+            splits[split] = {"a": rows.part(0), "b": rows.part(1)}
+        packed = pack_unpaired(splits, self.size, self.background, True, self.palette, unused)
+        return replace(packed, without=partial(self._packed, archive) if self.on_bad == "skip" else None)

@@ -1,4 +1,4 @@
-"""Tables of numbers in CSV or TSV files: `train.csv`, `test.csv`, optionally `val.csv`; or one file for all splits."""
+"""Tables of numbers: `train.csv`, `test.csv`, optionally `val.csv`; or one file for all splits; any table format."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from src.common.errors import Failure
 from src.configuration.schema import SplitSeed, TestFraction, ValFraction
-from src.data.fetching.archives import read_archive
 from src.data.fetching.files import SourceError
 from src.data.folders import SPLIT_OF
-from src.data.kinds.table import SUFFIXES, parse
+from src.data.kinds.table import parse
 from src.data.packed import SPLITS, Packed, duplicates, stratified_holdout
+from src.data.table_archives import is_table, read_members
 
 
 class Tables:
-    """Reads CSV or TSV files of a folder or an archive; every column is standardised by its training part.
+    """Reads the table files of a folder or an archive; every column is standardised by its training part.
 
     A constant column becomes zeros.
     """
@@ -46,18 +45,15 @@ class Tables:
         tables: dict[str, np.ndarray] = {}
         columns: list[str] | None = None
         unused = {"of another kind": 0}
-        for name, content in read_archive(archive):
+        for name, content in read_members(archive):
             path = PurePosixPath(name)
-            if path.suffix.lower() not in SUFFIXES:
+            if not is_table(name):
                 unused["of another kind"] += 1
                 continue
             split = SPLIT_OF.get(path.stem, "")
             if split in tables:
                 raise SourceError(f"{archive}: {name} is the second table of its split: give one file a split")
-            try:
-                header, tables[split] = parse(content, f"{archive}: {name}")
-            except Failure as error:
-                raise SourceError(str(error)) from None
+            header, tables[split] = parse(content, f"{archive}: {name}")
             if columns is not None and header != columns:
                 raise SourceError(f"{archive}: {name} has other columns than the file before it: give all the same")
             columns = header
@@ -65,7 +61,7 @@ class Tables:
             rest, test = stratified_holdout(np.zeros(len(tables[""])), self.test_fraction, self.split_seed)
             tables = {"train": tables[""][rest], "test": tables[""][test]}
         if "" in tables or not {"train", "test"} <= set(tables):
-            raise SourceError(f"{archive}: no train.csv and test.csv in it, nor one CSV or TSV file alone")
+            raise SourceError(f"{archive}: no train.csv and test.csv in it, nor one table file alone")
         if "val" not in tables:
             keep, held = stratified_holdout(np.zeros(len(tables["train"])), self.val_fraction, self.split_seed)
             tables |= {"train": tables["train"][keep], "val": tables["train"][held]}
