@@ -250,19 +250,20 @@ def new_data(name: str, path: str, overrides: list[str]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigError(f"{name!r}: give a name of letters, digits, _ and -")
     paths = {group: CONF / group / f"{name}.yaml" for group in ("data", "experiment", "sweep")}
-    if taken := [path for path in paths.values() if path.exists()]:
-        raise ConfigError(f"{taken[0].relative_to(ROOT)} exists: give another name, or remove it")
+    if existing := [path for path in paths.values() if path.exists()]:
+        raise ConfigError(f"{existing[0].relative_to(ROOT)} exists: give another name, or remove it")
     values = dict(_assignment(override) for override in overrides)
-    wanted = values.pop("layout", None)
+    layout_name = values.pop("layout", None)
     where = Path(os.path.abspath(Path(path).expanduser()))
     files = Files(where)
-    found = recognise(files)
-    layout = next((one for one in found if wanted in (None, one.name)), None)
+    layouts = recognise(files)
+    layout = next((candidate for candidate in layouts if layout_name in (None, candidate.name)), None)
     if layout is None:
-        fits = f"; what fits: {', '.join(one.name for one in found)}" if found else ""
-        known = f"layout={wanted} does not fit" if wanted in get_args(Name) else "no known layout"
-        raise Failure(f"{where}: {known}{fits}; the layouts are in docs/your-data.md")
-    print("\n".join(describe(layout, [one for one in found if one is not layout], files)), flush=True)
+        fits = f"; what fits: {', '.join(candidate.name for candidate in layouts)}" if layouts else ""
+        fault = f"layout={layout_name} does not fit" if layout_name in get_args(Name) else "no known layout"
+        raise Failure(f"{where}: {fault}{fits}; the layouts are in docs/your-data.md")
+    others = [candidate for candidate in layouts if candidate is not layout]
+    print("\n".join(describe(layout, others, files)), flush=True)
     proposal = propose(layout)
     archive = where.relative_to(ROOT) if where.is_relative_to(ROOT) else where
     head = {"_target_": TARGETS[layout.name], "name": name, "archive": str(archive), "sha256": None}

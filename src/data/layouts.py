@@ -127,8 +127,8 @@ def recognise(files: Files) -> list[Layout]:
     Raises:
         SourceError: a table is damaged.
     """
-    found = (look(files) for look in (_boxes, _domains, _pairs, _manifest, _entities, _images, _texts, _table))
-    return [layout for layout in found if layout is not None]
+    candidates = (look(files) for look in (_boxes, _domains, _pairs, _manifest, _entities, _images, _texts, _table))
+    return [layout for layout in candidates if layout is not None]
 
 
 def _boxes(files: Files) -> Layout | None:
@@ -196,10 +196,10 @@ def _manifest(files: Files) -> Layout | None:
         return None
     for name, table in files.tables:
         above = PurePosixPath(name).parent
-        known = set(files.images)
+        images = set(files.images)
         for column in table.columns:
             paths = [str(value) for value in table.column(column)[:50]]
-            if all((above / path).as_posix() in known for path in paths):
+            if all((above / path).as_posix() in images for path in paths):
                 if (label := _label_column(table, {column})) is None:
                     continue
                 columns = {"file": column, "label": label, **_further_columns(table, label)}

@@ -38,8 +38,8 @@ def assign_splits(
     Raises:
         SourceError: a name is no split's, a group has two splits, or there are too few groups to draw from.
     """
-    given = [""] * len(labels) if splits is None else [_in_row(row, name) for row, name in enumerate(splits)]
-    result = np.array(given if groups is None else _joined(given, groups), "<U5")
+    source_splits = [""] * len(labels) if splits is None else [_in_row(row, name) for row, name in enumerate(splits)]
+    result = np.array(source_splits if groups is None else _joined(source_splits, groups), "<U5")
     names = sorted(set(labels), key=lambda label: (str(type(label)), label))
     codes = {label: code for code, label in enumerate(names)}
     classes = np.array([codes[label] for label in labels], np.int64)

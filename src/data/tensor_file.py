@@ -78,10 +78,10 @@ class TensorFile:
 
 def write_at(descriptor: int, offset: int, content: bytes | memoryview) -> None:
     """Writes all of `content`, as often as it takes: one call writes 2 GiB at most."""
-    rest = memoryview(content)
-    while rest:
-        count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count
+    remaining = memoryview(content)
+    while remaining:
+        count = os.pwrite(descriptor, remaining, offset)
+        remaining, offset = remaining[count:], offset + count
 
 
 def _layout(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> tuple[bytes, dict[str, int], int]:

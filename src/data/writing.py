@@ -141,7 +141,7 @@ def _write_split(arrays: Split, path: Path, ray: PackingRay | None, can_skip: bo
                 file.write(file.offsets[key], np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         for parts in sources.values():
             rows = parts[0][1].rows
-            noted = _Notes(rows, parts[0][0])
+            row_notes = _Notes(rows, parts[0][0])
             offsets = {value.index: file.offsets[key] for key, value in parts}
             ranges = write_rows_on_ray(rows, path, offsets, ray) if ray else write_rows(rows, path, offsets)
             for start, stop, summary in ranges:
@@ -149,8 +149,8 @@ def _write_split(arrays: Split, path: Path, ray: PackingRay | None, can_skip: bo
                     file.hash_written(offset + start * rows.part_bytes, offset + stop * rows.part_bytes)
                 if summary.bad and not can_skip:
                     raise SourceError(f"{rows.archive.path}: {summary.bad[0]}")
-                noted.add(summary)
-            notes.append(noted)
+                row_notes.add(summary)
+            notes.append(row_notes)
         return file.sha256(), notes
 
 

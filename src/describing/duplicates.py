@@ -116,10 +116,10 @@ def candidates(hashes: np.ndarray) -> Pairs:
     next: all pairs are found unless more than that are equal in a part. Of each second the `KEPT` nearest are given.
     """
     count = np.uint64(len(hashes))
-    known = np.empty(0, np.uint64)  # pairs as one number: first * count + second
+    codes = np.empty(0, np.uint64)  # pairs as one number: first * count + second
     for low in range(0, 64, PART):
         turned = (hashes << np.uint64(low)) | (hashes >> np.uint64((64 - low) % 64)) if low else hashes
-        numbers = [known]
+        numbers = [codes]
         for bit in range(64 - PART, 64):  # of the part, which stands in the highest bits
             order = np.argsort(turned & ~np.uint64(1 << bit), kind="stable")
             ordered, order = turned[order], order.astype(np.uint64)
@@ -128,9 +128,9 @@ def candidates(hashes: np.ndarray) -> Pairs:
                 first, second = order[near], order[near + step]
                 numbers.append(np.minimum(first, second) * count + np.maximum(first, second))
         joined = np.sort(np.concatenate(numbers))  # several times as fast as np.unique (numpy 2.5), which hashes
-        known = joined[np.append(True, joined[1:] != joined[:-1])[: len(joined)]]
+        codes = joined[np.append(True, joined[1:] != joined[:-1])[: len(joined)]]
     pairs = Pairs(
-        (known // max(count, np.uint64(1))).astype(np.int64), (known % max(count, np.uint64(1))).astype(np.int64)
+        (codes // max(count, np.uint64(1))).astype(np.int64), (codes % max(count, np.uint64(1))).astype(np.int64)
     )
     return pairs[_nearest(pairs.second, np.bitwise_count(hashes[pairs.first] ^ hashes[pairs.second]))]
 

@@ -198,8 +198,8 @@ def summary(report: Report, most: int = 30) -> Iterator[str]:
     equal, near = report.duplicates.equal, report.duplicates.near
     yield f"equal: {', '.join(f'{key} {count:,}' for key, count in equal.items() if count) or 'none'}"[:COLUMNS]
     if all(examined.hashes is not None for examined in report.splits.values()):
-        said = ", ".join(f"{key} {count:,}" for key, count in near.items() if count)
-        yield f"near-duplicates: {said or 'none'}"[:COLUMNS]
+        near_counts = ", ".join(f"{key} {count:,}" for key, count in near.items() if count)
+        yield f"near-duplicates: {near_counts or 'none'}"[:COLUMNS]
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in report.left_out.items())
     yield f"left out: {left_out or 'nothing'}"[:COLUMNS]
     shown = report.histograms[:10]

@@ -124,8 +124,8 @@ def count_tokens(tokens: StoredArray | np.ndarray, offsets: np.ndarray, size: in
         texts += np.bincount(np.unique(owners * size + ids) % size, minlength=size)
         missing[first:last] = np.bincount(owners[ids == unknown], minlength=last - first)
         digests.append(digest([ids[a:b] for a, b in pairwise(borders)]))
-    known = occurrences > 0
-    known[unknown] = False
+    is_used = occurrences > 0
+    is_used[unknown] = False
     return Counted(
         np.concatenate(digests),
         {
@@ -136,8 +136,8 @@ def count_tokens(tokens: StoredArray | np.ndarray, offsets: np.ndarray, size: in
         {
             "tokens": int(lengths.sum()),
             "unknown tokens, per cent": 100 * float(missing.sum()) / max(1, int(lengths.sum())),
-            "words of the vocabulary in use": int(known.sum()),
-            "words that occur once": int((occurrences[known] == 1).sum()),
+            "words of the vocabulary in use": int(is_used.sum()),
+            "words that occur once": int((occurrences[is_used] == 1).sum()),
             "vocabulary": size,
         },
     )
