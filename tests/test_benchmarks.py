@@ -138,6 +138,7 @@ def test_a_failed_command_is_reported_with_its_output() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_training_compares_the_three_loops(tmp_path: Path, experiment: str) -> None:
     figures = {figure.name: figure for figure in training.measure(tiny(tmp_path, experiment))}
@@ -175,6 +176,7 @@ def test_inference_compares_batches_and_threads(tmp_path: Path, experiment: str)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_photos_in_class_folders_train_packed_and_as_an_image_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_photos_in_class_folders_train_packed_and_as_an_image_folder(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_runs_the_real_stage(tmp_path: Path) -> None:
     figures = memory.measure(tiny(tmp_path, "imdb_lstm"))
     assert figures[-1].target is memory.BEYOND_DATA
@@ -194,6 +197,7 @@ def test_memory_runs_the_real_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_machine_and_start_up_are_measured(tmp_path: Path) -> None:
     figures = [*machine.measure(tiny(tmp_path, "imdb_lstm")), *pipeline.measure(tiny(tmp_path, "imdb_lstm"))]
     assert all(figure.spread.low > 0 for figure in figures)

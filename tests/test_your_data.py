@@ -239,6 +239,7 @@ def test_data_without_a_known_layout_is_refused(tmp_path: Path, configuration: s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_page_lead_from_a_folder_to_a_model_that_answers(clone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
