@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.data.fetching.files import SourceError
-from src.data.text_files import codec_of, undecodable
+from src.data.text_files import codec_of, refuse_zero_bytes, undecodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,11 +119,7 @@ def _decoded(content: bytes, name: str, encoding: str | None) -> io.TextIOWrappe
             pass
     except UnicodeError:
         raise undecodable(content, name, encoding) from None
-    if codec.startswith("utf-8") and b"\0" in content[:_HEAD]:
-        raise SourceError(
-            f"{name} holds zero bytes, the first at byte {content.index(0)}: if it is UTF-16 without a byte-order "
-            "mark, give encoding: utf-16-le; else it is no text"
-        )
+    refuse_zero_bytes(content, name, codec)
     return io.TextIOWrapper(io.BytesIO(content), codec, newline="")
 
 

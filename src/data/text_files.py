@@ -6,6 +6,7 @@ import codecs
 
 from src.data.fetching.files import SourceError
 
+_HEAD = 1 << 16  # bytes of a file that are searched for zeros
 # UTF-32's mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -35,13 +36,28 @@ def undecodable(content: bytes, name: str, encoding: str | None) -> SourceError:
     return SourceError(f"{name} is not {label} (byte {at}: 0x{content[at]:02x}): {remedy}, or convert or remove it")
 
 
+def refuse_zero_bytes(content: bytes, name: str, codec: str) -> None:
+    """Refuses a file of zero bytes, which UTF-8 allows and no text has.
+
+    Raises:
+        SourceError: with the encoding that it may have.
+    """
+    if codec.startswith("utf-8") and b"\0" in content[:_HEAD]:
+        raise SourceError(
+            f"{name} holds zero bytes, the first at byte {content.index(0)}: if it is UTF-16 without a byte-order "
+            "mark, give encoding: utf-16-le; else it is no text"
+        )
+
+
 def decode(content: bytes, name: str, encoding: str | None = None) -> str:
     """The text of a file.
 
     Raises:
         SourceError: it has another encoding.
     """
+    codec = codec_of(content, encoding)
+    refuse_zero_bytes(content, name, codec)
     try:
-        return content.decode(codec_of(content, encoding))
+        return content.decode(codec)
     except UnicodeError:
         raise undecodable(content, name, encoding) from None

@@ -145,12 +145,12 @@ REFUSED: dict[str, tuple[str, Files, str]] = {
     "review-latin1": (
         "imdb",
         {"mine/train/neg/odd.txt": "café".encode("latin-1")},
-        "mine/train/neg/odd.txt is not UTF-8 (byte 3): convert or remove it",
+        "mine/train/neg/odd.txt is not UTF-8 (byte 3: 0xe9): give its encoding, e.g. encoding: latin-1, or convert",
     ),
     "review-utf16": (
         "imdb",
-        {"mine/train/neg/odd.txt": "café".encode("utf-16")},
-        "mine/train/neg/odd.txt is not UTF-8 (byte 0): convert or remove it",
+        {"mine/train/neg/odd.txt": "cafe".encode("utf-16-le")},
+        "mine/train/neg/odd.txt holds zero bytes, the first at byte 1: if it is UTF-16 without a byte-order mark",
     ),
     "reviews-of-one-class": (
         "imdb",
