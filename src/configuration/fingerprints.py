@@ -45,6 +45,7 @@ NEUTRAL = {
     "src.common.git": "describes the repository",
     "src.common.identity": "names what a run depends on",
     "src.common.garbage": "pauses the garbage collector during imports",
+    "src.common.ordered": "when a task runs changes no result",
     "src.common.ray_cluster": "where something is computed changes no result",
     "src.common.paths": "where the repository lies",
     "src.common.run_folder": "names of files; DVC watches the same paths",

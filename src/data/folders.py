@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from src.data.fetching.archives import Archive, read_archive
 from src.data.fetching.files import SourceError
+from src.data.packed import SPLITS
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -53,21 +54,34 @@ class Folders(Generic[T]):
         for split in ("train", "test"):
             if not self.examples[split]:
                 raise SourceError(f"{archive}: no {split}/<class>/{pattern}; see docs/your-data.md")
-        classes = sorted({example.label for example in self.examples["train"]})
-        if unprintable := [label for label in classes if not label.isprintable()]:
+        labels = {split: {example.label for example in self.examples[split]} for split in SPLITS}
+        return class_names(archive, labels, mark="/")
+
+
+def class_names(archive: Path, labels: Mapping[str, Set[str]], mark: str = "") -> list[str]:
+    """The names of the classes of train, sorted; `labels`: those of each split, `mark`: stands behind a split's name.
+
+    Raises:
+        SourceError: there are fewer than two, one of another split is not among them, or a name can't be printed.
+    """
+    classes = sorted(labels["train"])
+    train = f"train{mark}"
+    if not classes:
+        raise SourceError(f"{archive}: {train} has no example: give at least two classes")
+    if unprintable := [label for label in classes if not label.isprintable()]:
+        raise SourceError(
+            f"{archive}: {train} has the class {unprintable[0]!r}: rename it, a name must be printable UTF-8"
+        )
+    for split in ("val", "test"):
+        if unknown := sorted(labels[split] - labels["train"]):
+            more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
             raise SourceError(
-                f"{archive}: train/ has the class {unprintable[0]!r}: rename it, a name must be printable UTF-8"
+                f"{archive}: {split}{mark} has the class {unknown[0]!r} that {train} lacks; "
+                f"{train} has {', '.join(classes[:10])}{more}"
             )
-        for split in ("val", "test"):
-            if unknown := sorted({example.label for example in self.examples[split]} - set(classes)):
-                more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
-                raise SourceError(
-                    f"{archive}: {split}/ has the class {unknown[0]!r} that train/ lacks; "
-                    f"train/ has {', '.join(classes[:10])}{more}"
-                )
-        if len(classes) < 2:
-            raise SourceError(f"{archive}: train/ has only the class {classes[0]!r}: give at least two")
-        return classes
+    if len(classes) < 2:
+        raise SourceError(f"{archive}: {train} has only the class {classes[0]!r}: give at least two")
+    return classes
 
 
 def read_folders(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from src.common.hardware import cores
+from src.common.ordered import in_order
 from src.configuration.schema import Fit
 from src.data.fetching.archives import Archive
 from src.data.image_files import WHITE, ImageError, fitted, open_image
-from src.data.packed import SPLITS, Packed, stratified_holdout
+from src.data.packed import DIGEST_BYTES, SPLITS, Packed, stratified_holdout
 from src.data.tensor_file import write_at
 
-DIGEST_BYTES = 16
 RANGE_BYTES = 2 << 20  # of pixels that one task decodes
 
 
@@ -198,19 +197,15 @@ def write_rows(
     """
     threads = threads or cores()
     length = max(1, RANGE_BYTES // rows.row_bytes)
-    starts = range(0, len(rows), length)
+    ranges = [(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
     descriptor = os.open(path, os.O_WRONLY)
-    pending: deque[tuple[int, int, Future[Summary]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
-        for start in starts:
-            stop = min(start + length, len(rows))
-            pending.append((start, stop, pool.submit(_write_range, rows, start, stop, descriptor, offsets)))
-            if len(pending) > 2 * threads:
-                start, stop, future = pending.popleft()
-                yield start, stop, future.result()
-        for start, stop, future in pending:
-            yield start, stop, future.result()
+        summaries = in_order(
+            lambda part: pool.submit(_write_range, rows, *part, descriptor, offsets), ranges, 2 * threads
+        )
+        for (start, stop), summary in zip(ranges, summaries, strict=True):
+            yield start, stop, summary
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(descriptor)

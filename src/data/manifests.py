@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from src.data.fetching.archives import Archive
 from src.data.fetching.files import SourceError
 from src.data.folders import Example, Folders
-from src.data.table_files import SUFFIXES, read_table
+from src.data.table_files import SUFFIXES, cell_text, read_table
 
 
 class Manifest(NamedTuple):
@@ -42,34 +41,36 @@ def list_manifest(
     """
     at = _find(archive, manifest)
     table = read_table(archive.read(at), f"{archive.path}: {at}")
-    names, labels = table.column(file), [_text(value) for value in table.column(label)]
+    names, labels = table.column(file), [cell_text(value) for value in table.column(label)]
     splits, groups = (None if column is None else table.column(column) for column in (split, group))
     above = PurePosixPath(at).parent
     examples: list[Example[None]] = []
-    kept: list[int] = []
+    rows: list[int] = []
     seen: dict[str, int] = {}
     for row, (path, name_of_class) in enumerate(zip(names, labels, strict=True)):
-        name = _normal(above, _text(path))
+        name = _normal(above, cell_text(path))
         if archive.places.get(name) is None:
             raise SourceError(
-                f"{table.place(row)}: the file {_text(path)!r} is not in the archive: "
+                f"{table.place(row)}: the file {cell_text(path)!r} is not in the archive: "
                 f"give its path from the folder of {above.name or manifest}"
             )
         if (first := seen.setdefault(name, row)) != row:
-            raise SourceError(f"{table.place(row)}: {_text(path)!r} stands already in {table.place(first)}: keep one")
+            raise SourceError(
+                f"{table.place(row)}: {cell_text(path)!r} stands already in {table.place(first)}: keep one"
+            )
         if not name_of_class:
             raise SourceError(f"{table.place(row)}: no {label}: give the name of a class, or remove the row")
         if name not in skipped:
             examples.append(Example(name, name_of_class, None))
-            kept.append(row)
+            rows.append(row)
     folders: Folders[None] = Folders()
     if others := sum(place is not None for place in archive.places.values()) - len(seen) - 1:
         folders.unused["not in the manifest"] = others
     return Manifest(
         folders,
         examples,
-        None if splits is None else [_text(splits[row]) for row in kept],
-        None if groups is None else [groups[row] for row in kept],
+        None if splits is None else [cell_text(splits[row]) for row in rows],
+        None if groups is None else [groups[row] for row in rows],
     )
 
 
@@ -82,8 +83,8 @@ def _find(archive: Archive, manifest: str) -> str:
     if names:
         raise SourceError(f"{archive.path}: data.manifest={manifest}: {' and '.join(names)}: give more of the path")
     tables = [name for name in archive.places if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    there = f"its tables are {', '.join(tables[:5])}" if tables else f"give one that ends in {', '.join(SUFFIXES)}"
-    raise SourceError(f"{archive.path}: data.manifest={manifest}: no such file in it: {there}")
+    remedy = f"its tables are {', '.join(tables[:5])}" if tables else f"give one that ends in {', '.join(SUFFIXES)}"
+    raise SourceError(f"{archive.path}: data.manifest={manifest}: no such file in it: {remedy}")
 
 
 def _normal(folder: PurePosixPath, path: str) -> str:
@@ -97,10 +98,3 @@ def _normal(folder: PurePosixPath, path: str) -> str:
         else:
             parts.append(part)
     return "/".join(parts)
-
-
-def _text(value: Any) -> str:
-    """A cell as text, "" for none; 1.0 is 1, as pandas writes integers beside missing ones."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

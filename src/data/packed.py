@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 UNKNOWN, PADDING = "<unk>", "<pad>"  # the first two tokens of every vocabulary
+DIGEST_BYTES = 16  # of an example, by which equal ones are found
 ORIGIN = {"config", "source"}  # what every origin.json holds
 Arrays = dict[str, np.ndarray]
 Split = dict[str, Any]  # arrays, or what stands for them until they are written (image_rows.Streamed)
@@ -145,11 +146,21 @@ def duplicates(splits: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
     `splits` gives each split's examples as bytes. The keys read `train` (beyond the first of each) or `train/test`
     (examples of the second that the first has).
     """
-    digests = {split: [hashlib.blake2b(e, digest_size=16).digest() for e in items] for split, items in splits.items()}
-    sets = {split: set(items) for split, items in digests.items()}
-    report = {split: len(items) - len(sets[split]) for split, items in digests.items()}
+    return equal_digests(
+        {
+            split: [hashlib.blake2b(e, digest_size=DIGEST_BYTES).digest() for e in items]
+            for split, items in splits.items()
+        }
+    )
+
+
+def equal_digests(splits: Mapping[str, Sequence[bytes] | np.ndarray]) -> dict[str, int]:
+    """What `duplicates` counts, of the examples' digests of `DIGEST_BYTES`."""
+    digests = {split: np.asarray(items, f"S{DIGEST_BYTES}") for split, items in splits.items()}
+    unique = {split: np.unique(items) for split, items in digests.items()}
+    report = {split: len(items) - len(unique[split]) for split, items in digests.items()}
     for first, second in combinations(splits, 2):
-        report[f"{first}/{second}"] = sum(d in sets[first] for d in digests[second])
+        report[f"{first}/{second}"] = int(np.isin(digests[second], unique[first]).sum())
     return report
 
 

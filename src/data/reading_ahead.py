@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from src.common.ordered import in_order
 
 SMALL = 64  # bytes of a row, below which one read of the kernel's serves thousands of rows
 DEPTH = 2  # batches whose rows are read before they are needed
@@ -29,18 +30,8 @@ def read_ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
     The thread ends with the iterator, whether it is exhausted or closed. Its exceptions are raised here, at their item.
     """
-    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(make, item))
-                if len(pending) > DEPTH:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from in_order(lambda item: pool.submit(make, item), items, DEPTH)
 
 
 def fetch(array: Tensor, indices: Tensor) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -185,6 +186,13 @@ def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
             ) from None
         if cells:
             yield line, cells
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text, "" for none; 1.0 is 1, as pandas writes integers beside missing ones."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def is_number(cell: Any) -> bool:

@@ -6,9 +6,9 @@ import hashlib
 import itertools
 import re
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,9 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from src.common.hardware import cores
+from src.common.ordered import in_order
 from src.data import subwords
 from src.data.fetching.files import disk_errors
-from src.data.packed import PADDING, UNKNOWN
+from src.data.packed import DIGEST_BYTES, PADDING, UNKNOWN
 
 T = TypeVar("T")
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)  # of web pages, as in aclImdb
@@ -131,15 +132,9 @@ def in_processes(function: Callable[[list[str]], T], chunks: Iterable[list[str]]
     if len(ahead) < 2:
         yield from map(function, ahead)
         return
-    pending: deque[Future[T]] = deque()
     # fork: the workers inherit the imported torchtext instead of importing torch again.
     with ProcessPoolExecutor(cores(), mp_context=get_context("fork")) as pool:
-        for chunk in itertools.chain(ahead, chunks):
-            pending.append(pool.submit(function, chunk))
-            if len(pending) > 2 * cores():
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from in_order(lambda chunk: pool.submit(function, chunk), itertools.chain(ahead, chunks), 2 * cores())
 
 
 def _count(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, list[bytes]]:
@@ -155,7 +150,7 @@ def _count(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, lis
 
 
 def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def tokenize(texts: Iterable[str]) -> list[list[str]]:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from src.configuration.declarations import load_kind
 from src.configuration.schema import PackingRay
 from src.data.fetching.files import SourceError
 from src.data.image_files import ImageError
-from src.data.image_rows import DIGEST_BYTES, ImageRows, Streamed, Summary, write_rows
-from src.data.packed import Packed, PackedError, Split, mean_and_std
+from src.data.image_rows import ImageRows, Streamed, Summary, write_rows
+from src.data.packed import DIGEST_BYTES, Packed, PackedError, Split, equal_digests, mean_and_std
 from src.data.rows_on_ray import write_rows_on_ray
 from src.data.tensor_file import TensorFile
 
@@ -159,20 +158,11 @@ def _statistics(notes: Mapping[str, Sequence[_Notes]]) -> dict[str, Any]:
     meta: dict[str, Any] = {}
     if any(notes.values()):
         digests = {split: b"".join(source.digests for source in sources) for split, sources in notes.items()}
-        meta["duplicates"] = _duplicates({k: np.frombuffer(v, f"S{DIGEST_BYTES}") for k, v in digests.items()})
+        meta["duplicates"] = equal_digests({k: np.frombuffer(v, f"S{DIGEST_BYTES}") for k, v in digests.items()})
     for source in notes.get("train", ()):
         if source.values is not None:
             meta |= mean_and_std(source.values)
     return meta
-
-
-def _duplicates(splits: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Counts equal digests as `packed.duplicates` counts equal examples."""
-    unique = {split: np.unique(digests) for split, digests in splits.items()}
-    report = {split: len(digests) - len(unique[split]) for split, digests in splits.items()}
-    for first, second in combinations(splits, 2):
-        report[f"{first}/{second}"] = int(np.isin(splits[second], unique[first]).sum())
-    return report
 
 
 def _write_facts(

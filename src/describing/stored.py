@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from src.common.files import sha256_of
 from src.data.packed import PackedError
+from src.data.verifying import noted_sha256
 
 PIECE = 8 * 2**20  # bytes that are read at once
 DTYPES = {
@@ -69,7 +69,7 @@ class StoredSplit(Mapping[str, StoredArray]):
         path = folder / f"{split}.safetensors"
         if not path.is_file():
             raise PackedError(f"{path} is missing: run `dvc repro` (or `dvc pull`) to prepare the data")
-        if sha256_of(path) != meta["splits"][split]["sha256"]:
+        if noted_sha256(path) != meta["splits"][split]["sha256"]:
             raise PackedError(f"{path} is damaged: delete {folder} and run `dvc repro`, or the command again")
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

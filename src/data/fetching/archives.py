@@ -191,6 +191,7 @@ def _places(file: io.BufferedIOBase, gate: _Gate, nested: bool) -> Iterator[tupl
 class _InTar(NamedTuple):
     """The place of a file's content in a tar."""
 
+    name: str
     file: io.BufferedIOBase
     offset: int
     size: int
@@ -200,7 +201,7 @@ class _InTar(NamedTuple):
         self.file.seek(self.offset)
         content = self.file.read(self.size)
         if len(content) != self.size:
-            raise tarfile.ReadError("a file ends early")
+            raise tarfile.ReadError(f"{self.name!r} ends early")
         return content
 
 
@@ -306,7 +307,7 @@ def _tar_places(file: io.BufferedIOBase, gate: _Gate, nested: bool) -> Iterator[
             continue
         name = gate.admit(member.name, member.size, _tar_kind(member))
         if name is not None:
-            yield name, None if name.endswith("/") else _InTar(file, member.offset_data, member.size)
+            yield name, None if name.endswith("/") else _InTar(name, file, member.offset_data, member.size)
         headers.left = _MAX_TAR_HEADER
     # TarFile takes a damaged or missing header for the end of the archive; the true end is zeros, to the last byte.
     # Reading to it also verifies the checksum at the end of a compressed file.

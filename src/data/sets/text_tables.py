@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from src.data.packed import SPLITS
 from src.data.sets.texts import Examples, Texts, fault_of
 from src.data.splitting import split_name
 from src.data.table_archives import is_table, read_members, split_of
-from src.data.table_files import SUFFIXES, Table, read_table
+from src.data.table_files import SUFFIXES, Table, cell_text, read_table
 from src.data.tokens import CHUNK
 
 
@@ -85,9 +84,8 @@ class TextTables(Texts):
             parts.append(_Part(name, table, split_of(name), self.columns.texts))
         has_splits = any(part.split == "train" for part in parts)
         if self.columns.split is None and has_splits:
-            named = [part for part in parts if part.split]
-            unused["named after no split"] += len(parts) - len(named)
-            parts = named
+            unused["named after no split"] += sum(not part.split for part in parts)
+            parts = [part for part in parts if part.split]
         elif not has_splits:
             parts = [replace(part, split="") for part in parts]
         if not parts:
@@ -97,7 +95,7 @@ class TextTables(Texts):
     def _add(self, part: _Part, examples: Examples) -> None:
         """Adds the rows of a table that can be used."""
         table, columns = part.table, self.columns
-        labels = [_label(value) for value in table.column(str(columns.label))]
+        labels = [cell_text(value) for value in table.column(str(columns.label))]
         splits = [part.split] * table.rows if columns.split is None else table.column(str(columns.split))
         groups = None if columns.group is None else table.column(str(columns.group))
         for row, text in enumerate(text for chunk in part.all_texts() for text in chunk):
@@ -137,8 +135,8 @@ class _Part:
     def texts(self) -> Iterator[list[str]]:
         """The texts that are used, in chunks."""
         for start, texts in zip(itertools.count(0, CHUNK), self.all_texts()):
-            if kept := [text for row, text in enumerate(texts, start) if row not in self.bad]:
-                yield kept
+            if used := [text for row, text in enumerate(texts, start) if row not in self.bad]:
+                yield used
 
 
 def _joined(values: Sequence[Any]) -> Any:
@@ -146,13 +144,6 @@ def _joined(values: Sequence[Any]) -> Any:
     return next((value for value in values if not isinstance(value, str | None)), None) or " ".join(
         filter(None, values)
     )
-
-
-def _label(value: Any) -> str:
-    """The name of a class, "" if there is none; 1.0 is 1, as pandas writes integers beside missing ones."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _split(value: Any, table: Table, row: int) -> str:

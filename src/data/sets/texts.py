@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,8 @@ import numpy as np
 from src.configuration.schema import Pretrained
 from src.data import subwords
 from src.data.fetching.files import SourceError
-from src.data.packed import SPLITS, Arrays, Packed, duplicates
+from src.data.folders import class_names
+from src.data.packed import SPLITS, Arrays, Packed, equal_digests
 from src.data.splitting import assign_splits
 from src.data.tokens import BREAK, Subwords, Tokenizer, Words, encode
 
@@ -84,7 +85,8 @@ class Texts(ABC):
         except SourceError as error:
             raise SourceError(f"{archive}: {error}") from None
         splits = np.array(assigned)
-        classes = class_names(archive, examples.labels, splits)
+        of_split = {k: {examples.labels[i] for i in np.flatnonzero(splits == k).tolist()} for k in SPLITS}
+        classes = class_names(archive, of_split)
         tokenizer = self._tokenizer(archive, examples, splits)
         tokens = encode(tokenizer, examples.texts(), splits, archive.parent)
         number = {label: i for i, label in enumerate(classes)}
@@ -99,7 +101,7 @@ class Texts(ABC):
             "classes": classes,
             "vocabulary": vocabulary,
             "tokenizer": tokenizer.settings,
-            "duplicates": duplicates({split: tokens[split].digests for split in SPLITS}),
+            "duplicates": equal_digests({split: tokens[split].digests for split in SPLITS}),
         }
         facts = {split: examples.facts(splits == split) for split in SPLITS}
         return Packed(arrays, meta, examples.unused, bad=examples.bad, facts=facts)
@@ -125,26 +127,3 @@ def fault_of(text: Any) -> str | None:
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
     return None
-
-
-def class_names(archive: Path, labels: Sequence[str], splits: np.ndarray) -> list[str]:
-    """The names of the classes of the training part, sorted.
-
-    Raises:
-        SourceError: there are fewer than two, one of another split is not among them, or a name can't be printed.
-    """
-    of_split = {split: {labels[i] for i in np.flatnonzero(splits == split).tolist()} for split in SPLITS}
-    names = of_split["train"]
-    classes = sorted(names)
-    if len(classes) < 2:
-        raise SourceError(f"{archive}: train has only the class {classes[0]!r}: give at least two")
-    if unprintable := [name for name in classes if not name.isprintable()]:
-        raise SourceError(
-            f"{archive}: train has the class {unprintable[0]!r}: rename it, a name must be printable UTF-8"
-        )
-    for split in ("val", "test"):
-        if unknown := sorted(of_split[split] - names):
-            raise SourceError(
-                f"{archive}: {split} has the class {unknown[0]!r} that train lacks; train has {', '.join(classes[:20])}"
-            )
-    return classes
